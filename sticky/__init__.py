@@ -1,0 +1,63 @@
+"""Socket.IO, and anything else that keeps sessions in a process, on every core behind one port.
+
+    import sticky
+    sticky.listen(factory, 3000, proxy=True)  # factory runs only in workers
+
+Names are loaded when they are used: a worker must be able to import this package before the
+standard library is monkey-patched, and the master must never load what only workers need.
+"""
+
+import sys
+from typing import TYPE_CHECKING
+
+if sys.platform != "linux":
+    raise ImportError(
+        f"sticky needs Linux (SOCK_SEQPACKET, epoll, pidfd); this is {sys.platform!r}"
+    )
+
+if TYPE_CHECKING:
+    from .errors import ChannelError, OptionError, StickyError, WorkerError
+    from .options import Options
+    from .routing import Explanation, explain
+    from .server import listen
+    from .worker import Worker, current_worker
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "ChannelError": "errors",
+    "OptionError": "errors",
+    "StickyError": "errors",
+    "WorkerError": "errors",
+    "Options": "options",
+    "Explanation": "routing",
+    "explain": "routing",
+    "listen": "server",
+    "Worker": "worker",
+    "current_worker": "worker",
+}
+
+__all__ = [
+    "ChannelError",
+    "Explanation",
+    "OptionError",
+    "Options",
+    "StickyError",
+    "Worker",
+    "WorkerError",
+    "__version__",
+    "current_worker",
+    "explain",
+    "listen",
+]
+
+
+def __getattr__(name: str) -> object:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module("." + home, __name__), name)
+    globals()[name] = value
+    return value

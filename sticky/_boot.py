@@ -1,0 +1,52 @@
+"""What a new process executes first: read what to do, become clean, patch if need be, do it.
+
+Run by path, with ``-P``. Before the spec is read nothing but the standard library can be imported,
+and before the patching nothing that holds a lock or a socket should be.
+"""
+
+import json
+import os
+import sys
+
+
+def _receive() -> tuple[dict, list[int]]:  # type: ignore[type-arg]
+    """The spec and the descriptors that came with it (channel.py has the format)."""
+    import array
+    import socket
+
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, os.dup(3)) as control:
+        control.setblocking(True)
+        room = socket.CMSG_SPACE(253 * 4)
+        data, ancillary, _, _ = control.recvmsg(1 << 18, room, socket.MSG_CMSG_CLOEXEC)
+        control.setblocking(False)
+    fds = array.array("i")
+    for _, _, rights in ancillary:
+        fds.frombytes(rights[: len(rights) - len(rights) % fds.itemsize])
+    if not data:
+        sys.exit(1)  # who started us is gone already
+    return json.loads(data[32:]), fds.tolist()
+
+
+def main() -> None:
+    """Become what the spec says."""
+    # Descriptors that whoever started the program left inheritable are nobody's here.
+    os.closerange(4, os.sysconf("SC_OPEN_MAX"))
+    os.set_inheritable(3, False)
+    spec, fds = _receive()
+    sys.path[:] = spec["path"]
+    if spec["role"] == "master":
+        from sticky.master import launched
+
+        launched(spec)
+        return
+
+    from sticky.adapters import patch
+
+    patch(spec["options"]["worker_class"])
+    from sticky.worker import main
+
+    main(spec, fds)
+
+
+if __name__ == "__main__":
+    main()

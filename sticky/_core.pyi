@@ -1,0 +1,18 @@
+def pick(hash32: int, n: int) -> int: ...
+def siphash(key8: bytes, data: bytes) -> int: ...
+
+class Router:
+    def __init__(
+        self,
+        n: int,
+        seed: bytes,
+        *,
+        proxy: bool,
+        header: bytes = b"x-forwarded-for",
+        hops: int = 0,
+        ipv4_prefix: int = 32,
+        ipv6_prefix: int = 64,
+        ignore_missing_header: bool = False,
+    ) -> None: ...
+    def route(self, data: bytes | bytearray, length: int, peer: str) -> int: ...
+    def explain(self, data: bytes | bytearray, length: int, peer: str) -> tuple[int, bytes, str]: ...

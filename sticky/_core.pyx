@@ -1,0 +1,970 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+# cython: embedsignature=True
+"""The routing core, compiled. ``_pycore`` states the rules; this file gives the same answers.
+
+How it gets them fast: one pass over the head that visits only the bytes that matter (``sticky_next``
+skips whole blocks of bytes without looking at any of them), then one comparison with the header's
+name, then one parse. The leaves are C without Python objects, and ``noexcept nogil`` proves it; what
+they are given is a pointer and an end, and no byte at or behind the end is ever read.
+"""
+
+from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_Check, PyByteArray_GET_SIZE
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_Check, PyBytes_GET_SIZE
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport free, malloc
+from libc.string cimport memchr
+
+import ipaddress
+
+from sticky import verdicts
+
+cdef extern from "Python.h":
+    const char *PyUnicode_AsUTF8AndSize(object text, Py_ssize_t *size) except NULL
+
+cdef extern from *:
+    """
+    #include <stdint.h>
+    #include <string.h>
+    #if defined(__SSE2__) && !defined(STICKY_PORTABLE)
+    #define STICKY_SSE2 1
+    #include <emmintrin.h>
+    #else
+    #define STICKY_SSE2 0
+    #endif
+
+    /*
+     * The next byte from p on that needs a look: NUL, a CR without LF behind it, or an LF before
+     * the end of the head, a continuation line, or a name with the right first letter. `first` is
+     * that letter with bit 0x20 set. May return more than that, never less. `end`: there is none.
+     */
+    static const uint8_t *sticky_next_portable(const uint8_t *p, const uint8_t *end, uint8_t first)
+    {
+        while (p < end) {
+            const uint8_t *lf = (const uint8_t *)memchr(p, '\\n', (size_t)(end - p));
+            const uint8_t *stop = lf ? lf : end;
+            const uint8_t *cr = (const uint8_t *)memchr(p, '\\r', (size_t)(stop - p));
+            const uint8_t *nul = (const uint8_t *)memchr(p, 0, (size_t)((cr ? cr : stop) - p));
+            if (nul)
+                return nul;
+            if (cr && (cr + 1 != lf || !lf))
+                return cr;
+            if (!lf)
+                return end;
+            if (lf + 1 < end && (lf[1] <= ' ' || (lf[1] | 0x20) == first))
+                return lf;
+            p = lf + 1;
+        }
+        return end;
+    }
+
+    #if STICKY_SSE2
+    /* Which of the 16 bytes at p need a look; reads 17. */
+    static inline __m128i sticky_look(const uint8_t *p, __m128i first)
+    {
+        const __m128i lf = _mm_set1_epi8('\\n'), space = _mm_set1_epi8(' ');
+        __m128i here = _mm_loadu_si128((const __m128i *)p);
+        __m128i next = _mm_loadu_si128((const __m128i *)(p + 1));
+        __m128i begins = _mm_or_si128(
+            _mm_cmpeq_epi8(_mm_min_epu8(next, space), next), /* next <= ' ' */
+            _mm_cmpeq_epi8(_mm_or_si128(next, space), first));
+        __m128i line = _mm_and_si128(_mm_cmpeq_epi8(here, lf), begins);
+        __m128i bare = _mm_andnot_si128(
+            _mm_cmpeq_epi8(next, lf), _mm_cmpeq_epi8(here, _mm_set1_epi8('\\r')));
+        __m128i nul = _mm_cmpeq_epi8(here, _mm_setzero_si128());
+        return _mm_or_si128(_mm_or_si128(line, bare), nul);
+    }
+
+    static inline uint64_t sticky_look64(const uint8_t *p, __m128i first)
+    {
+        __m128i a = sticky_look(p, first), b = sticky_look(p + 16, first);
+        __m128i c = sticky_look(p + 32, first), d = sticky_look(p + 48, first);
+        if (!_mm_movemask_epi8(_mm_or_si128(_mm_or_si128(a, b), _mm_or_si128(c, d))))
+            return 0;
+        return (uint64_t)(uint32_t)_mm_movemask_epi8(a)
+            | (uint64_t)(uint32_t)_mm_movemask_epi8(b) << 16
+            | (uint64_t)(uint32_t)_mm_movemask_epi8(c) << 32
+            | (uint64_t)(uint32_t)_mm_movemask_epi8(d) << 48;
+    }
+
+    static const uint8_t *sticky_next(
+        const uint8_t *base, const uint8_t *p, const uint8_t *end, uint8_t first_letter)
+    {
+        const __m128i first = _mm_set1_epi8((char)first_letter), cr = _mm_set1_epi8('\\r');
+        uint64_t mask;
+        while (end - p > 64) {
+            __m128i low = _mm_min_epu8(
+                _mm_min_epu8(_mm_loadu_si128((const __m128i *)p),
+                             _mm_loadu_si128((const __m128i *)(p + 16))),
+                _mm_min_epu8(_mm_loadu_si128((const __m128i *)(p + 32)),
+                             _mm_loadu_si128((const __m128i *)(p + 48))));
+            /* All that matters is at most 13: without such a byte the 64 are done. */
+            if (_mm_movemask_epi8(_mm_cmpeq_epi8(_mm_min_epu8(low, cr), low))) {
+                mask = sticky_look64(p, first);
+                if (mask)
+                    return p + __builtin_ctzll(mask);
+            }
+            p += 64;
+        }
+        if (end - base > 64 && p < end) {
+            /* The rest, as the last bits of the last 64 bytes that have a next one. */
+            const uint8_t *last = end - 65;
+            mask = sticky_look64(last, first) >> (p - last) % 64;
+            if (p - last < 64 && mask)
+                return p + __builtin_ctzll(mask);
+            return end[-1] == 0 || end[-1] == '\\r' ? end - 1 : end;
+        }
+        return sticky_next_portable(p, end, first_letter);
+    }
+    #else
+    #define sticky_next(base, p, end, first) sticky_next_portable(p, end, first)
+    #endif
+    """
+    const uint8_t *sticky_next(
+        const uint8_t *base, const uint8_t *p, const uint8_t *end, uint8_t first) noexcept nogil
+    const bint STICKY_SSE2
+
+cdef int BY_PEER = verdicts.BY_PEER
+cdef int BY_LEFTMOST = verdicts.BY_LEFTMOST
+cdef int BY_HOPS = verdicts.BY_HOPS
+cdef int BY_BYTES = verdicts.BY_BYTES
+cdef int LAST_KEY = verdicts.LAST_KEY
+cdef int ABSENT = verdicts.ABSENT
+cdef int EMPTY = verdicts.EMPTY
+cdef int ONLY_UNKNOWN = verdicts.ONLY_UNKNOWN
+cdef int TOO_FEW = verdicts.TOO_FEW
+cdef int NO_ADDRESS = verdicts.NO_ADDRESS
+cdef int LAST_MISSING = verdicts.LAST_MISSING
+cdef int INCOMPLETE = verdicts.INCOMPLETE
+cdef int NUL = verdicts.NUL
+cdef int BARE_CR = verdicts.BARE_CR
+cdef int SPACE_BEFORE_COLON = verdicts.SPACE_BEFORE_COLON
+cdef int NO_COLON = verdicts.NO_COLON
+cdef int FIRST_FOLDED = verdicts.FIRST_FOLDED
+
+cdef int NEED_MORE_VERDICT = verdicts.NEED_MORE
+cdef int MISSING_VERDICT = verdicts.MISSING
+cdef int MALFORMED_VERDICT = verdicts.MALFORMED
+
+cdef enum:
+    MAX_SLOTS = 1024  # sizes of arrays must be known to C; checked when the module is loaded
+    MAX_ADDRESS = 128
+    END_OF_HEAD = 100  # of next_field alone: beside the reasons above
+    FIELD = 101
+    IS_OTHER = 0  # what an element of the list is
+    IS_UNKNOWN = 1
+    IS_ADDRESS = 2
+
+cdef uint32_t SLOT_SALTS[MAX_SLOTS]
+
+
+# --- the rules of one Router, and what is found by them ------------------------------------------
+
+cdef struct Rules:
+    uint32_t k0
+    uint32_t k1
+    int n
+    int hops
+    int ipv4_prefix
+    int ipv6_prefix
+    bint forwarded
+    const uint8_t *name  # lower case
+    const uint8_t *letters  # 0x20 where the name has a letter, 0 elsewhere
+    Py_ssize_t name_size
+    uint8_t first  # name[0] | 0x20, for sticky_next
+
+cdef struct Key:
+    uint32_t hash
+    int words  # 1: IPv4, 4: IPv6, 0: bytes
+    uint32_t word[4]
+    int prefix  # bits of the words that count
+    uint8_t *copy  # where to put a copy of a key of bytes, or NULL
+    Py_ssize_t copied
+
+cdef struct Text:
+    const uint8_t *at
+    const uint8_t *end
+
+cdef struct Head:
+    const uint8_t *base  # of the request line
+    const uint8_t *at  # where to go on
+    const uint8_t *end
+    const uint8_t *first_lf  # or NULL while nobody has asked
+
+cdef struct Pieces:
+    const uint8_t *at  # NULL behind the last piece
+    const uint8_t *end
+    bint plain  # a quote was not closed: quotes mean nothing any more
+
+cdef struct Values:
+    Head head
+    int left  # lines of the header still to come
+
+
+# --- hash and slot -------------------------------------------------------------------------------
+
+cdef struct Sip:
+    uint32_t v0
+    uint32_t v1
+    uint32_t v2
+    uint32_t v3
+    uint32_t tail
+    uint32_t size
+
+
+cdef inline uint32_t rotate(uint32_t word, int bits) noexcept nogil:
+    return (word << bits) | (word >> (32 - bits))
+
+
+cdef inline void sip_round(Sip *s) noexcept nogil:
+    s.v0 += s.v1
+    s.v1 = rotate(s.v1, 5) ^ s.v0
+    s.v0 = rotate(s.v0, 16)
+    s.v2 += s.v3
+    s.v3 = rotate(s.v3, 8) ^ s.v2
+    s.v0 += s.v3
+    s.v3 = rotate(s.v3, 7) ^ s.v0
+    s.v2 += s.v1
+    s.v1 = rotate(s.v1, 13) ^ s.v2
+    s.v2 = rotate(s.v2, 16)
+
+
+cdef inline void sip_start(Sip *s, uint32_t k0, uint32_t k1) noexcept nogil:
+    s.v0 = k0
+    s.v1 = k1
+    s.v2 = k0 ^ 0x6C796765
+    s.v3 = k1 ^ 0x74656462
+    s.tail = 0
+    s.size = 0
+
+
+cdef inline void sip_word(Sip *s, uint32_t word) noexcept nogil:
+    s.v3 ^= word
+    sip_round(s)
+    s.v0 ^= word
+
+
+cdef inline void sip_byte(Sip *s, uint8_t byte) noexcept nogil:
+    s.tail |= <uint32_t>byte << (8 * (s.size & 3))
+    s.size += 1
+    if s.size & 3 == 0:
+        sip_word(s, s.tail)
+        s.tail = 0
+
+
+cdef inline uint32_t sip_end(Sip *s, uint32_t last) noexcept nogil:
+    sip_word(s, last)
+    s.v2 ^= 0xFF
+    sip_round(s)
+    sip_round(s)
+    sip_round(s)
+    return s.v1 ^ s.v3
+
+
+cdef inline uint32_t sip_bytes_end(Sip *s) noexcept nogil:
+    return sip_end(s, (s.size & 0xFF) << 24 | s.tail)
+
+
+cdef inline uint32_t mix(uint32_t word) noexcept nogil:
+    word = (word ^ (word >> 16)) * <uint32_t>0x85EBCA6B
+    word = (word ^ (word >> 13)) * <uint32_t>0xC2B2AE35
+    return word ^ (word >> 16)
+
+
+cdef inline int pick_slot(uint32_t hash32, int n) noexcept nogil:
+    cdef int slot
+    cdef uint64_t weight, best = 0
+    # The slot rides in the low half: one maximum without a branch finds weight and slot.
+    for slot in range(n):
+        weight = <uint64_t>mix(hash32 ^ SLOT_SALTS[slot]) << 32 | <uint32_t>slot
+        best = weight if weight > best else best
+    return <int><uint32_t>best
+
+
+# --- addresses -----------------------------------------------------------------------------------
+
+cdef inline const uint8_t *parse_ipv4(
+    const uint8_t *p, const uint8_t *end, uint32_t *word
+) noexcept nogil:
+    """Behind a dotted quad that starts at p, or NULL."""
+    cdef uint32_t value = 0, octet
+    cdef int i
+    cdef const uint8_t *start
+    for i in range(4):
+        if i:
+            if p == end or p[0] != c'.':
+                return NULL
+            p += 1
+        start = p
+        octet = 0
+        while p < end and p - start < 3 and <uint8_t>(p[0] - c'0') <= 9:
+            octet = octet * 10 + (p[0] - c'0')
+            p += 1
+        if p == start or octet > 255 or (start[0] == c'0' and p - start > 1):
+            return NULL
+        value = value << 8 | octet
+    word[0] = value
+    return p
+
+
+cdef inline int hex_digit(uint8_t c) noexcept nogil:
+    if <uint8_t>(c - c'0') <= 9:
+        return c - c'0'
+    c |= 0x20
+    if <uint8_t>(c - c'a') <= 5:
+        return c - c'a' + 10
+    return -1
+
+
+cdef inline bint parse_ipv6(
+    const uint8_t *p, const uint8_t *end, uint32_t *word
+) noexcept nogil:
+    """RFC 4291 section 2.2, all three forms. Fills four words."""
+    cdef uint32_t group[8]
+    cdef uint32_t value
+    cdef int count = 0, gap = -1, digit, i
+    cdef const uint8_t *start
+    if end - p >= 2 and p[0] == c':' and p[1] == c':':
+        gap = 0
+        p += 2
+    elif p == end:
+        return False
+    while p < end:
+        if count == 8:
+            return False
+        start = p
+        value = 0
+        while p < end and p - start < 4:
+            digit = hex_digit(p[0])
+            if digit < 0:
+                break
+            value = value << 4 | <uint32_t>digit
+            p += 1
+        if p == start:
+            return False
+        if p < end and p[0] == c'.':
+            if count > 6 or parse_ipv4(start, end, &value) != end:
+                return False
+            group[count] = value >> 16
+            group[count + 1] = value & 0xFFFF
+            count += 2
+            break
+        group[count] = value
+        count += 1
+        if p == end:
+            break
+        if p[0] != c':':
+            return False
+        p += 1
+        if p == end:
+            return False
+        if p[0] == c':':
+            if gap >= 0:
+                return False
+            gap = count
+            p += 1
+    if gap < 0:
+        if count != 8:
+            return False
+    elif count == 8:
+        return False  # '::' stands for one group at least
+    else:
+        for i in range(count - gap):
+            group[7 - i] = group[count - 1 - i]
+        for i in range(gap, gap + 8 - count):
+            group[i] = 0
+    for i in range(4):
+        word[i] = group[2 * i] << 16 | group[2 * i + 1]
+    return True
+
+
+cdef inline bint is_port(const uint8_t *p, const uint8_t *end) noexcept nogil:
+    """Nothing, or a colon and one to five digits."""
+    if p == end:
+        return True
+    if p[0] != c':' or not 2 <= end - p <= 6:
+        return False
+    p += 1
+    while p < end:
+        if <uint8_t>(p[0] - c'0') > 9:
+            return False
+        p += 1
+    return True
+
+
+cdef inline bint parse_zoned(
+    const uint8_t *p, const uint8_t *end, uint32_t *word
+) noexcept nogil:
+    """IPv6 with a zone id or without."""
+    cdef const uint8_t *percent = <const uint8_t *>memchr(p, c'%', end - p)
+    cdef const uint8_t *zone
+    if percent == NULL:
+        return parse_ipv6(p, end, word)
+    if percent + 1 == end:
+        return False
+    zone = percent + 1
+    while zone < end:
+        if zone[0] <= 0x20 or zone[0] >= 0x7F or zone[0] == c']':
+            return False
+        zone += 1
+    return parse_ipv6(p, percent, word)
+
+
+cdef inline int parse_address(
+    const uint8_t *p, const uint8_t *end, uint32_t *word
+) noexcept nogil:
+    """How many words the address has; 0 when the text is none."""
+    cdef const uint8_t *bracket
+    if p == end or end - p > MAX_ADDRESS:
+        return 0
+    if p[0] == c'[':
+        bracket = <const uint8_t *>memchr(p, c']', end - p)
+        if bracket == NULL or not is_port(bracket + 1, end):
+            return 0
+        if not parse_zoned(p + 1, bracket, word):
+            return 0
+    else:
+        bracket = parse_ipv4(p, end, word)
+        if bracket != NULL and is_port(bracket, end):
+            return 1
+        if not parse_zoned(p, end, word):
+            return 0
+    if (word[0] == 0 and word[1] == 0 and word[2] == 0xFFFF) or (
+        word[0] == 0x0064FF9B and word[1] == 0 and word[2] == 0
+    ):
+        word[0] = word[3]
+        return 1
+    return 4
+
+
+cdef inline bint key_from_address(
+    const Rules *rules, const uint8_t *p, const uint8_t *end, Key *key
+) noexcept nogil:
+    """Mask and hash, if the text is an address."""
+    cdef Sip sip
+    cdef int i, bits
+    key.words = parse_address(p, end, key.word)
+    if key.words == 0:
+        return False
+    if key.words == 1:
+        key.prefix = rules.ipv4_prefix
+    elif key.word[0] >> 22 == 0xFE80 >> 6:
+        key.prefix = 128  # every link has the same fe80::/64
+    else:
+        key.prefix = rules.ipv6_prefix
+    sip_start(&sip, rules.k0, rules.k1)
+    for i in range(key.words):
+        bits = key.prefix - 32 * i
+        if bits <= 0:
+            key.word[i] = 0
+        elif bits < 32:
+            key.word[i] &= <uint32_t>0xFFFFFFFF << (32 - bits)
+        sip_word(&sip, key.word[i])
+    key.hash = sip_end(&sip, <uint32_t>key.words << 26)
+    return True
+
+
+# --- lists ---------------------------------------------------------------------------------------
+
+cdef inline bint is_space(uint8_t c) noexcept nogil:
+    """White space within a value; CR and LF are there only in a fold."""
+    return c == c' ' or c == c'\t' or c == c'\r' or c == c'\n'
+
+
+cdef inline const uint8_t *closing_quote(const uint8_t *p, const uint8_t *end) noexcept nogil:
+    """The quote that closes the one at p, or NULL."""
+    p += 1
+    while p < end:
+        if p[0] == c'"':
+            return p
+        p += 2 if p[0] == c'\\' and end - p > 1 else 1
+    return NULL
+
+
+cdef inline bint next_piece(Pieces *pieces, uint8_t separator, Text *piece) noexcept nogil:
+    """The next piece of a list without the white space around it; False behind the last one."""
+    cdef const uint8_t *p = pieces.at
+    cdef const uint8_t *closed
+    if p == NULL:
+        return False
+    piece.at = p
+    while p < pieces.end and p[0] != separator:
+        if p[0] == c'"' and not pieces.plain:
+            closed = closing_quote(p, pieces.end)
+            if closed == NULL:
+                pieces.plain = True
+            else:
+                p = closed
+        p += 1
+    piece.end = p
+    pieces.at = <const uint8_t *>NULL if p == pieces.end else p + 1
+    while piece.at < piece.end and is_space(piece.at[0]):
+        piece.at += 1
+    while piece.at < piece.end and is_space((piece.end - 1)[0]):
+        piece.end -= 1
+    return True
+
+
+cdef inline bint equals_word(
+    const uint8_t *p, const uint8_t *end, const char *word, int size
+) noexcept nogil:
+    """Whether the text is this lower-case word of letters, in any case."""
+    cdef int i
+    if end - p != size:
+        return False
+    for i in range(size):
+        if p[i] | 0x20 != <uint8_t>word[i]:
+            return False
+    return True
+
+
+cdef inline int read_element(const Rules *rules, Text *element, Key *key) noexcept nogil:
+    """What an element is; with IS_ADDRESS the key is made."""
+    cdef uint8_t unescaped[MAX_ADDRESS]
+    cdef int size = 0
+    cdef Pieces pairs
+    cdef Text node = element[0], pair
+    if rules.forwarded:
+        pairs = Pieces(element.at, element.end, False)
+        while True:
+            if not next_piece(&pairs, c';', &pair):
+                return IS_OTHER
+            if pair.end - pair.at >= 4 and pair.at[3] == c'=' and equals_word(
+                pair.at, pair.at + 3, "for", 3
+            ):
+                node.at = pair.at + 4
+                node.end = pair.end
+                break
+    if node.at < node.end and node.at[0] == c'"':
+        if closing_quote(node.at, node.end) != node.end - 1:
+            return IS_OTHER
+        node.at += 1
+        node.end -= 1
+        if node.end - node.at > MAX_ADDRESS:
+            return IS_OTHER
+        while node.at < node.end:
+            if node.at[0] == c'\\':
+                node.at += 1
+            unescaped[size] = node.at[0]
+            size += 1
+            node.at += 1
+        node.at = unescaped
+        node.end = unescaped + size
+    if key_from_address(rules, node.at, node.end, key):
+        return IS_ADDRESS
+    if equals_word(node.at, node.end, "unknown", 7):
+        return IS_UNKNOWN
+    return IS_OTHER
+
+
+# --- the head ------------------------------------------------------------------------------------
+
+cdef inline int read_line_start(Head *head, const uint8_t *lf, const Rules *rules) noexcept nogil:
+    """What begins behind an LF: FIELD (head.at behind the colon), a reason, or -1 for nothing."""
+    cdef const uint8_t *p = lf + 1
+    cdef const uint8_t *end = head.end
+    cdef const uint8_t *name_end
+    cdef Py_ssize_t i
+    if p == end:
+        return -1
+    if p[0] == c'\n':
+        return END_OF_HEAD
+    if p[0] == c'\r':
+        return END_OF_HEAD if end - p > 1 and p[1] == c'\n' else -1
+    if p[0] == c' ' or p[0] == c'\t':
+        if head.first_lf == NULL:
+            head.first_lf = <const uint8_t *>memchr(head.base, c'\n', end - head.base)
+        return FIRST_FOLDED if lf == head.first_lf else -1
+    if end - p <= rules.name_size:
+        return -1
+    for i in range(rules.name_size):
+        if p[i] | rules.letters[i] != rules.name[i]:
+            return -1
+    p += rules.name_size
+    name_end = p
+    while p < end and (p[0] == c' ' or p[0] == c'\t'):
+        p += 1
+    if p == end:
+        return -1
+    if p[0] == c':':
+        if p > name_end:
+            return SPACE_BEFORE_COLON
+        head.at = p + 1
+        return FIELD
+    if p[0] == c'\n' or (p[0] == c'\r' and end - p > 1 and p[1] == c'\n'):
+        return NO_COLON
+    return -1
+
+
+cdef inline int next_field(Head *head, const Rules *rules) noexcept nogil:
+    """The next line of the header: FIELD; END_OF_HEAD; or the reason why there is neither."""
+    cdef const uint8_t *p = head.at
+    cdef int found
+    while True:
+        p = sticky_next(head.base, p, head.end, rules.first)
+        if p == head.end:
+            return INCOMPLETE
+        if p[0] == c'\n':
+            found = read_line_start(head, p, rules)
+            if found >= 0:
+                return found
+        elif p[0] == 0:
+            return NUL
+        elif p[0] == c'\r' and head.end - p > 1 and p[1] != c'\n':
+            return BARE_CR
+        p += 1
+
+
+cdef inline void value_at(Pieces *value, const uint8_t *p, const uint8_t *end) noexcept nogil:
+    """The value that starts at p, with its folds. The head is known to be complete."""
+    value.at = p
+    value.plain = False
+    while True:
+        p = <const uint8_t *>memchr(p, c'\n', end - p)
+        if p[1] != c' ' and p[1] != c'\t':
+            break
+        p += 1
+    value.end = p
+
+
+cdef inline bint next_value(Values *values, const Rules *rules, Pieces *value) noexcept nogil:
+    if values.left == 0:
+        return False
+    values.left -= 1
+    next_field(&values.head, rules)
+    value_at(value, values.head.at, values.head.end)
+    return True
+
+
+cdef inline void feed(Sip *sip, Key *key, uint8_t byte) noexcept nogil:
+    sip_byte(sip, byte)
+    if key.copy != NULL:
+        key.copy[key.copied] = byte
+        key.copied += 1
+
+
+cdef int read_bytes(
+    const Rules *rules, Values values, Pieces value, Key *key
+) noexcept nogil:
+    """The key is the value: trimmed, folds as one space, several lines joined by ', '."""
+    cdef Sip sip
+    cdef Text text
+    cdef const uint8_t *p
+    cdef bint folded
+    sip_start(&sip, rules.k0, rules.k1)
+    key.words = 0
+    while True:
+        text = Text(value.at, value.end)
+        while text.at < text.end and is_space(text.at[0]):
+            text.at += 1
+        while text.at < text.end and is_space((text.end - 1)[0]):
+            text.end -= 1
+        if text.at < text.end and sip.size:
+            feed(&sip, key, c',')
+            feed(&sip, key, c' ')
+        while text.at < text.end:
+            if is_space(text.at[0]):
+                p = text.at
+                folded = False
+                while is_space(p[0]):
+                    folded |= p[0] == c'\n'
+                    p += 1
+                if folded:
+                    feed(&sip, key, c' ')
+                    text.at = p
+                while text.at < p:
+                    feed(&sip, key, text.at[0])
+                    text.at += 1
+            else:
+                feed(&sip, key, text.at[0])
+                text.at += 1
+        if not next_value(&values, rules, &value):
+            break
+    key.hash = sip_bytes_end(&sip)
+    return BY_BYTES
+
+
+cdef int read_leftmost(
+    const Rules *rules, Values values, Pieces value, Key *key
+) noexcept nogil:
+    cdef Values all_values = values
+    cdef Pieces first = value
+    cdef Text element
+    cdef int why = EMPTY, kind
+    while True:
+        while next_piece(&value, c',', &element):
+            if element.at == element.end:
+                continue
+            kind = read_element(rules, &element, key)
+            if kind == IS_ADDRESS:
+                return BY_LEFTMOST
+            if kind == IS_OTHER:
+                why = BY_BYTES
+            elif why == EMPTY:
+                why = ONLY_UNKNOWN
+        if not next_value(&values, rules, &value):
+            break
+    return read_bytes(rules, all_values, first, key) if why == BY_BYTES else why
+
+
+cdef int read_hops(const Rules *rules, Values values, Pieces value, Key *key) noexcept nogil:
+    """Counts first: quotes can be followed only from the left."""
+    cdef Values all_values = values
+    cdef Pieces first = value
+    cdef Text element
+    cdef Py_ssize_t count = 0
+    while True:
+        while next_piece(&value, c',', &element):
+            count += element.at < element.end
+        if not next_value(&values, rules, &value):
+            break
+    if count < rules.hops:
+        return TOO_FEW if count else EMPTY
+    count -= rules.hops
+    values = all_values
+    value = first
+    while True:
+        while next_piece(&value, c',', &element):
+            if element.at == element.end:
+                continue
+            if count == 0:
+                if read_element(rules, &element, key) == IS_ADDRESS:
+                    return BY_HOPS
+                return NO_ADDRESS
+            count -= 1
+        if not next_value(&values, rules, &value):
+            return NO_ADDRESS
+
+
+cdef int decide(
+    const Rules *rules, const uint8_t *data, Py_ssize_t length, Key *key
+) noexcept nogil:
+    """Why the request goes where it goes. Up to LAST_KEY the key is made."""
+    cdef const uint8_t *end = data + length
+    cdef Head head
+    cdef Values values
+    cdef Pieces value
+    cdef int lines = 0, found
+    while data < end:
+        if data[0] == c'\n':
+            data += 1
+        elif data[0] == c'\r' and end - data > 1 and data[1] == c'\n':
+            data += 2
+        else:
+            break
+    head.base = head.at = data
+    head.end = end
+    head.first_lf = NULL
+    while True:
+        found = next_field(&head, rules)
+        if found != FIELD:
+            break
+        if lines == 0:
+            # Where the first line is must do: the others are found again if they are needed.
+            values.head = head
+        lines += 1
+    if found != END_OF_HEAD:
+        return found
+    if lines == 0:
+        return ABSENT
+    values.left = lines - 1
+    value_at(&value, values.head.at, end)
+    if rules.hops:
+        return read_hops(rules, values, value, key)
+    return read_leftmost(rules, values, value, key)
+
+
+# --- the shell -----------------------------------------------------------------------------------
+
+cdef class Router:
+    """From the first bytes of a connection to the slot that serves it.
+
+    Args:
+        n: number of slots, 1 to 1024.
+        seed: 8 bytes that key the hash: who does not know them cannot tell where a value goes.
+        proxy: route by ``header``; otherwise by the address of the peer alone.
+        header: field name, compared without regard to ASCII case; ``forwarded`` is read as
+            RFC 7239 has it.
+        hops: take this element, counted from the right over all lines; 0 takes the leftmost
+            valid address.
+        ipv4_prefix: bits of an IPv4 address that count, 0 to 32.
+        ipv6_prefix: bits of an IPv6 address that count, 0 to 128. fe80::/10 counts whole.
+        ignore_missing_header: use the peer's address where the header is missing.
+
+    Raises:
+        ValueError: one of them is out of its range.
+    """
+
+    cdef Rules rules
+    cdef bint proxy
+    cdef bint ignore_missing_header
+    cdef bytes header
+    cdef bytes letters
+
+    def __cinit__(
+        self,
+        n,
+        seed,
+        *,
+        proxy,
+        header=b"x-forwarded-for",
+        hops=0,
+        ipv4_prefix=32,
+        ipv6_prefix=64,
+        ignore_missing_header=False,
+    ):
+        verdicts.check_router(n, seed, header, hops, ipv4_prefix, ipv6_prefix)
+        self.header = header.lower()
+        self.letters = bytes([0x20 if letter in b"abcdefghijklmnopqrstuvwxyz" else 0
+                              for letter in self.header])
+        self.proxy = proxy
+        self.ignore_missing_header = ignore_missing_header
+        self.rules.n = n
+        self.rules.k0 = int.from_bytes(seed[:4], "little")
+        self.rules.k1 = int.from_bytes(seed[4:], "little")
+        self.rules.hops = hops
+        self.rules.ipv4_prefix = ipv4_prefix
+        self.rules.ipv6_prefix = ipv6_prefix
+        self.rules.forwarded = self.header == b"forwarded"
+        self.rules.name = <const uint8_t *>PyBytes_AS_STRING(self.header)
+        self.rules.name_size = PyBytes_GET_SIZE(self.header)
+        self.rules.letters = <const uint8_t *>PyBytes_AS_STRING(self.letters)
+        self.rules.first = self.rules.name[0] | 0x20
+
+    def route(self, data, Py_ssize_t length, str peer not None):
+        """The slot for the request that starts ``data[:length]``, or a verdict (below zero).
+
+        Args:
+            data: what has arrived; looked at only with ``proxy``.
+            length: how many bytes of ``data`` count.
+            peer: the peer's address as the socket module gives it; "" for a Unix socket.
+
+        Raises:
+            TypeError: ``data`` is neither bytes nor a bytearray, or ``peer`` is no str.
+            ValueError: ``length`` is negative or exceeds ``data``.
+        """
+        cdef Key key
+        cdef int missing
+        cdef int why
+        key.copy = NULL
+        why = self.decide(data, length, peer, &key, &missing)
+        if why <= LAST_KEY:
+            return pick_slot(key.hash, self.rules.n)
+        if why <= LAST_MISSING:
+            return MISSING_VERDICT
+        return NEED_MORE_VERDICT if why == INCOMPLETE else MALFORMED_VERDICT
+
+    def explain(self, data, Py_ssize_t length, str peer not None):
+        """What ``route`` returns, the key (b"" with a verdict), and one sentence that says why.
+
+        Takes and raises what ``route`` does.
+        """
+        cdef Key key
+        cdef int missing = -1
+        cdef int why
+        # A key of bytes is never longer than what it was read from: a name and a colon are at
+        # least as long as the ', ' that stands for them.
+        key.copy = <uint8_t *>malloc(max(length, 1))
+        key.copied = 0
+        if key.copy == NULL:
+            raise MemoryError
+        try:
+            why = self.decide(data, length, peer, &key, &missing)
+            text = verdicts.sentence(
+                why, None if missing < 0 else missing, self.header, self.rules.hops
+            )
+            if why > LAST_KEY:
+                return verdicts.verdict(why), b"", text
+            slot = pick_slot(key.hash, self.rules.n)
+            if key.words:
+                return slot, address_text(&key), text
+            if why == BY_PEER:
+                return slot, peer.encode(), text
+            return slot, key.copy[:key.copied], text
+        finally:
+            free(key.copy)
+
+    cdef inline int decide(
+        self, object data, Py_ssize_t length, str peer, Key *key, int *missing
+    ) except -1:
+        cdef const uint8_t *start
+        cdef Py_ssize_t size
+        cdef int why = BY_PEER
+        if PyBytes_Check(data):
+            start = <const uint8_t *>PyBytes_AS_STRING(data)
+            size = PyBytes_GET_SIZE(data)
+        elif PyByteArray_Check(data):
+            start = <const uint8_t *>PyByteArray_AS_STRING(data)
+            size = PyByteArray_GET_SIZE(data)
+        else:
+            raise TypeError(f"data must be bytes or bytearray, not {type(data).__name__}")
+        if not 0 <= length <= size:
+            raise ValueError(f"length must be 0 to {size}, not {length}")
+        if self.proxy:
+            why = decide(&self.rules, start, length, key)
+            if not (self.ignore_missing_header and LAST_KEY < why <= LAST_MISSING):
+                return why
+            missing[0] = why
+        self.key_from_peer(peer, key)
+        return BY_PEER
+
+    cdef inline int key_from_peer(self, str peer, Key *key) except -1:
+        cdef Py_ssize_t size, i
+        cdef const uint8_t *text = <const uint8_t *>PyUnicode_AsUTF8AndSize(peer, &size)
+        cdef Sip sip
+        if key_from_address(&self.rules, text, text + size, key):
+            return 0
+        sip_start(&sip, self.rules.k0, self.rules.k1)
+        for i in range(size):
+            sip_byte(&sip, text[i])
+        key.hash = sip_bytes_end(&sip)
+        return 0
+
+
+cdef bytes address_text(const Key *key):
+    cdef int i
+    value = 0
+    for i in range(key.words):
+        value = value << 32 | key.word[i]
+    bits = 32 * key.words
+    address = ipaddress.IPv4Address(value) if bits == 32 else ipaddress.IPv6Address(value)
+    return (str(address) if key.prefix == bits else f"{address}/{key.prefix}").encode()
+
+
+def siphash(bytes key8 not None, bytes data not None):
+    """HalfSipHash-1-3 of ``data`` with 32 bits of output, keyed with 8 bytes.
+
+    Raises:
+        ValueError: the key is not exactly 8 bytes.
+    """
+    cdef Sip sip
+    cdef Py_ssize_t i
+    cdef const uint8_t *text = <const uint8_t *>PyBytes_AS_STRING(data)
+    if len(key8) != 8:
+        raise ValueError(f"key8 must be exactly 8 bytes, not {len(key8)}")
+    sip_start(&sip, int.from_bytes(key8[:4], "little"), int.from_bytes(key8[4:], "little"))
+    for i in range(PyBytes_GET_SIZE(data)):
+        sip_byte(&sip, text[i])
+    return sip_bytes_end(&sip)
+
+
+def pick(long long hash32, long long n):
+    """The slot, 0 to n-1, for a 32-bit hash: rendezvous hashing.
+
+    With one slot more, 1/(n+1) of all hashes move, all of them to the new slot.
+
+    Raises:
+        ValueError: the hash has more than 32 bits, or n is not 1 to 1024.
+    """
+    if not 1 <= n <= MAX_SLOTS:
+        raise ValueError(f"n must be 1 to {MAX_SLOTS}, not {n}")
+    if not 0 <= hash32 <= 0xFFFFFFFF:
+        raise ValueError(f"hash32 must be a number of 32 bits without a sign, not {hash32}")
+    return pick_slot(<uint32_t>hash32, <int>n)
+
+
+SSE2 = bool(STICKY_SSE2)
+
+if verdicts.MAX_SLOTS != MAX_SLOTS or verdicts.MAX_ADDRESS != MAX_ADDRESS:
+    raise ImportError("sticky._core was built for other constants than sticky.verdicts has")
+for number, salt in enumerate(verdicts.SLOT_SALTS):
+    SLOT_SALTS[number] = salt

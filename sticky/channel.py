@@ -1,0 +1,190 @@
+"""Messages between the master and its workers: one header, a payload and file descriptors.
+
+A message is one packet on an AF_UNIX SOCK_SEQPACKET pair, so its boundaries are kept. Two kinds of
+pair carry them: the inbox of a slot (connections only, master to worker) and the control pair of a
+process (everything else, both ways).
+
+    header (32 bytes)                payload                     descriptors (SCM_RIGHTS)
+    version kind moves family        of a connection: the        of a connection: its socket,
+    epoch scope port flags address   bytes already read from     then the memfd that holds a
+                                     it (the prefix)             prefix too large for a packet
+"""
+
+from __future__ import annotations
+
+import array
+import os
+import socket
+import struct
+from typing import NamedTuple
+
+from .errors import ChannelError
+
+VERSION = 1
+
+# Kinds of message, and who sends them.
+CONNECTION = 1  # master -> worker: serve this one
+HAND_BACK = 2  # worker -> master: its next request belongs elsewhere
+SPEC = 3  # master -> worker, first of all: what to run (JSON)
+READY = 4  # worker -> master: the app is loaded
+FAILED = 5  # worker -> master: it is not, and why (JSON)
+PING = 6  # master -> worker: are you alive?
+PONG = 7  # worker -> master: yes, with this load (JSON)
+CLOSING = 8  # master -> worker: answer with Connection: close from now on
+END = 9  # master -> worker: nothing more will come; finish what you have, then end
+QUIT = 10  # master -> worker: end now
+
+_HEADER = struct.Struct("!BBBBIIHH16s")
+HEADER_SIZE = _HEADER.size
+_FD = struct.Struct("i")
+_PREFIX_IN_MEMFD = 1
+
+# A packet may be 212,960 bytes at the default buffer sizes; past this the prefix goes in a memfd.
+MAX_INLINE = 60_000
+_INBOX_BUFFER = 8192  # about 20 messages: what a dead worker leaves behind stays small
+_MAX_FDS = 253  # SCM_MAX_FD
+_FLAGS = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
+_RIGHTS = socket.SOL_SOCKET, socket.SCM_RIGHTS
+
+Address = tuple[str, int] | tuple[str, int, int, int] | str
+
+
+class Message(NamedTuple):
+    """One message as it was received. ``fds`` belong to whoever holds the message."""
+
+    kind: int
+    payload: bytes
+    fds: list[int]
+    address: Address
+    epoch: int
+    moves: int
+
+
+def pair(send_buffer: int | None = None) -> tuple[socket.socket, socket.socket]:
+    """Two ends of a new channel, not inheritable, non-blocking."""
+    ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    for end in ends:
+        end.setblocking(False)
+        if send_buffer:
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
+    return ends
+
+
+def inbox() -> tuple[socket.socket, socket.socket]:
+    """The pair of a slot: (where the master writes, where the worker reads)."""
+    return pair(_INBOX_BUFFER)
+
+
+def pack_header(
+    kind: int, address: Address = "", *, epoch: int = 0, moves: int = 0, flags: int = 0
+) -> bytes:
+    """The 32 bytes in front of every message.
+
+    Args:
+        kind: one of the constants above.
+        address: the client's, as ``accept()`` gives it; "" for a unix socket's client.
+    """
+    scope = port = 0
+    family, packed = 0, b""
+    if address:
+        host, port = address[0], address[1]  # type: ignore[assignment]
+        if ":" in host:
+            family, packed = 6, socket.inet_pton(socket.AF_INET6, host.partition("%")[0])
+            scope = address[3]  # type: ignore[assignment,misc]
+        else:
+            family, packed = 4, socket.inet_aton(host)
+    return _HEADER.pack(VERSION, kind, moves, family, epoch, scope, port, flags, packed)
+
+
+def send(channel: socket.socket, header: bytes, payload: bytes = b"", *fds: int) -> None:
+    """Send one message, without ever waiting.
+
+    Raises:
+        BlockingIOError: there is no room; nothing was sent.
+        OSError: the other end is gone (EPIPE), or too many descriptors are in flight
+            (ETOOMANYREFS, to be treated as no room).
+    """
+    parts = (header, payload) if payload else (header,)
+    if fds:
+        rights = _FD.pack(*fds) if len(fds) == 1 else array.array("i", fds).tobytes()
+        channel.sendmsg(parts, ((*_RIGHTS, rights),), _FLAGS)
+    else:
+        channel.sendmsg(parts, (), _FLAGS)
+
+
+def send_connection(
+    channel: socket.socket,
+    kind: int,
+    fd: int,
+    address: Address,
+    prefix: bytes = b"",
+    *,
+    epoch: int = 0,
+    moves: int = 0,
+) -> None:
+    """Send a connection with the bytes already read from it; raises as ``send`` does."""
+    if len(prefix) <= MAX_INLINE:
+        send(channel, pack_header(kind, address, epoch=epoch, moves=moves), prefix, fd)
+        return
+    memfd = os.memfd_create("sticky-prefix", os.MFD_CLOEXEC)
+    try:
+        with open(memfd, "wb", closefd=False) as file:
+            file.write(prefix)
+        header = pack_header(kind, address, epoch=epoch, moves=moves, flags=_PREFIX_IN_MEMFD)
+        send(channel, header, b"", fd, memfd)
+    finally:
+        os.close(memfd)
+
+
+class Reader:
+    """Receives messages, with one buffer that is used again (a large one made for each
+    message would be mapped and unmapped each time)."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray(256 * 1024)
+        self._room = socket.CMSG_SPACE(_MAX_FDS * _FD.size)
+
+    def receive(self, channel: socket.socket) -> Message | None:
+        """The next message, or None when the other end is closed.
+
+        Raises:
+            BlockingIOError: there is none yet.
+            ChannelError: it cannot be read, or its descriptors did not fit in this process.
+        """
+        size, ancillary, flags, _ = channel.recvmsg_into(
+            (self._buffer,), self._room, socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT
+        )
+        fds: list[int] = []
+        for level, kind, data in ancillary:
+            if (level, kind) == _RIGHTS:
+                usable = len(data) - len(data) % _FD.size
+                fds.extend(fd for (fd,) in _FD.iter_unpack(data[:usable]))
+        if not size and not fds:
+            return None
+        try:
+            return self._decode(size, fds, flags)
+        except BaseException:
+            for fd in fds:
+                os.close(fd)
+            raise
+
+    def _decode(self, size: int, fds: list[int], flags: int) -> Message:
+        if flags & (socket.MSG_CTRUNC | socket.MSG_TRUNC):
+            raise ChannelError("a message was cut off: this process has no file descriptor free")
+        if size < _HEADER.size or self._buffer[0] != VERSION:
+            raise ChannelError(f"a message of {size} bytes is not of version {VERSION}")
+        header = _HEADER.unpack_from(self._buffer)
+        _, kind, moves, family, epoch, scope, port, bits, packed = header
+        if kind in (CONNECTION, HAND_BACK) and len(fds) != 1 + bool(bits & _PREFIX_IN_MEMFD):
+            raise ChannelError(f"a connection came with {len(fds)} descriptors")
+        payload = bytes(memoryview(self._buffer)[_HEADER.size : size])
+        if bits & _PREFIX_IN_MEMFD:
+            with open(fds.pop(), "rb") as file:
+                file.seek(0)
+                payload = file.read()
+        address: Address = ""
+        if family == 4:
+            address = socket.inet_ntoa(packed[:4]), port
+        elif family == 6:
+            address = socket.inet_ntop(socket.AF_INET6, packed), port, 0, scope
+        return Message(kind, payload, fds, address, epoch, moves)

@@ -1,0 +1,362 @@
+"""Accept, peek until the head can be decided or is too late, and hand over or refuse.
+
+Nothing is consumed from a connection that will be served: the bytes are peeked at and stay where
+they are, for the worker to read. What a client can do meanwhile (say nothing, dribble, leave, send
+rubbish) ends in the ledger's deadlines and in ``_watched`` below.
+
+The common case (the whole head is there when the connection is accepted, the inbox has room) is
+``accept``: five system calls with the one that waited, and no object but the socket.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import select
+import socket
+from collections.abc import Callable, Iterable
+from http import HTTPStatus
+
+from . import channel
+from .ledger import Connection as Handle
+from .ledger import Ledger
+from .options import Options
+from .routing import Router
+from .verdicts import MALFORMED, MISSING, NEED_MORE
+
+log = logging.getLogger("sticky.master")
+
+_MOST_AT_ONCE = 64
+"""Connections accepted before everything else gets its turn again."""
+_FULL_BATCHES = 4
+"""Full batches in a row after which the batch grows."""
+
+_WATCH = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET
+_WATCH_QUEUED = select.EPOLLRDHUP | select.EPOLLET
+_OUT_OF_SOMETHING = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+_PEEK = socket.MSG_PEEK | socket.MSG_DONTWAIT
+_SEND = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
+
+
+class Connection:
+    """One connection that the master holds for longer than a moment."""
+
+    __slots__ = ("address", "slot", "sock")
+
+    def __init__(self, sock: socket.socket, address: channel.Address) -> None:
+        self.sock = sock
+        self.address = address
+        self.slot = -1
+
+
+def _answers(options: Options) -> dict[int, bytes]:
+    """What a refused client is told, by status (RFC 9110, 15)."""
+    header = options.header.title()
+    why = {
+        400: f"The head of the request is malformed, or it has no usable {header} field.",
+        408: f"The head of the request was not complete within {options.head_timeout:g} s.",
+        431: f"The head of the request is longer than {options.max_head_size} bytes.",
+        503: "The worker for this client is busy or restarting. Please try again.",
+    }
+    answers = {}
+    for status, text in why.items():
+        body = text.encode() + b"\n"
+        extra = b"Retry-After: 1\r\n" if status == 503 else b""
+        answers[status] = (
+            (
+                f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n"
+                "Connection: close\r\nContent-Type: text/plain\r\n"
+                f"Content-Length: {len(body)}\r\n"
+            ).encode()
+            + extra
+            + b"\r\n"
+            + body
+        )
+    return answers
+
+
+class Dispatcher:
+    """The listeners, and the connections whose head is awaited or that are being refused.
+
+    Args:
+        options: the settings.
+        router: decides from the peeked bytes.
+        ledger: decides everything else.
+        send: hands a connection to the inbox of a slot; raises as ``channel.send`` does.
+        register, unregister: the loop's, to be told of events on a descriptor.
+        clock: the monotonic time, in seconds.
+    """
+
+    def __init__(
+        self,
+        options: Options,
+        router: Router,
+        ledger: Ledger,
+        *,
+        send: Callable[[int, int, channel.Address], None],
+        register: Callable[[int, int, Callable[[int], object]], None],
+        unregister: Callable[[int], None],
+        clock: Callable[[], float],
+    ) -> None:
+        self._proxy = options.proxy
+        self._header = options.header
+        self._limit = options.max_head_size
+        self._route = router.route
+        self._ledger = ledger
+        self._send = send
+        self._register = register
+        self._unregister = unregister
+        self._clock = clock
+        self._buffer = bytearray(self._limit)
+        self._listeners: list[socket.socket] = []
+        self._burst, self._full = 1, 0
+        self._answers = _answers(options)
+        self._told: set[str] = set()
+        self.counters = {"accepted": 0, "refused": 0, "starved": 0}
+
+    # -- listeners ----------------------------------------------------------------------------
+
+    def listen(self, listeners: Iterable[socket.socket]) -> None:
+        """Begin to accept."""
+        self._listeners.extend(listeners)
+        self.accepting(True)
+
+    def accepting(self, on: bool) -> None:
+        """Begin, pause or resume accepting."""
+        for listener in self._listeners:
+            if on:
+                self._register(listener.fileno(), select.EPOLLIN, self._acceptor(listener))
+            else:
+                self._unregister(listener.fileno())
+
+    def _acceptor(self, listener: socket.socket) -> Callable[[int], object]:
+        return lambda _: self.accept(listener)
+
+    def close(self, *, drain: bool) -> None:
+        """Close the listeners; with ``drain``, accept first what has arrived."""
+        for listener in self._listeners:
+            self._unregister(listener.fileno())
+            # What arrives while we drain is served too, but a flood must not keep us here.
+            for _ in range(1000 if drain else 0):
+                self._burst = _MOST_AT_ONCE
+                if self.accept(listener) < _MOST_AT_ONCE:
+                    break
+            listener.close()
+        self._listeners.clear()
+
+    def accept(self, listener: socket.socket) -> int:
+        """Accept what is there, in bounded batches; how many there were.
+
+        One at a time while they come singly: the next wait tells as cheaply as a failing accept
+        whether there are more, and when there often are, the batch doubles.
+        """
+        accept, route, buffer, limit = listener.accept, self._route, self._buffer, self._limit
+        queues, proxy, send = self._ledger.queues, self._proxy, self._send
+        done, length = 0, 0
+        while done < self._burst:
+            try:
+                sock, address = accept()
+            except BlockingIOError:
+                self._burst, self._full = 1, 0
+                break
+            except OSError as error:
+                if error.errno in _OUT_OF_SOMETHING:
+                    self._starve()
+                    break
+                continue  # the client left before we came, or its network failed: accept(2)
+            done += 1
+            if proxy:
+                try:
+                    length = sock.recv_into(buffer, limit, _PEEK)
+                except BlockingIOError:
+                    self._await(Connection(sock, address))
+                    continue
+                except OSError:
+                    sock.close()
+                    continue
+            slot = route(buffer, length, address[0] if address else "")
+            if slot >= 0 and not queues[slot]:
+                try:
+                    send(slot, sock.fileno(), address)
+                except OSError:
+                    self._undecided(Connection(sock, address), slot, length)
+                else:
+                    sock.close()
+            else:
+                self._undecided(Connection(sock, address), slot, length)
+        else:
+            self._full += 1
+            if self._full >= _FULL_BATCHES:
+                self._burst = min(self._burst * 2, _MOST_AT_ONCE)
+        self.counters["accepted"] += done
+        return done
+
+    def _starve(self) -> None:
+        """Out of descriptors or memory. Whoever has waited longest makes room; with nobody to
+        ask, accepting pauses until the next tick instead of spinning."""
+        self.counters["starved"] += 1
+        self.tell(
+            "starved",
+            "no file descriptor (or memory) is left to accept a connection with: "
+            "raise the limit (ulimit -n) or lower max_pending_heads",
+        )
+        self._burst, self._full = 1, 0
+        self._ledger.starved(self._clock())
+
+    # -- one connection -----------------------------------------------------------------------
+
+    def _await(self, connection: Connection) -> None:
+        self._ledger.awaiting(connection, self._clock())
+        self._register(
+            connection.sock.fileno(), _WATCH, lambda events: self._watched(connection, events)
+        )
+
+    def _watched(self, connection: Connection, events: int) -> None:
+        """Something happened to a connection whose head is awaited."""
+        if events & (select.EPOLLERR | select.EPOLLHUP):
+            self._ledger.left(connection)
+            return
+        try:
+            length = connection.sock.recv_into(self._buffer, self._limit, _PEEK)
+        except BlockingIOError:
+            return
+        except OSError:
+            self._ledger.left(connection)
+            return
+        if not length:
+            self._ledger.left(connection)
+            return
+        address = connection.address
+        slot = self._route(self._buffer, length, address[0] if address else "")
+        if slot == NEED_MORE and length < self._limit and not self._sniff(length):
+            if events & select.EPOLLRDHUP:  # half closed in mid-head: the rest will never come
+                self._refuse(connection, 400)
+            return
+        self._ledger.decided(connection)
+        # Before it moves: the file lives on in the worker, and would keep its registration.
+        self._unregister(connection.sock.fileno())
+        self._undecided(connection, slot, length)
+
+    def _undecided(self, connection: Connection, slot: int, length: int) -> None:
+        """Everything but the common case."""
+        if slot >= 0:
+            self.hand_over(connection, slot)
+        elif slot == NEED_MORE and not length:
+            connection.sock.close()  # it ended without a word
+        elif slot == NEED_MORE and length < self._limit and not self._sniff(length):
+            self._await(connection)
+        elif slot == NEED_MORE and length >= self._limit:
+            self._refuse(connection, 431)
+        else:
+            if slot == MISSING:
+                self.tell(
+                    "missing",
+                    f"a request has no usable {self._header!r} header and was answered 400: is "
+                    "there a proxy in front that sets it? (health probes and direct clients: "
+                    "--ignore-missing-header; another header: --proxy-header)",
+                )
+            elif slot == MALFORMED:
+                self._sniff(length)
+            self._refuse(connection, 400)
+
+    def _sniff(self, length: int) -> bool:
+        """Whether these bytes begin something that is not HTTP/1; says so in the log, once."""
+        if self._buffer[:2] == b"\x16\x03" and length > 2:
+            self.tell(
+                "tls",
+                "a client speaks TLS to this port, which expects plain HTTP from a proxy: "
+                "let the proxy terminate TLS, or use http:// in the client's URL",
+            )
+        elif length >= 14 and self._buffer[:14] == b"PRI * HTTP/2.0":
+            self.tell(
+                "http2",
+                "a client speaks HTTP/2 to this port: let the proxy use HTTP/1.1 to reach it",
+            )
+        else:
+            return False
+        return True
+
+    def hand_over(self, connection: Connection, slot: int) -> None:
+        """Send a connection to its slot, or queue it there."""
+        connection.slot = slot
+        now = self._clock()
+        if not self._ledger.queues[slot]:
+            try:
+                self._send(slot, connection.sock.fileno(), connection.address)
+            except OSError as error:
+                self._queue(connection, slot, now, starved=error.errno != errno.EAGAIN)
+            else:
+                connection.sock.close()
+        else:
+            self._queue(connection, slot, now, starved=False)
+
+    def _queue(self, connection: Connection, slot: int, now: float, *, starved: bool) -> None:
+        self._ledger.queue(connection, slot, now, starved=starved)
+        self._watch_queued(connection)
+
+    def _watch_queued(self, connection: Connection) -> None:
+        self._register(
+            connection.sock.fileno(), _WATCH_QUEUED, lambda _: self._left_queue(connection)
+        )
+
+    def _left_queue(self, connection: Connection) -> None:
+        """The client of a queued connection closed its side. Whether it has left or only said
+        that it has no more to send cannot be told apart, so it is answered."""
+        self._refuse(connection, 503)
+
+    def deliver(self, slot: int) -> None:
+        """Send what is queued for a slot, in order, until there is no room."""
+        while (connection := self._ledger.first(slot)) is not None:
+            assert isinstance(connection, Connection)
+            fd = connection.sock.fileno()
+            self._unregister(fd)
+            try:
+                self._send(slot, fd, connection.address)
+            except OSError as error:
+                self._watch_queued(connection)
+                self._ledger.blocked(slot, self._clock(), starved=error.errno != errno.EAGAIN)
+                return
+            self._ledger.delivered(connection, slot)
+            connection.sock.close()
+
+    # -- the end of a connection --------------------------------------------------------------
+
+    def _refuse(self, connection: Connection, status: int) -> None:
+        self._ledger.refuse(connection, status, self._clock())
+
+    def refuse(self, handle: Handle, status: int) -> None:
+        """Answer, and wait a little for the client to have read it (RFC 9112, 9.6)."""
+        assert isinstance(handle, Connection)
+        sock = handle.sock
+        self.counters["refused"] += 1
+        self._unregister(sock.fileno())
+        try:
+            sock.send(self._answers[status], _SEND)
+            sock.shutdown(socket.SHUT_WR)
+        except OSError:
+            self._ledger.left(handle)
+            return
+        self._register(sock.fileno(), select.EPOLLIN, lambda events: self._linger(handle, events))
+
+    def _linger(self, connection: Connection, events: int) -> None:
+        """Read and forget what a refused client still sends."""
+        try:
+            if connection.sock.recv_into(self._buffer, self._limit, socket.MSG_DONTWAIT):
+                return
+        except BlockingIOError:
+            return
+        except OSError:
+            pass
+        self._ledger.left(connection)
+
+    def drop(self, handle: Handle) -> None:
+        """Close."""
+        assert isinstance(handle, Connection)
+        self._unregister(handle.sock.fileno())
+        handle.sock.close()
+
+    def tell(self, subject: str, text: str) -> None:
+        """Log something that clients can cause, once: a log is not theirs to fill."""
+        if subject not in self._told:
+            self._told.add(subject)
+            log.warning("%s", text)

@@ -1,0 +1,615 @@
+"""The master's decisions. Events and the time go in, actions come out; no I/O, no clock.
+
+The rules, in the words of the design:
+
+* A connection that the master holds is in exactly one place: its head is awaited, it is queued for
+  a slot, or it has been refused and is being closed. One that was handed over is forgotten.
+* A queue belongs to one slot and keeps its order. Nothing overtakes it, and no other slot waits
+  for it. Accepting pauses only when all queues together reach ``max_queued``.
+* A slot outlives its processes. When one ends, the next takes the same slot: after 0.1 s, and
+  after twice as long each time until it has been ready for a while.
+* While no worker has ever been ready, one that cannot start stops everything, with its reason.
+* A stop goes through three stages. LISTENING ends when the listeners are accepted to the last
+  connection and closed; PLACING when nothing waits here or in an inbox; ENDING when every process
+  has ended. No worker is told to end before all stages before are over, because a worker cannot
+  serve what has not reached it.
+
+Connections and processes are whatever hashable values the caller uses to know them by. Actions
+are collected in order and taken with ``take()``. What happens to bytes, sockets, signals and
+messages is the shell's business (master.py, dispatcher.py).
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Hashable
+from typing import NamedTuple
+
+Connection = Hashable
+
+BACKOFF_FIRST = 0.1
+BACKOFF_LAST = 10.0
+LINGER = 2.0
+"""Seconds for a refused client to read its answer: closing at once, with bytes of its request
+unread, would reset the connection and the answer with it (RFC 9112, 9.6)."""
+RETRY = 0.05
+"""Seconds until a send is tried again that failed for a reason nothing announces the end of."""
+LAST_HEAD = 1.0
+"""Seconds for heads that are awaited when a stop begins: one that is on its way needs less, and a
+browser's spare connection would never send any."""
+QUIT_GRACE = 1.0
+"""Seconds for workers to end by themselves in a quick stop."""
+LONGEST_STEP = 1.0
+"""A step of the clock longer than this is time in which we did not run (a stopped or starved
+master), and is not held against the workers."""
+
+
+class Process(enum.Enum):
+    """The life of a worker process."""
+
+    STARTING = enum.auto()
+    READY = enum.auto()
+    DRAINING = enum.auto()
+    GONE = enum.auto()
+
+
+_LIVES = {
+    Process.STARTING: {Process.READY, Process.GONE},
+    Process.READY: {Process.DRAINING, Process.GONE},
+    Process.DRAINING: {Process.GONE},
+    Process.GONE: set[Process](),
+}
+
+
+class Slot(enum.Enum):
+    """The state of a slot: it has a process, waits to start the next one, or never will again."""
+
+    UP = enum.auto()
+    BACKOFF = enum.auto()
+    FATAL = enum.auto()
+
+
+_SLOTS = {
+    Slot.UP: {Slot.BACKOFF, Slot.FATAL},
+    Slot.BACKOFF: {Slot.UP, Slot.FATAL},
+    Slot.FATAL: set[Slot](),
+}
+
+
+class Stage(enum.Enum):
+    """How far a stop has come."""
+
+    SERVING = enum.auto()
+    LISTENING = enum.auto()
+    PLACING = enum.auto()
+    ENDING = enum.auto()
+    OVER = enum.auto()
+
+
+class Tell(enum.Enum):
+    """What a process can be told."""
+
+    PING = enum.auto()
+    CLOSING = enum.auto()
+    END = enum.auto()
+    QUIT = enum.auto()
+
+
+class Rules(NamedTuple):
+    """The limits, in seconds and numbers; names as in Options."""
+
+    num: int
+    head_timeout: float = 10.0
+    max_pending_heads: int = 10_000
+    max_queued: int = 10_000
+    queue_timeout: float = 10.0
+    boot_timeout: float = 60.0
+    timeout: float = 30.0
+    graceful_timeout: float = 30.0
+
+
+class Spawn(NamedTuple):
+    """Start a process for this slot, and report it with ``spawned``."""
+
+    slot: int
+
+
+class Kill(NamedTuple):
+    """SIGKILL; the end of the process is still to be reported with ``ended``."""
+
+    process: Hashable
+    why: str
+
+
+class Say(NamedTuple):
+    """Send a control message."""
+
+    process: Hashable
+    what: Tell
+
+
+class Deliver(NamedTuple):
+    """Send what is queued for the slot (``first``, ``delivered``) until there is no room."""
+
+    slot: int
+
+
+class WatchInbox(NamedTuple):
+    """Report with ``room`` when the inbox of the slot takes messages again (or stop doing so)."""
+
+    slot: int
+    on: bool
+
+
+class Refuse(NamedTuple):
+    """Answer with this status, and close: the connection is in the place for refused ones now."""
+
+    connection: Connection
+    status: int
+
+
+class Drop(NamedTuple):
+    """Close without a word."""
+
+    connection: Connection
+
+
+class Accepting(NamedTuple):
+    """Pause or resume accepting."""
+
+    on: bool
+
+
+class CloseListeners(NamedTuple):
+    """Accept what has arrived (drain), close the listeners, report with ``listeners_closed``."""
+
+    drain: bool
+
+
+class Announce(NamedTuple):
+    """Every worker is ready for the first time."""
+
+
+class Exit(NamedTuple):
+    """All has ended; leave with this status."""
+
+    status: int
+
+
+Action = (
+    Spawn
+    | Kill
+    | Say
+    | Deliver
+    | WatchInbox
+    | Refuse
+    | Drop
+    | Accepting
+    | CloseListeners
+    | Announce
+    | Exit
+)
+
+
+class _Worker:
+    """What is known of one process."""
+
+    __slots__ = ("asked", "heard", "killed", "since", "slot", "state")
+
+    def __init__(self, slot: int, now: float) -> None:
+        self.slot = slot
+        self.state = Process.STARTING
+        self.since = now
+        self.heard = 0.0  # on the clock that runs only while we do
+        self.asked = 0.0
+        self.killed = False
+
+    def becomes(self, state: Process) -> None:
+        assert state in _LIVES[self.state], (self.state, state)
+        self.state = state
+
+
+class _Slot:
+    """What is known of one slot."""
+
+    __slots__ = ("backoff", "process", "queue", "retry", "start_at", "state")
+
+    def __init__(self) -> None:
+        self.state = Slot.BACKOFF  # nothing runs yet: the first start is due at once
+        self.process: Hashable | None = None
+        self.backoff = 0.0
+        self.start_at: float | None = 0.0
+        self.retry: float | None = None
+        self.queue: dict[Connection, float] = {}  # in order, with deadlines
+
+    def becomes(self, state: Slot) -> None:
+        assert state in _SLOTS[self.state], (self.state, state)
+        self.state = state
+
+
+class Ledger:
+    """Which connection is where, who may have it, what a deadline or a death changes."""
+
+    def __init__(self, rules: Rules) -> None:
+        self.rules = rules
+        self.stage = Stage.SERVING
+        self.announced = False
+        self.status = 0
+        self.counters = dict.fromkeys(
+            ("head_timeouts", "heads_evicted", "queued", "queue_timeouts", "left", "restarts"), 0
+        )
+        self._slots = [_Slot() for _ in range(rules.num)]
+        self.queues = [slot.queue for slot in self._slots]
+        self._workers: dict[Hashable, _Worker] = {}
+        self._heads: dict[Connection, float] = {}
+        self._refused: dict[Connection, float] = {}
+        self._queued = 0
+        self._paused = False
+        self._resume: float | None = None
+        self._now = 0.0
+        self._ran = 0.0
+        self._stop_by = 0.0
+        self._actions: list[Action] = []
+
+    # -- what the shell asks ------------------------------------------------------------------
+
+    def take(self) -> list[Action]:
+        """The actions decided since the last call, in the order in which to carry them out."""
+        actions, self._actions = self._actions, []
+        return actions
+
+    def first(self, slot: int) -> Connection | None:
+        """The connection that is next in the queue of a slot."""
+        return next(iter(self.queues[slot]), None)
+
+    def place(self, connection: Connection) -> str | None:
+        """Where a connection is, in a word: head, queue, refused; None when not here."""
+        if connection in self._heads:
+            return "head"
+        if connection in self._refused:
+            return "refused"
+        return "queue" if any(connection in queue for queue in self.queues) else None
+
+    def state_of(self, process: Hashable) -> Process:
+        """The state of a process."""
+        worker = self._workers.get(process)
+        return worker.state if worker else Process.GONE
+
+    def slot_state(self, slot: int) -> Slot:
+        """The state of a slot."""
+        return self._slots[slot].state
+
+    def wait(self, now: float) -> float:
+        """Seconds until ``tick`` has something to do; never more than ``LONGEST_STEP``."""
+        due = now + LONGEST_STEP
+        for waiting in (self._heads, self._refused, *self.queues):
+            due = min(due, next(iter(waiting.values()), due))
+        timers = [self._resume]
+        for slot in self._slots:
+            timers += (slot.start_at, slot.retry)
+        due = min(due, *(when for when in timers if when is not None), due)
+        if self.stage is Stage.PLACING:
+            due = min(due, now + RETRY)  # nothing announces that an inbox has become empty
+        if self.stage not in (Stage.SERVING, Stage.OVER):
+            due = min(due, max(self._stop_by, now + RETRY))
+        return max(0.0, due - now)
+
+    # -- connections --------------------------------------------------------------------------
+
+    def awaiting(self, connection: Connection, now: float) -> None:
+        """A connection was accepted whose head is not complete."""
+        if len(self._heads) >= self.rules.max_pending_heads:
+            # The newest is as likely to be honest as any; the oldest had the most time.
+            self.counters["heads_evicted"] += 1
+            self._refuse(next(iter(self._heads)), 408, now)
+        patience = self.rules.head_timeout if self.stage is Stage.SERVING else LAST_HEAD
+        self._heads[connection] = now + patience
+
+    def decided(self, connection: Connection) -> None:
+        """The head is complete: the connection is about to be placed or refused."""
+        del self._heads[connection]
+
+    def queue(
+        self, connection: Connection, slot: int, now: float, *, starved: bool = False
+    ) -> None:
+        """The inbox of the slot took no more (or others wait already), so it waits here.
+
+        Args:
+            starved: the system is out of something, and nothing will announce when it is not.
+        """
+        waiting = self._slots[slot]
+        if starved:
+            waiting.retry = now + RETRY
+        elif not waiting.queue:
+            self._actions.append(WatchInbox(slot, True))
+        waiting.queue[connection] = now + self.rules.queue_timeout
+        self.counters["queued"] += 1
+        self._queued += 1
+        if self._queued >= self.rules.max_queued and not self._paused:
+            self._paused = True
+            if self._resume is None:
+                self._actions.append(Accepting(False))
+
+    def room(self, slot: int) -> None:
+        """The inbox takes messages again."""
+        self._actions.append(Deliver(slot))
+
+    def delivered(self, connection: Connection, slot: int) -> None:
+        """The first of the queue was handed over."""
+        self._unqueue(connection, slot)
+
+    def blocked(self, slot: int, now: float, *, starved: bool = False) -> None:
+        """Sending from the queue stopped for want of room."""
+        if starved:
+            self._slots[slot].retry = now + RETRY
+            self._actions.append(WatchInbox(slot, False))
+        else:
+            self._actions.append(WatchInbox(slot, True))
+
+    def left(self, connection: Connection) -> None:
+        """The client is gone, wherever the connection was."""
+        if self._heads.pop(connection, None) is None and (
+            self._refused.pop(connection, None) is None
+        ):
+            for slot, queue in enumerate(self.queues):
+                if connection in queue:
+                    self._unqueue(connection, slot)
+                    break
+        self.counters["left"] += 1
+        self._actions.append(Drop(connection))
+
+    def starved(self, now: float) -> None:
+        """A connection could not be accepted for want of descriptors or memory.
+
+        Whoever has been here longest makes room; with nobody to ask, accepting pauses.
+        """
+        oldest = next(iter(self._refused or self._heads), None)
+        if oldest is not None:
+            self.left(oldest)
+        elif self._resume is None:
+            self._resume = now + RETRY
+            self._actions.append(Accepting(False))
+
+    def refuse(self, connection: Connection, status: int, now: float) -> None:
+        """A connection (whose head was awaited, or that is new here) is answered and closed."""
+        self._refuse(connection, status, now)
+
+    # -- processes ----------------------------------------------------------------------------
+
+    def start(self, now: float) -> None:
+        """Start a process for every slot."""
+        self._now = now
+        self._start_due(now)
+
+    def spawned(self, process: Hashable, slot: int, now: float) -> None:
+        """The process that ``Spawn`` asked for was started."""
+        self._workers[process] = _Worker(slot, now)
+        self._slots[slot].process = process
+
+    def ready(self, process: Hashable, now: float) -> None:
+        """The process has loaded the app."""
+        worker = self._workers[process]
+        worker.becomes(Process.READY)  # STARTING -> READY
+        worker.since = now
+        worker.heard = worker.asked = self._ran
+        if self.stage is not Stage.SERVING:
+            self._say(process, Tell.CLOSING)
+            if self.stage is Stage.ENDING:
+                self._end(process)
+        elif not self.announced and all(
+            slot.process is not None and self.state_of(slot.process) is Process.READY
+            for slot in self._slots
+        ):
+            self.announced = True
+            self._actions.append(Announce())
+
+    def heard(self, process: Hashable) -> None:
+        """The process answered a ping."""
+        if worker := self._workers.get(process):
+            worker.heard = self._ran
+
+    def ended(self, process: Hashable, now: float, status: int = 3) -> None:
+        """The process has ended.
+
+        Args:
+            status: what everything ends with if no worker can start at all.
+        """
+        worker = self._workers.pop(process)
+        before = worker.state
+        worker.becomes(Process.GONE)  # STARTING, READY, DRAINING -> GONE
+        slot = self._slots[worker.slot]
+        slot.process = None
+        if self.stage is not Stage.SERVING:
+            slot.becomes(Slot.FATAL if self.stage is Stage.ENDING else Slot.BACKOFF)
+            # Something may still lie in its inbox: PLACING decides whether it needs a successor.
+            slot.start_at = None if self.stage is Stage.ENDING else now + BACKOFF_FIRST
+            self._proceed()
+        elif before is Process.STARTING and not self.announced:
+            slot.becomes(Slot.FATAL)  # UP -> FATAL
+            slot.start_at = None
+            self.status = status
+            self.stop(now, quick=True)
+        else:
+            slot.becomes(Slot.BACKOFF)  # UP -> BACKOFF
+            lived = before is not Process.STARTING and now - worker.since >= BACKOFF_LAST
+            slot.backoff = BACKOFF_FIRST if lived else slot.backoff * 2 or BACKOFF_FIRST
+            slot.backoff = min(slot.backoff, BACKOFF_LAST)
+            slot.start_at = now + slot.backoff
+            self.counters["restarts"] += 1
+
+    def backoff(self, slot: int) -> float:
+        """Seconds between the last end of the slot's process and its next start."""
+        return self._slots[slot].backoff
+
+    # -- stopping -----------------------------------------------------------------------------
+
+    def stop(self, now: float, *, quick: bool = False) -> None:
+        """Stop everything: gracefully (requests in hand are finished), or at once.
+
+        A quick stop overtakes a graceful one; anything else is already under way.
+        """
+        if self.stage is Stage.OVER or (self.stage is not Stage.SERVING and not quick):
+            return
+        if self.stage is Stage.SERVING:
+            self._actions.append(CloseListeners(drain=not quick))
+            for process, worker in self._workers.items():
+                if worker.state is Process.READY and not quick:
+                    self._say(process, Tell.CLOSING)
+        if not quick:
+            self.stage = Stage.LISTENING  # SERVING -> LISTENING
+            self._stop_by = now + self.rules.graceful_timeout
+            for connection, deadline in self._heads.items():
+                self._heads[connection] = min(deadline, now + LAST_HEAD)
+            return
+        for waiting in (self._heads, *self.queues):
+            for connection in list(waiting):
+                self._refuse(connection, 503, now)
+        self._end_all(quick=True)
+        self._stop_by = now + QUIT_GRACE
+
+    def listeners_closed(self) -> None:
+        """Nothing new can arrive."""
+        if self.stage is Stage.LISTENING:
+            self.stage = Stage.PLACING  # LISTENING -> PLACING
+
+    def inboxes(self, filled: set[int]) -> None:
+        """While PLACING: these slots have connections in their inbox, the others have none."""
+        if self.stage is not Stage.PLACING:
+            return
+        for number, slot in enumerate(self._slots):
+            if slot.state is Slot.BACKOFF and number not in filled and not slot.queue:
+                slot.start_at = None
+        if not filled and not self._heads and not self._queued:
+            self._end_all()
+
+    # -- time ---------------------------------------------------------------------------------
+
+    def tick(self, now: float) -> None:
+        """Whatever is due by now."""
+        step = now - self._now
+        self._now = now
+        self._ran += min(max(step, 0.0), LONGEST_STEP)
+        self._expire(now)
+        if self._resume is not None and self._resume <= now:
+            self._resume = None
+            if not self._paused:
+                self._actions.append(Accepting(True))
+        if self.stage not in (Stage.SERVING, Stage.OVER) and now >= self._stop_by:
+            self._give_up(now)
+        if self.stage in (Stage.SERVING, Stage.LISTENING, Stage.PLACING):
+            self._start_due(now)
+        for number, slot in enumerate(self._slots):
+            if slot.retry is not None and slot.retry <= now:
+                slot.retry = None
+                self._actions.append(Deliver(number))
+        self._check_workers(now)
+
+    def _expire(self, now: float) -> None:
+        for connection in _overdue(self._heads, now):
+            self.counters["head_timeouts"] += 1
+            self._refuse(connection, 408, now)
+        for queue in self.queues:
+            for connection in _overdue(queue, now):
+                self.counters["queue_timeouts"] += 1
+                self._refuse(connection, 503, now)
+        for connection in _overdue(self._refused, now):
+            del self._refused[connection]
+            self._actions.append(Drop(connection))
+
+    def _start_due(self, now: float) -> None:
+        for number, slot in enumerate(self._slots):
+            if slot.start_at is not None and slot.start_at <= now:
+                slot.becomes(Slot.UP)  # BACKOFF -> UP
+                slot.start_at = None
+                self._actions.append(Spawn(number))
+
+    def _check_workers(self, now: float) -> None:
+        rules = self.rules
+        for process, worker in self._workers.items():
+            if worker.killed:
+                continue
+            if worker.state is Process.STARTING and now - worker.since >= rules.boot_timeout:
+                self._kill(process, f"it was not ready within {rules.boot_timeout:g} s")
+            elif worker.state is Process.READY and rules.timeout:
+                if self._ran - worker.heard >= rules.timeout:
+                    self._kill(process, f"it did not answer for {rules.timeout:g} s")
+                elif self._ran - worker.asked >= min(rules.timeout / 4, 5.0):
+                    worker.asked = self._ran
+                    self._say(process, Tell.PING)
+
+    def _give_up(self, now: float) -> None:
+        """The time for stopping is over."""
+        if self.stage is not Stage.ENDING:
+            for waiting in (self._heads, *self.queues):
+                for connection in list(waiting):
+                    self._refuse(connection, 503, now)
+            self._end_all(quick=True)
+        for process, worker in self._workers.items():
+            if not worker.killed:
+                self._kill(process, "it did not end in time")
+
+    # -- steps that several events share ------------------------------------------------------
+
+    def _refuse(self, connection: Connection, status: int, now: float) -> None:
+        if self._heads.pop(connection, None) is None:
+            for slot, queue in enumerate(self.queues):
+                if connection in queue:
+                    self._unqueue(connection, slot)
+                    break
+        self._refused[connection] = now + LINGER
+        self._actions.append(Refuse(connection, status))
+
+    def _unqueue(self, connection: Connection, slot: int) -> None:
+        queue = self.queues[slot]
+        del queue[connection]
+        self._queued -= 1
+        if not queue:
+            self._slots[slot].retry = None
+            self._actions.append(WatchInbox(slot, False))
+        if self._paused and self._queued <= self.rules.max_queued // 2:
+            self._paused = False
+            if self._resume is None:
+                self._actions.append(Accepting(True))
+
+    def _say(self, process: Hashable, what: Tell) -> None:
+        self._actions.append(Say(process, what))
+
+    def _kill(self, process: Hashable, why: str) -> None:
+        self._workers[process].killed = True
+        self._actions.append(Kill(process, why))
+
+    def _end(self, process: Hashable) -> None:
+        worker = self._workers[process]
+        if worker.state is Process.READY:
+            worker.becomes(Process.DRAINING)  # READY -> DRAINING
+            self._say(process, Tell.END)
+
+    def _end_all(self, *, quick: bool = False) -> None:
+        self.stage = Stage.ENDING  # PLACING (or, in a hurry, any) -> ENDING
+        for slot in self._slots:
+            slot.start_at = None
+        for process, worker in self._workers.items():
+            if worker.state is Process.STARTING:
+                # It does not read messages yet, and has nothing in hand.
+                self._kill(process, "the server stops")
+            elif quick:
+                self._say(process, Tell.QUIT)
+            else:
+                self._end(process)
+        self._proceed()
+
+    def _proceed(self) -> None:
+        if self.stage is Stage.ENDING and not self._workers:
+            self.stage = Stage.OVER  # ENDING -> OVER
+            self._actions.append(Exit(self.status))
+
+
+def _overdue(waiting: dict[Connection, float], now: float) -> list[Connection]:
+    """Those whose deadline has passed. All of one place wait equally long, so the oldest is due
+    first and one look at it is enough in the common case."""
+    due = []
+    for connection, deadline in waiting.items():
+        if deadline > now:
+            break
+        due.append(connection)
+    return due

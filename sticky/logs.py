@@ -1,0 +1,63 @@
+"""The error log on stderr, in gunicorn's format, for the processes that are ours alone."""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import sys
+
+_FORMAT = "[%(asctime)s] [%(process)d] [%(levelname)s] %(message)s"
+_DATES = "%Y-%m-%d %H:%M:%S %z"
+_PIPE_BUF = 4096
+"""A pipe that polls as writable takes this much without blocking (pipe(7))."""
+
+
+class PatientHandler(logging.Handler):
+    """Writes to a descriptor, and never waits for whoever reads at the other end.
+
+    A log that nobody reads must not stop the server: what does not fit is dropped and counted, and
+    the count is written when there is room again. (Making the descriptor non-blocking would change
+    it for everyone who shares it.)
+    """
+
+    def __init__(self, fd: int) -> None:
+        super().__init__()
+        self._fd = fd
+        self._poll = select.poll()
+        self._poll.register(fd, select.POLLOUT)
+        self._dropped = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one record, or drop it."""
+        text = self.format(record) + "\n"
+        if self._dropped:
+            text = f"({self._dropped} log lines were dropped: nobody read them)\n" + text
+        data = text.encode(errors="backslashreplace")
+        for start in range(0, len(data), _PIPE_BUF):
+            try:
+                ready = self._poll.poll(0)
+                if not ready or not ready[0][1] & select.POLLOUT:
+                    self._dropped += 1
+                    return
+                os.write(self._fd, data[start : start + _PIPE_BUF])
+            except OSError:
+                return  # the reader is gone: there is nobody to tell
+        self._dropped = 0
+
+
+def set_up(level: str, *, patient: bool = False) -> None:
+    """Log to stderr from this level on.
+
+    Only the logger ``sticky`` is touched: the root logger is the app's to configure.
+
+    Args:
+        level: the least severity, in lower case.
+        patient: never wait for whoever reads it; for the master.
+    """
+    handler = PatientHandler(sys.stderr.fileno()) if patient else logging.StreamHandler()
+    handler.setFormatter(logging.Formatter(_FORMAT, _DATES))
+    logger = logging.getLogger("sticky")
+    logger.addHandler(handler)
+    logger.setLevel(level.upper())
+    logger.propagate = False

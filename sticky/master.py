@@ -1,0 +1,420 @@
+"""The shell of the master: one epoll loop around the ledger, the dispatcher and the processes.
+
+It never waits for anything but epoll, never loads the user's code, and logs what happened to
+processes. What to do about it is decided in the ledger.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import fcntl
+import json
+import logging
+import os
+import resource
+import select
+import signal
+import socket
+import struct
+import sys
+import termios
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from . import channel, ledger, logs, spawn
+from .dispatcher import Dispatcher
+from .errors import ChannelError, OptionError, StickyError
+from .ledger import Ledger, Rules, Tell
+from .options import Options
+from .routing import make_router
+from .signals import Signals, describe, reap, reap_orphans
+
+log = logging.getLogger("sticky.master")
+
+_TOLD = {
+    Tell.PING: channel.PING,
+    Tell.CLOSING: channel.CLOSING,
+    Tell.END: channel.END,
+    Tell.QUIT: channel.QUIT,
+}
+_DEATHS_BY_DESIGN = ("the server stops",)
+_FIONREAD = termios.FIONREAD
+
+Handler = Callable[[int], object]
+
+
+class _Slot:
+    """What the shell holds for a slot: both ends of its inbox, and of its place on the bus."""
+
+    def __init__(self) -> None:
+        self.inbox, self.inbox_end = channel.inbox()
+        self.sibling, self.mailbox = channel.pair()
+
+    def close(self) -> None:
+        for end in (self.inbox, self.inbox_end, self.sibling, self.mailbox):
+            end.close()
+
+
+class _Process:
+    """What the shell holds for a worker process."""
+
+    def __init__(self, slot: int, pid: int, control: socket.socket) -> None:
+        self.slot = slot
+        self.pid = pid
+        self.pidfd = os.pidfd_open(pid)
+        self.control = control
+        self.failure: dict[str, Any] | None = None
+        self.killed_because: str | None = None
+
+    def close(self) -> None:
+        os.close(self.pidfd)
+        self.control.close()
+
+
+def open_listeners(options: Options) -> list[socket.socket]:
+    """The listening sockets.
+
+    Raises:
+        StickyError: the address cannot be used, with the reason in one line.
+    """
+    where = f"{options.host}:{options.port}"
+    try:
+        found = socket.getaddrinfo(
+            options.host, options.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+        family, kind, protocol, _, address = found[0]
+        listener = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise StickyError(f"cannot listen on {where}: {error.strerror}") from None
+    try:
+        listener.setblocking(False)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if options.defer_accept:
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 1)
+        if family == socket.AF_INET6 and options.host == "::":
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        listener.bind(address)
+        listener.listen(options.backlog)
+    except OSError as error:
+        listener.close()
+        reason = error.strerror or str(error)
+        if error.errno == errno.EADDRINUSE:
+            reason = "the port is in use by another program"
+        elif error.errno == errno.EACCES:
+            reason = "ports below 1024 need privileges"
+        raise StickyError(f"cannot listen on {where}: {reason}") from None
+    return [listener]
+
+
+def url(address: Any) -> str:
+    """A bound address as people write it."""
+    host, port = address[0], address[1]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+class Master:
+    """One server: its port, its workers, and what is between them.
+
+    Args:
+        options: the settings.
+        program: what the workers run.
+        launcher: the control pair's end of the process that started us, or None for the CLI.
+    """
+
+    def __init__(
+        self, options: Options, program: spawn.Program, launcher: socket.socket | None = None
+    ) -> None:
+        if options.seed is None:
+            options = dataclasses.replace(options, seed=os.urandom(8))
+        self._options = options
+        self._program = program
+        self._launcher = launcher
+        self._listeners = open_listeners(options)
+        rules = {name: getattr(options, name) for name in Rules._fields}
+        self._ledger = Ledger(Rules(**rules))
+        self._slots = [_Slot() for _ in range(options.num)]
+        self._processes: dict[int, _Process] = {}
+        self._reader = channel.Reader()
+        self._epoll = select.epoll()
+        self._handlers: dict[int, Handler] = {}
+        self._status: int | None = None
+        self._started = 0
+        self._explained = False
+        self._signals = Signals((signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGCHLD))
+        self._dispatcher = Dispatcher(
+            options,
+            make_router(options),
+            self._ledger,
+            send=self._send,
+            register=self._register,
+            unregister=self._unregister,
+            clock=time.monotonic,
+        )
+
+    # -- the loop -----------------------------------------------------------------------------
+
+    def run(self) -> int:
+        """Serve until stopped; the exit status."""
+        self._register(self._signals.fileno(), select.EPOLLIN, self._on_signal)
+        if self._launcher is not None:
+            self._register(self._launcher.fileno(), select.EPOLLIN, self._on_launcher)
+        try:
+            self._ledger.start(time.monotonic())
+            self._perform()
+            while self._status is None:
+                self._turn()
+        finally:
+            self._close()
+        return self._status
+
+    def _turn(self) -> None:
+        now = time.monotonic()
+        events = self._epoll.poll(self._ledger.wait(now))
+        # Handlers may close descriptors, and new ones take the same numbers within this turn.
+        due = [(fd, self._handlers.get(fd), what) for fd, what in events]
+        for fd, handler, what in due:
+            if handler is not None and self._handlers.get(fd) is handler:
+                handler(what)
+        if self._ledger.stage is ledger.Stage.PLACING:
+            self._ledger.inboxes({i for i, slot in enumerate(self._slots) if _unread(slot)})
+        self._ledger.tick(time.monotonic())
+        self._perform()
+
+    def _perform(self) -> None:
+        """Carry out what was decided, and what that leads to."""
+        while actions := self._ledger.take():
+            for action in actions:
+                self._act(action)
+
+    def _act(self, action: ledger.Action) -> None:
+        match action:
+            case ledger.Spawn(slot):
+                self._spawn(slot)
+            case ledger.Kill(process, why):
+                self._kill(process, why)
+            case ledger.Say(process, what):
+                self._say(process, what)
+            case ledger.Deliver(slot):
+                self._dispatcher.deliver(slot)
+            case ledger.WatchInbox(slot, on):
+                self._watch_inbox(slot, on)
+            case ledger.Refuse(connection, status):
+                self._dispatcher.refuse(connection, status)
+            case ledger.Drop(connection):
+                self._dispatcher.drop(connection)
+            case ledger.Accepting(on):
+                self._dispatcher.accepting(on)
+            case ledger.CloseListeners(drain):
+                self._dispatcher.close(drain=drain)
+                for listener in self._listeners:
+                    listener.close()
+                self._ledger.listeners_closed()
+            case ledger.Announce():
+                self._announce()
+            case ledger.Exit(status):
+                self._status = status
+
+    def _register(self, fd: int, events: int, handler: Handler) -> None:
+        if fd in self._handlers:
+            self._epoll.modify(fd, events)
+        else:
+            self._epoll.register(fd, events)
+        self._handlers[fd] = handler
+
+    def _unregister(self, fd: int) -> None:
+        if self._handlers.pop(fd, None) is not None:
+            self._epoll.unregister(fd)
+
+    def _close(self) -> None:
+        for process in self._processes.values():
+            process.close()
+        for slot in self._slots:
+            slot.close()
+        for listener in self._listeners:
+            listener.close()
+        self._signals.close()
+        self._epoll.close()
+
+    # -- connections --------------------------------------------------------------------------
+
+    def _send(self, slot: int, fd: int, address: channel.Address) -> None:
+        header = channel.pack_header(channel.CONNECTION, address)
+        channel.send(self._slots[slot].inbox, header, b"", fd)
+
+    def _watch_inbox(self, slot: int, on: bool) -> None:
+        fd = self._slots[slot].inbox.fileno()
+        if on:
+            self._register(fd, select.EPOLLOUT, lambda _: self._ledger.room(slot))
+        else:
+            self._unregister(fd)
+
+    def _announce(self) -> None:
+        bound = [listener.getsockname() for listener in self._listeners]
+        self._dispatcher.listen(self._listeners)
+        log.info(
+            "Listening at: %s (pid %d), %d worker%s",
+            ", ".join(url(address) for address in bound),
+            os.getpid(),
+            self._options.num,
+            "s" if self._options.num > 1 else "",
+        )
+        if self._launcher is not None:
+            payload = json.dumps(bound).encode()
+            try:
+                channel.send(self._launcher, channel.pack_header(channel.READY), payload)
+            except OSError:
+                self._ledger.stop(time.monotonic(), quick=True)
+
+    # -- processes ----------------------------------------------------------------------------
+
+    def _spawn(self, number: int) -> None:
+        slot = self._slots[number]
+        program = self._program
+        spec = {
+            "role": "worker",
+            "slot": number,
+            "master": os.getpid(),
+            "options": self._options.to_json(),
+            "target": program.target,
+            "script": program.script,
+            "module": program.module,
+            "call": program.call,
+            "argv": list(program.argv),
+            "path": list(program.path),
+        }
+        fds = [slot.inbox_end.fileno(), slot.mailbox.fileno()]
+        fds += [other.sibling.fileno() for other in self._slots]
+        environment = os.environ | {"STICKY_WORKER_ID": str(number)}
+        pid, control = spawn.start(
+            f"worker {number}", spec, fds, environment=environment, stdin=os.devnull
+        )
+        process = _Process(number, pid, control)
+        self._started += 1
+        key = self._started
+        self._processes[key] = process
+        self._register(process.pidfd, select.EPOLLIN, lambda _: self._on_end(key))
+        self._register(control.fileno(), select.EPOLLIN, lambda _: self._on_control(key))
+        self._ledger.spawned(key, number, time.monotonic())
+        log.debug("worker %d started (pid %d)", number, pid)
+
+    def _kill(self, key: Any, why: str) -> None:
+        process = self._processes[key]
+        process.killed_because = why
+        if why not in _DEATHS_BY_DESIGN:
+            log.error("worker %d (pid %d) is killed: %s", process.slot, process.pid, why)
+        signal.pidfd_send_signal(process.pidfd, signal.SIGKILL)
+
+    def _say(self, key: Any, what: Tell) -> None:
+        try:
+            channel.send(self._processes[key].control, channel.pack_header(_TOLD[what]))
+        except OSError as error:
+            # It is dead (its pidfd tells), or so far behind that the heartbeat will tell.
+            log.debug("worker %d was not told %s: %s", self._processes[key].slot, what.name, error)
+
+    def _on_control(self, key: int) -> None:
+        process = self._processes[key]
+        while key in self._processes:
+            try:
+                message = self._reader.receive(process.control)
+            except BlockingIOError:
+                return
+            except ConnectionResetError:
+                message = None  # it died with something of ours unread
+            except ChannelError as error:
+                log.error("worker %d (pid %d): %s", process.slot, process.pid, error)
+                return
+            if message is None:
+                self._unregister(process.control.fileno())  # its end is told by the pidfd
+                return
+            if message.kind == channel.READY:
+                log.info("worker %d ready (pid %d)", process.slot, process.pid)
+                self._ledger.ready(key, time.monotonic())
+            elif message.kind == channel.PONG:
+                self._ledger.heard(key)
+            elif message.kind == channel.FAILED:
+                process.failure = json.loads(message.payload)
+
+    def _on_end(self, key: int) -> None:
+        self._on_control(key)  # what it said last
+        process = self._processes.pop(key)
+        self._unregister(process.pidfd)
+        self._unregister(process.control.fileno())
+        status = reap(process.pid)
+        process.close()
+        now = time.monotonic()
+        starting = self._ledger.state_of(key) is ledger.Process.STARTING
+        was_serving = self._ledger.stage is ledger.Stage.SERVING
+        failure = process.failure or {}
+        self._ledger.ended(key, now, failure.get("status", 3))
+        if process.killed_because in _DEATHS_BY_DESIGN or (not was_serving and not status):
+            return
+        who = f"worker {process.slot} (pid {process.pid})"
+        if starting and not self._ledger.announced:
+            if not self._explained:
+                self._explained = True
+                reason = failure.get("reason") or f"it {describe(status)} before it was ready"
+                log.error("%s could not start: %s", who, reason)
+            return
+        then = ""
+        if self._ledger.slot_state(process.slot) is ledger.Slot.BACKOFF and was_serving:
+            then = f"; starting it again in {self._ledger.backoff(process.slot):g} s"
+        log.warning("%s %s%s", who, failure.get("reason") or describe(status), then)
+
+    # -- signals and the launcher -------------------------------------------------------------
+
+    def _on_signal(self, _: int) -> None:
+        now = time.monotonic()
+        for number in self._signals.arrived():
+            if number == signal.SIGCHLD:
+                if os.getpid() == 1:
+                    reap_orphans({process.pid for process in self._processes.values()})
+            elif self._ledger.stage is ledger.Stage.SERVING:
+                quick = number != signal.SIGTERM
+                log.info("%s: stopping%s", number.name, "" if quick else " gracefully")
+                self._ledger.stop(now, quick=quick)
+            elif number != signal.SIGTERM:
+                self._ledger.stop(now, quick=True)
+
+    def _on_launcher(self, _: int) -> None:
+        """Nothing is ever sent from there: it has ended, and we with it."""
+        assert self._launcher is not None
+        self._unregister(self._launcher.fileno())
+        self._ledger.stop(time.monotonic(), quick=True)
+
+
+def _unread(slot: _Slot) -> bool:
+    """Whether something lies in the inbox (FIONREAD counts bytes there, but 0 means empty)."""
+    size: int = struct.unpack("i", fcntl.ioctl(slot.inbox_end, _FIONREAD, b"\0\0\0\0"))[0]
+    return size > 0
+
+
+def run(options: Options, program: spawn.Program, launcher: socket.socket | None = None) -> int:
+    """Be the master: serve until stopped.
+
+    Returns:
+        The exit status: 0 when stopped, 1 when the port cannot be used, 3 when the workers cannot
+        boot, 4 when the app cannot be loaded.
+    """
+    logs.set_up(options.log_level, patient=True)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    try:
+        master = Master(options, program, launcher)
+    except StickyError as error:
+        log.error("%s", error)
+        return error.exit_status
+    return master.run()
+
+
+def launched(spec: Mapping[str, Any]) -> None:
+    """Be the master that a script's ``listen`` started (``_boot.py`` calls this)."""
+    launcher = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, spawn.CONTROL_FD)
+    launcher.setblocking(False)
+    try:
+        options = Options.make(spec["options"])
+    except OptionError as error:
+        sys.exit(f"sticky: {error}")
+    sys.exit(run(options, spawn.Program(**spec["program"]), launcher))

@@ -1,0 +1,102 @@
+"""Starting our own processes: a new interpreter each, with one descriptor and one message.
+
+A new interpreter (not a bare fork) is what makes monkey-patching come first, reload mean new code,
+and the app start in a process without threads or locks of somebody else's. The new process runs
+``_boot.py`` by its path with ``-P``, so that neither the working directory nor sticky's own folder
+gets on its ``sys.path``; everything it needs to know comes in the first message on descriptor 3.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from . import channel
+from .errors import StickyError
+
+BOOT = str(Path(__file__).with_name("_boot.py"))
+CONTROL_FD = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """What the user started: enough to run it again in a worker.
+
+    Attributes:
+        target: "module:factory", or None when the script's own ``listen`` call has the factory.
+        script: path of the script to run again, or None.
+        module: name of the module to run again (``python -m name``), or None.
+        call: which of the script's ``listen`` calls this server is, from 0.
+        argv, path, directory: ``sys.argv``, ``sys.path`` and the working directory.
+    """
+
+    target: str | None = None
+    script: str | None = None
+    module: str | None = None
+    call: int = 0
+    argv: Sequence[str] = ()
+    path: Sequence[str] = ()
+
+
+def interpreter(*arguments: str) -> list[str]:
+    """The command line for another interpreter like this one, that runs ``_boot.py``."""
+    if not sys.executable:
+        raise StickyError("sys.executable is empty: there is no interpreter to start workers with")
+    # What multiprocessing uses for the same purpose; there is no public form of it.
+    flags: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
+    if "-P" not in flags:
+        flags.append("-P")
+    return [sys.executable, *flags, BOOT, *arguments]
+
+
+def start(
+    label: str,
+    spec: Mapping[str, Any],
+    fds: Sequence[int] = (),
+    *,
+    environment: Mapping[str, str],
+    stdin: str | None = None,
+) -> tuple[int, socket.socket]:
+    """Start a process of ours.
+
+    Args:
+        label: what ``ps`` shows behind the interpreter's own arguments.
+        spec: what it has to know, as JSON can carry it.
+        fds: descriptors to send along with the spec.
+        environment: its whole environment.
+        stdin: a file to read its standard input from, instead of ours.
+
+    Returns:
+        Its pid, and our end of its control pair.
+
+    Raises:
+        OSError: the process could not be started.
+    """
+    ours, theirs = channel.pair()
+    actions: list[tuple[Any, ...]] = [(os.POSIX_SPAWN_DUP2, theirs.fileno(), CONTROL_FD)]
+    if stdin is not None:
+        actions.append((os.POSIX_SPAWN_OPEN, 0, stdin, os.O_RDONLY, 0))
+    try:
+        channel.send(ours, channel.pack_header(channel.SPEC), json.dumps(spec).encode(), *fds)
+        pid = os.posix_spawn(
+            sys.executable,
+            interpreter(*label.split()),
+            environment,
+            file_actions=actions,
+            setsigmask=(),
+            setsigdef=(signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGCHLD),
+        )
+    except BaseException:
+        ours.close()
+        raise
+    finally:
+        theirs.close()
+    return pid, ours

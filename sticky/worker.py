@@ -1,0 +1,249 @@
+"""The child's side: load the app, and give it to the adapter.
+
+A worker's program is either a "module:factory" string, imported here, or the user's own script,
+run again until it calls ``sticky.listen``, which then serves instead of launching.
+"""
+
+from __future__ import annotations
+
+import builtins
+import ctypes
+import dataclasses
+import importlib
+import inspect
+import json
+import logging
+import os
+import runpy
+import signal
+import socket
+import sys
+import traceback
+import types
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from . import adapters, channel, logs, spawn
+from .errors import OptionError, WorkerError
+from .options import Options
+
+log = logging.getLogger("sticky.worker")
+
+_PR_SET_PDEATHSIG = 1
+_CANNOT_BOOT, _CANNOT_LOAD = 3, 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Worker:
+    """The worker that this process is.
+
+    Attributes:
+        id: the number of its slot, from 0; a respawned worker has the same.
+        pid: its process id.
+        options: the settings of the server.
+        mailbox: a descriptor: what siblings send arrives here (AF_UNIX SOCK_SEQPACKET).
+        siblings: descriptors to send to, one a slot, by number, the own one included.
+    """
+
+    id: int
+    pid: int
+    options: Options
+    mailbox: int
+    siblings: Sequence[int]
+
+
+@dataclasses.dataclass
+class _Boot:
+    """What is needed between the start of the process and the adapter's loop."""
+
+    worker: Worker
+    control: socket.socket
+    inbox: socket.socket
+    calls_before: int
+
+
+_boot: _Boot | None = None
+
+
+def current_worker() -> Worker | None:
+    """The worker that this process is; None in the launcher and everywhere else."""
+    return _boot.worker if _boot else None
+
+
+def main(spec: Mapping[str, Any], fds: Sequence[int]) -> NoReturn:
+    """Be the worker that the spec describes (``_boot.py`` calls this, after patching)."""
+    global _boot
+    _die_with(spec["master"])
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal is the master's business
+    signal.signal(signal.SIGQUIT, signal.SIG_IGN)
+    options = Options.make(spec["options"])
+    logs.set_up(options.log_level)
+    unix, packets = socket.AF_UNIX, socket.SOCK_SEQPACKET
+    control = socket.socket(unix, packets, 0, spawn.CONTROL_FD)
+    inbox, mailbox, *siblings = fds
+    _boot = _Boot(
+        Worker(spec["slot"], os.getpid(), options, mailbox, tuple(siblings)),
+        control,
+        socket.socket(unix, packets, 0, inbox),
+        spec["call"],
+    )
+    sys.argv[:] = spec["argv"]
+    try:
+        if spec["target"]:
+            serve(load(spec["target"], options.app_dir))
+        _run_again(spec["script"], spec["module"])
+        raise WorkerError(
+            f"{spec['script'] or spec['module']} ended without calling sticky.listen(...), "
+            "which it did when it was started: workers run it again up to that call. "
+            "If it cannot be run twice, pass the factory as a string: "
+            "sticky.listen('module:factory', ...)",
+            _CANNOT_LOAD,
+        )
+    except SystemExit as end:
+        if _boot is None:
+            raise
+        _fail(f"it ended with {end!r} before it could serve", _CANNOT_BOOT)
+    except (WorkerError, OptionError) as error:
+        _fail(str(error), error.exit_status)
+    except BaseException as error:
+        _fail(_explain(error), _CANNOT_BOOT)
+
+
+def _die_with(master: int) -> None:
+    """Have the kernel kill this process when the master dies, whatever it is busy with (prctl(2)).
+
+    A closed control pair says the same to a worker that looks at it; one in a CPU loop does not.
+    """
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != master:
+        os._exit(1)  # it died before
+
+
+def _fail(reason: str, status: int) -> NoReturn:
+    """Tell the master why this worker cannot serve, and end. The master logs it, once for all."""
+    assert _boot is not None
+    payload = json.dumps({"reason": reason[-channel.MAX_INLINE // 2 :], "status": status})
+    try:
+        _boot.control.setblocking(True)
+        channel.send(_boot.control, channel.pack_header(channel.FAILED), payload.encode())
+    except OSError:
+        sys.stderr.write(reason + "\n")
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def _explain(error: BaseException) -> str:
+    """The traceback of what the user's code did, without the frames that are ours."""
+    ours = {__file__, spawn.BOOT, runpy.__file__, importlib.__file__}
+    report = traceback.TracebackException.from_exception(error)
+    theirs = [
+        frame
+        for frame in report.stack
+        if frame.filename not in ours and not frame.filename.startswith("<frozen ")
+    ]
+    report.stack = traceback.StackSummary.from_list(theirs)
+    return "\n" + "".join(report.format()).rstrip()
+
+
+# -- the user's program ---------------------------------------------------------------------------
+
+
+def _run_again(script: str | None, module: str | None) -> None:
+    """Run the program that called ``listen``, as ``__main__``, up to that call."""
+    if module:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+        return
+    assert script is not None
+    main = types.ModuleType("__main__")
+    main.__dict__.update(__file__=script, __builtins__=builtins)
+    sys.modules["__main__"] = main
+    exec(compile(Path(script).read_bytes(), script, "exec"), main.__dict__)  # noqa: S102
+
+
+def load(target: str, app_dir: str | None = None) -> Any:
+    """The object that "module:attribute" names.
+
+    Raises:
+        WorkerError: there is no such module or attribute. What the module itself raises passes.
+    """
+    folder = app_dir or str(Path.cwd())
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    name, _, attribute = target.partition(":")
+    try:
+        found = importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not (name + ".").startswith(error.name + "."):
+            raise  # the module is there; something that it imports is not
+        raise WorkerError(
+            f"there is no module {error.name!r} (from {target!r}); "
+            f"it was looked for in {folder} and on sys.path",
+            _CANNOT_LOAD,
+        ) from None
+    for part in attribute.split("."):
+        try:
+            found = getattr(found, part)
+        except AttributeError:
+            raise WorkerError(
+                f"module {name!r} has no attribute {attribute!r} (from {target!r})", _CANNOT_LOAD
+            ) from None
+    return found
+
+
+def _is_app(thing: Any) -> bool:
+    """Whether this is an app rather than what makes one: of a known class, or called with what a
+    server passes (WSGI: environ, start_response)."""
+    if not callable(thing):
+        return True
+    for module, name in _APPS:
+        known = getattr(sys.modules.get(module), name, None)
+        if known is not None and isinstance(thing, known):
+            return True
+    if inspect.isclass(thing):
+        return False
+    try:
+        parameters = inspect.signature(thing).parameters.values()
+    except (TypeError, ValueError):
+        return False
+    required = [
+        p
+        for p in parameters
+        if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+    ]
+    return len(required) >= 2
+
+
+# Compared only with what is loaded already: an app of a class has loaded its module.
+_APPS = (
+    ("flask", "Flask"),
+    ("flask_socketio", "SocketIO"),
+    ("socketio", "Server"),
+    ("socketio", "WSGIApp"),
+    ("engineio", "WSGIApp"),
+)
+
+
+def serve(factory: Callable[[], Any] | Any) -> NoReturn:
+    """Make the app and serve it until told to end. ``listen`` comes here in a worker."""
+    global _boot
+    assert _boot is not None
+    boot = _boot
+    adapter = adapters.load(boot.worker.options.worker_class)
+    app = factory if _is_app(factory) else factory()
+    adapter(app, boot.worker.options, boot.control, boot.inbox).run()
+    # From here on an exit is an exit, not a failure to boot. SystemExit runs the atexit handlers.
+    _boot = None
+    sys.exit(0)
+
+
+def listen_called(factory: Callable[[], Any] | Any) -> None:
+    """``listen`` was called in a worker: serve, if this is the call that launched us.
+
+    A script may call it several times, one server after another: those before ours have ended.
+    """
+    assert _boot is not None
+    if _boot.calls_before == 0:
+        serve(factory)
+    _boot.calls_before -= 1

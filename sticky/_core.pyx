@@ -2,17 +2,17 @@
 # cython: embedsignature=True
 """The routing core, compiled. ``_pycore`` states the rules; this file gives the same answers.
 
-How it gets them fast: one pass over the head that visits only the bytes that matter (``sticky_next``
-skips whole blocks of bytes without looking at any of them), then one comparison with the header's
-name, then one parse. The leaves are C without Python objects, and ``noexcept nogil`` proves it; what
-they are given is a pointer and an end, and no byte at or behind the end is ever read.
+How it gets them fast: one pass over the head that visits only the bytes that matter
+(``sticky_next`` skips whole blocks without a look at any single byte), then one comparison with the
+header's name, then one parse. The leaves are C without Python objects, which ``noexcept nogil``
+proves. They get a pointer and an end, and read no byte at or behind the end.
 """
 
 from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_Check, PyByteArray_GET_SIZE
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_Check, PyBytes_GET_SIZE
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
-from libc.string cimport memchr
+from libc.string cimport memchr, memcpy
 
 import ipaddress
 
@@ -33,11 +33,22 @@ cdef extern from *:
     #endif
 
     /*
-     * The next byte from p on that needs a look: NUL, a CR without LF behind it, or an LF before
-     * the end of the head, a continuation line, or a name with the right first letter. `first` is
-     * that letter with bit 0x20 set. May return more than that, never less. `end`: there is none.
+     * One letter of the name that is looked for, with bit 0x20 set, and where it stands in it.
+     * Of the first 16 the last tells most: many names begin with x-forwarded-.
      */
-    static const uint8_t *sticky_next_portable(const uint8_t *p, const uint8_t *end, uint8_t first)
+    typedef struct {
+        uint8_t first;
+        uint8_t probe;
+        uint8_t probe_at;
+    } sticky_name;
+
+    /*
+     * The next byte from p on that needs a look: NUL, a CR without LF behind it, or an LF before
+     * the end of the head, a continuation line, or a line that may begin with the name. May return
+     * more than that, never less. `end`: there is none. `base`: from here on there are bytes.
+     */
+    static const uint8_t *sticky_next_portable(
+        const uint8_t *p, const uint8_t *end, const sticky_name *name)
     {
         while (p < end) {
             const uint8_t *lf = (const uint8_t *)memchr(p, '\\n', (size_t)(end - p));
@@ -50,7 +61,7 @@ cdef extern from *:
                 return cr;
             if (!lf)
                 return end;
-            if (lf + 1 < end && (lf[1] <= ' ' || (lf[1] | 0x20) == first))
+            if (lf + 1 < end && (lf[1] <= ' ' || (lf[1] | 0x20) == name->first))
                 return lf;
             p = lf + 1;
         }
@@ -58,15 +69,16 @@ cdef extern from *:
     }
 
     #if STICKY_SSE2
-    /* Which of the 16 bytes at p need a look; reads 17. */
-    static inline __m128i sticky_look(const uint8_t *p, __m128i first)
+    /* Which of the 16 bytes at p need a look; reads 17, and 16 from p + 1 + probe_at. */
+    static inline __m128i sticky_look(const uint8_t *p, __m128i probe, size_t probe_at)
     {
         const __m128i lf = _mm_set1_epi8('\\n'), space = _mm_set1_epi8(' ');
         __m128i here = _mm_loadu_si128((const __m128i *)p);
         __m128i next = _mm_loadu_si128((const __m128i *)(p + 1));
+        __m128i letter = _mm_loadu_si128((const __m128i *)(p + 1 + probe_at));
         __m128i begins = _mm_or_si128(
             _mm_cmpeq_epi8(_mm_min_epu8(next, space), next), /* next <= ' ' */
-            _mm_cmpeq_epi8(_mm_or_si128(next, space), first));
+            _mm_cmpeq_epi8(_mm_or_si128(letter, space), probe));
         __m128i line = _mm_and_si128(_mm_cmpeq_epi8(here, lf), begins);
         __m128i bare = _mm_andnot_si128(
             _mm_cmpeq_epi8(next, lf), _mm_cmpeq_epi8(here, _mm_set1_epi8('\\r')));
@@ -74,10 +86,10 @@ cdef extern from *:
         return _mm_or_si128(_mm_or_si128(line, bare), nul);
     }
 
-    static inline uint64_t sticky_look64(const uint8_t *p, __m128i first)
+    static inline uint64_t sticky_look64(const uint8_t *p, __m128i probe, size_t probe_at)
     {
-        __m128i a = sticky_look(p, first), b = sticky_look(p + 16, first);
-        __m128i c = sticky_look(p + 32, first), d = sticky_look(p + 48, first);
+        __m128i a = sticky_look(p, probe, probe_at), b = sticky_look(p + 16, probe, probe_at);
+        __m128i c = sticky_look(p + 32, probe, probe_at), d = sticky_look(p + 48, probe, probe_at);
         if (!_mm_movemask_epi8(_mm_or_si128(_mm_or_si128(a, b), _mm_or_si128(c, d))))
             return 0;
         return (uint64_t)(uint32_t)_mm_movemask_epi8(a)
@@ -87,9 +99,11 @@ cdef extern from *:
     }
 
     static const uint8_t *sticky_next(
-        const uint8_t *base, const uint8_t *p, const uint8_t *end, uint8_t first_letter)
+        const uint8_t *base, const uint8_t *p, const uint8_t *end, const sticky_name *name)
     {
-        const __m128i first = _mm_set1_epi8((char)first_letter), cr = _mm_set1_epi8('\\r');
+        const __m128i cr = _mm_set1_epi8('\\r');
+        __m128i probe = _mm_set1_epi8((char)name->probe);
+        size_t probe_at = name->probe_at;
         uint64_t mask;
         while (end - p > 64) {
             __m128i low = _mm_min_epu8(
@@ -99,7 +113,12 @@ cdef extern from *:
                              _mm_loadu_si128((const __m128i *)(p + 48))));
             /* All that matters is at most 13: without such a byte the 64 are done. */
             if (_mm_movemask_epi8(_mm_cmpeq_epi8(_mm_min_epu8(low, cr), low))) {
-                mask = sticky_look64(p, first);
+                if (end - p < 64 + 16) {
+                    /* The probe would reach behind the end; the first letter does not. */
+                    probe = _mm_set1_epi8((char)name->first);
+                    probe_at = 0;
+                }
+                mask = sticky_look64(p, probe, probe_at);
                 if (mask)
                     return p + __builtin_ctzll(mask);
             }
@@ -108,19 +127,26 @@ cdef extern from *:
         if (end - base > 64 && p < end) {
             /* The rest, as the last bits of the last 64 bytes that have a next one. */
             const uint8_t *last = end - 65;
-            mask = sticky_look64(last, first) >> (p - last) % 64;
-            if (p - last < 64 && mask)
-                return p + __builtin_ctzll(mask);
-            return end[-1] == 0 || end[-1] == '\\r' ? end - 1 : end;
+            if (p - last < 64) {
+                mask = sticky_look64(last, _mm_set1_epi8((char)name->first), 0) >> (p - last);
+                if (mask)
+                    return p + __builtin_ctzll(mask);
+            }
+            return end[-1] == 0 ? end - 1 : end;
         }
-        return sticky_next_portable(p, end, first_letter);
+        return sticky_next_portable(p, end, name);
     }
     #else
-    #define sticky_next(base, p, end, first) sticky_next_portable(p, end, first)
+    #define sticky_next(base, p, end, name) sticky_next_portable(p, end, name)
     #endif
     """
+    ctypedef struct sticky_name:
+        uint8_t first
+        uint8_t probe
+        uint8_t probe_at
     const uint8_t *sticky_next(
-        const uint8_t *base, const uint8_t *p, const uint8_t *end, uint8_t first) noexcept nogil
+        const uint8_t *base, const uint8_t *p, const uint8_t *end, const sticky_name *name
+    ) noexcept nogil
     const bint STICKY_SSE2
 
 cdef int BY_PEER = verdicts.BY_PEER
@@ -170,7 +196,7 @@ cdef struct Rules:
     const uint8_t *name  # lower case
     const uint8_t *letters  # 0x20 where the name has a letter, 0 elsewhere
     Py_ssize_t name_size
-    uint8_t first  # name[0] | 0x20, for sticky_next
+    sticky_name probe
 
 cdef struct Key:
     uint32_t hash
@@ -196,8 +222,9 @@ cdef struct Pieces:
     bint plain  # a quote was not closed: quotes mean nothing any more
 
 cdef struct Values:
-    Head head
-    int left  # lines of the header still to come
+    const uint8_t *at  # behind the colon of the first line of the header
+    Head head  # as it was then; the lines after the first are found again if they are needed
+    int left  # how many lines come after the first
 
 
 # --- hash and slot -------------------------------------------------------------------------------
@@ -522,7 +549,9 @@ cdef inline int read_element(const Rules *rules, Text *element, Key *key) noexce
     cdef uint8_t unescaped[MAX_ADDRESS]
     cdef int size = 0
     cdef Pieces pairs
-    cdef Text node = element[0], pair
+    cdef Text node, pair
+    node.at = element.at
+    node.end = element.end
     if rules.forwarded:
         pairs = Pieces(element.at, element.end, False)
         while True:
@@ -558,12 +587,33 @@ cdef inline int read_element(const Rules *rules, Text *element, Key *key) noexce
 
 # --- the head ------------------------------------------------------------------------------------
 
+cdef inline uint64_t eight(const uint8_t *p) noexcept nogil:
+    cdef uint64_t bytes_
+    memcpy(&bytes_, p, 8)
+    return bytes_
+
+
+cdef inline bint is_name(const uint8_t *p, const Rules *rules) noexcept nogil:
+    """Whether the name stands at p, where there is room for it."""
+    cdef Py_ssize_t i, last = rules.name_size - 8
+    if last < 0:
+        for i in range(rules.name_size):
+            if p[i] | rules.letters[i] != rules.name[i]:
+                return False
+        return True
+    i = 0
+    while i < last:
+        if eight(p + i) | eight(rules.letters + i) != eight(rules.name + i):
+            return False
+        i += 8
+    return eight(p + last) | eight(rules.letters + last) == eight(rules.name + last)
+
+
 cdef inline int read_line_start(Head *head, const uint8_t *lf, const Rules *rules) noexcept nogil:
     """What begins behind an LF: FIELD (head.at behind the colon), a reason, or -1 for nothing."""
     cdef const uint8_t *p = lf + 1
     cdef const uint8_t *end = head.end
     cdef const uint8_t *name_end
-    cdef Py_ssize_t i
     if p == end:
         return -1
     if p[0] == c'\n':
@@ -576,9 +626,8 @@ cdef inline int read_line_start(Head *head, const uint8_t *lf, const Rules *rule
         return FIRST_FOLDED if lf == head.first_lf else -1
     if end - p <= rules.name_size:
         return -1
-    for i in range(rules.name_size):
-        if p[i] | rules.letters[i] != rules.name[i]:
-            return -1
+    if not is_name(p, rules):
+        return -1
     p += rules.name_size
     name_end = p
     while p < end and (p[0] == c' ' or p[0] == c'\t'):
@@ -600,7 +649,7 @@ cdef inline int next_field(Head *head, const Rules *rules) noexcept nogil:
     cdef const uint8_t *p = head.at
     cdef int found
     while True:
-        p = sticky_next(head.base, p, head.end, rules.first)
+        p = sticky_next(head.base, p, head.end, &rules.probe)
         if p == head.end:
             return INCOMPLETE
         if p[0] == c'\n':
@@ -642,14 +691,15 @@ cdef inline void feed(Sip *sip, Key *key, uint8_t byte) noexcept nogil:
         key.copied += 1
 
 
-cdef int read_bytes(
-    const Rules *rules, Values values, Pieces value, Key *key
-) noexcept nogil:
+cdef int read_bytes(const Rules *rules, const Values *found, Key *key) noexcept nogil:
     """The key is the value: trimmed, folds as one space, several lines joined by ', '."""
+    cdef Values values = found[0]
+    cdef Pieces value
     cdef Sip sip
     cdef Text text
     cdef const uint8_t *p
     cdef bint folded
+    value_at(&value, values.at, values.head.end)
     sip_start(&sip, rules.k0, rules.k1)
     key.words = 0
     while True:
@@ -683,13 +733,12 @@ cdef int read_bytes(
     return BY_BYTES
 
 
-cdef int read_leftmost(
-    const Rules *rules, Values values, Pieces value, Key *key
-) noexcept nogil:
-    cdef Values all_values = values
-    cdef Pieces first = value
+cdef int read_leftmost(const Rules *rules, const Values *found, Key *key) noexcept nogil:
+    cdef Values values = found[0]
+    cdef Pieces value
     cdef Text element
     cdef int why = EMPTY, kind
+    value_at(&value, values.at, values.head.end)
     while True:
         while next_piece(&value, c',', &element):
             if element.at == element.end:
@@ -703,15 +752,16 @@ cdef int read_leftmost(
                 why = ONLY_UNKNOWN
         if not next_value(&values, rules, &value):
             break
-    return read_bytes(rules, all_values, first, key) if why == BY_BYTES else why
+    return read_bytes(rules, found, key) if why == BY_BYTES else why
 
 
-cdef int read_hops(const Rules *rules, Values values, Pieces value, Key *key) noexcept nogil:
+cdef int read_hops(const Rules *rules, const Values *found, Key *key) noexcept nogil:
     """Counts first: quotes can be followed only from the left."""
-    cdef Values all_values = values
-    cdef Pieces first = value
+    cdef Values values = found[0]
+    cdef Pieces value
     cdef Text element
     cdef Py_ssize_t count = 0
+    value_at(&value, values.at, values.head.end)
     while True:
         while next_piece(&value, c',', &element):
             count += element.at < element.end
@@ -720,8 +770,8 @@ cdef int read_hops(const Rules *rules, Values values, Pieces value, Key *key) no
     if count < rules.hops:
         return TOO_FEW if count else EMPTY
     count -= rules.hops
-    values = all_values
-    value = first
+    values = found[0]
+    value_at(&value, values.at, values.head.end)
     while True:
         while next_piece(&value, c',', &element):
             if element.at == element.end:
@@ -742,7 +792,6 @@ cdef int decide(
     cdef const uint8_t *end = data + length
     cdef Head head
     cdef Values values
-    cdef Pieces value
     cdef int lines = 0, found
     while data < end:
         if data[0] == c'\n':
@@ -759,7 +808,7 @@ cdef int decide(
         if found != FIELD:
             break
         if lines == 0:
-            # Where the first line is must do: the others are found again if they are needed.
+            values.at = head.at
             values.head = head
         lines += 1
     if found != END_OF_HEAD:
@@ -767,10 +816,7 @@ cdef int decide(
     if lines == 0:
         return ABSENT
     values.left = lines - 1
-    value_at(&value, values.head.at, end)
-    if rules.hops:
-        return read_hops(rules, values, value, key)
-    return read_leftmost(rules, values, value, key)
+    return read_hops(rules, &values, key) if rules.hops else read_leftmost(rules, &values, key)
 
 
 # --- the shell -----------------------------------------------------------------------------------
@@ -828,7 +874,9 @@ cdef class Router:
         self.rules.name = <const uint8_t *>PyBytes_AS_STRING(self.header)
         self.rules.name_size = PyBytes_GET_SIZE(self.header)
         self.rules.letters = <const uint8_t *>PyBytes_AS_STRING(self.letters)
-        self.rules.first = self.rules.name[0] | 0x20
+        self.rules.probe.first = self.rules.name[0] | 0x20
+        self.rules.probe.probe_at = min(self.rules.name_size, 16) - 1
+        self.rules.probe.probe = self.rules.name[self.rules.probe.probe_at] | 0x20
 
     def route(self, data, Py_ssize_t length, str peer not None):
         """The slot for the request that starts ``data[:length]``, or a verdict (below zero).
@@ -846,7 +894,7 @@ cdef class Router:
         cdef int missing
         cdef int why
         key.copy = NULL
-        why = self.decide(data, length, peer, &key, &missing)
+        why = self.decide(start_of(data, length), length, peer, &key, &missing)
         if why <= LAST_KEY:
             return pick_slot(key.hash, self.rules.n)
         if why <= LAST_MISSING:
@@ -861,6 +909,7 @@ cdef class Router:
         cdef Key key
         cdef int missing = -1
         cdef int why
+        cdef const uint8_t *start = start_of(data, length)
         # A key of bytes is never longer than what it was read from: a name and a colon are at
         # least as long as the ', ' that stands for them.
         key.copy = <uint8_t *>malloc(max(length, 1))
@@ -868,7 +917,7 @@ cdef class Router:
         if key.copy == NULL:
             raise MemoryError
         try:
-            why = self.decide(data, length, peer, &key, &missing)
+            why = self.decide(start, length, peer, &key, &missing)
             text = verdicts.sentence(
                 why, None if missing < 0 else missing, self.header, self.rules.hops
             )
@@ -884,21 +933,10 @@ cdef class Router:
             free(key.copy)
 
     cdef inline int decide(
-        self, object data, Py_ssize_t length, str peer, Key *key, int *missing
+        self, const uint8_t *start, Py_ssize_t length, str peer, Key *key, int *missing
     ) except -1:
-        cdef const uint8_t *start
-        cdef Py_ssize_t size
-        cdef int why = BY_PEER
-        if PyBytes_Check(data):
-            start = <const uint8_t *>PyBytes_AS_STRING(data)
-            size = PyBytes_GET_SIZE(data)
-        elif PyByteArray_Check(data):
-            start = <const uint8_t *>PyByteArray_AS_STRING(data)
-            size = PyByteArray_GET_SIZE(data)
-        else:
-            raise TypeError(f"data must be bytes or bytearray, not {type(data).__name__}")
-        if not 0 <= length <= size:
-            raise ValueError(f"length must be 0 to {size}, not {length}")
+        """Why, and the key. ``missing``: why the peer stands in for the header, if it does."""
+        cdef int why
         if self.proxy:
             why = decide(&self.rules, start, length, key)
             if not (self.ignore_missing_header and LAST_KEY < why <= LAST_MISSING):
@@ -918,6 +956,23 @@ cdef class Router:
             sip_byte(&sip, text[i])
         key.hash = sip_bytes_end(&sip)
         return 0
+
+
+cdef inline const uint8_t *start_of(object data, Py_ssize_t length) except NULL:
+    """Where the data lies, once it is known to be of the right type and long enough."""
+    cdef const uint8_t *start
+    cdef Py_ssize_t size
+    if PyBytes_Check(data):
+        start = <const uint8_t *>PyBytes_AS_STRING(data)
+        size = PyBytes_GET_SIZE(data)
+    elif PyByteArray_Check(data):
+        start = <const uint8_t *>PyByteArray_AS_STRING(data)
+        size = PyByteArray_GET_SIZE(data)
+    else:
+        raise TypeError(f"data must be bytes or bytearray, not {type(data).__name__}")
+    if not 0 <= length <= size:
+        raise ValueError(f"length must be 0 to {size}, not {length}")
+    return start
 
 
 cdef bytes address_text(const Key *key):

@@ -304,6 +304,8 @@ def _unfold(value: bytes) -> bytes:
 
 def _half_siphash(seed: bytes, words: Iterable[int], c_rounds: int = 1, d_rounds: int = 3) -> int:
     """HalfSipHash with 32 bits of output over words that already end with the length."""
+    k0: int
+    k1: int
     k0, k1 = unpack_from("<2I", seed)
     v0, v1, v2, v3 = k0, k1, k0 ^ 0x6C796765, k1 ^ 0x74656462
     for word in words:

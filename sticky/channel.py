@@ -35,6 +35,9 @@ END = 9  # master -> worker: nothing more will come; finish what you have, then 
 QUIT = 10  # master -> worker: end now
 
 _HEADER = struct.Struct("!BBBBIIHH16s")
+_IPV4_CONNECTION = struct.Struct(
+    "!BBxBxxxxxxxxHxx4s12x"
+)  # the same, with what is constant left out
 HEADER_SIZE = _HEADER.size
 _FD = struct.Struct("i")
 _PREFIX_IN_MEMFD = 1
@@ -110,6 +113,20 @@ def send(channel: socket.socket, header: bytes, payload: bytes = b"", *fds: int)
         channel.sendmsg(parts, ((*_RIGHTS, rights),), _FLAGS)
     else:
         channel.sendmsg(parts, (), _FLAGS)
+
+
+def hand_over(channel: socket.socket, fd: int, address: Address) -> None:
+    """Send a connection of which nothing was read: the common case, once for every connection.
+
+    The same message as ``send_connection`` makes, in one step; raises as ``send`` does.
+    """
+    if address and ":" not in address[0]:
+        header = _IPV4_CONNECTION.pack(
+            VERSION, CONNECTION, 4, address[1], socket.inet_aton(address[0])
+        )
+    else:
+        header = pack_header(CONNECTION, address)
+    channel.sendmsg((header,), ((*_RIGHTS, _FD.pack(fd)),), _FLAGS)
 
 
 def send_connection(

@@ -14,10 +14,13 @@ import errno
 import logging
 import select
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from http import HTTPStatus
+from typing import Any
 
 from . import channel
+from .channel import hand_over
 from .ledger import Connection as Handle
 from .ledger import Ledger
 from .options import Options
@@ -38,12 +41,17 @@ _PEEK = socket.MSG_PEEK | socket.MSG_DONTWAIT
 _SEND = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 
 
+# The type below ``socket.socket``. Making one costs a third, and what the other adds (enums,
+# reference counts of its files) nobody here looks at.
+Socket = socket.SocketType
+
+
 class Connection:
     """One connection that the master holds for longer than a moment."""
 
     __slots__ = ("address", "slot", "sock")
 
-    def __init__(self, sock: socket.socket, address: channel.Address) -> None:
+    def __init__(self, sock: Socket, address: channel.Address) -> None:
         self.sock = sock
         self.address = address
         self.slot = -1
@@ -82,7 +90,7 @@ class Dispatcher:
         options: the settings.
         router: decides from the peeked bytes.
         ledger: decides everything else.
-        send: hands a connection to the inbox of a slot; raises as ``channel.send`` does.
+        inboxes: where the connections of each slot are sent.
         register, unregister: the loop's, to be told of events on a descriptor.
         clock: the monotonic time, in seconds.
     """
@@ -93,7 +101,7 @@ class Dispatcher:
         router: Router,
         ledger: Ledger,
         *,
-        send: Callable[[int, int, channel.Address], None],
+        inboxes: Sequence[socket.socket],
         register: Callable[[int, int, Callable[[int], object]], None],
         unregister: Callable[[int], None],
         clock: Callable[[], float],
@@ -102,13 +110,15 @@ class Dispatcher:
         self._header = options.header
         self._limit = options.max_head_size
         self._route = router.route
+        self._explain = router.explain
         self._ledger = ledger
-        self._send = send
+        self._inboxes = inboxes
         self._register = register
         self._unregister = unregister
         self._clock = clock
         self._buffer = bytearray(self._limit)
         self._listeners: list[socket.socket] = []
+        self._kinds: dict[socket.socket, tuple[Callable[[], tuple[int, Any]], int, int, int]] = {}
         self._burst, self._full = 1, 0
         self._answers = _answers(options)
         self._told: set[str] = set()
@@ -119,18 +129,19 @@ class Dispatcher:
     def listen(self, listeners: Iterable[socket.socket]) -> None:
         """Begin to accept."""
         self._listeners.extend(listeners)
+        for it in self._listeners:
+            # _accept() is what accept() wraps in a socket.socket; see Socket above.
+            accept: Callable[[], tuple[int, Any]] = it._accept  # type: ignore[attr-defined]
+            self._kinds[it] = accept, int(it.family), int(it.type), it.proto
         self.accepting(True)
 
     def accepting(self, on: bool) -> None:
         """Begin, pause or resume accepting."""
         for listener in self._listeners:
             if on:
-                self._register(listener.fileno(), select.EPOLLIN, self._acceptor(listener))
+                self._register(listener.fileno(), select.EPOLLIN, partial(self.accept, listener))
             else:
                 self._unregister(listener.fileno())
-
-    def _acceptor(self, listener: socket.socket) -> Callable[[int], object]:
-        return lambda _: self.accept(listener)
 
     def close(self, *, drain: bool) -> None:
         """Close the listeners; with ``drain``, accept first what has arrived."""
@@ -144,18 +155,19 @@ class Dispatcher:
             listener.close()
         self._listeners.clear()
 
-    def accept(self, listener: socket.socket) -> int:
+    def accept(self, listener: socket.socket, _: int = 0) -> int:
         """Accept what is there, in bounded batches; how many there were.
 
         One at a time while they come singly: the next wait tells as cheaply as a failing accept
         whether there are more, and when there often are, the batch doubles.
         """
-        accept, route, buffer, limit = listener.accept, self._route, self._buffer, self._limit
-        queues, proxy, send = self._ledger.queues, self._proxy, self._send
+        accept, family, kind, protocol = self._kinds[listener]
+        route, buffer, limit = self._route, self._buffer, self._limit
+        queues, inboxes, proxy = self._ledger.queues, self._inboxes, self._proxy
         done, length = 0, 0
         while done < self._burst:
             try:
-                sock, address = accept()
+                fd, address = accept()
             except BlockingIOError:
                 self._burst, self._full = 1, 0
                 break
@@ -165,6 +177,7 @@ class Dispatcher:
                     break
                 continue  # the client left before we came, or its network failed: accept(2)
             done += 1
+            sock = Socket(family, kind, protocol, fd)
             if proxy:
                 try:
                     length = sock.recv_into(buffer, limit, _PEEK)
@@ -177,7 +190,7 @@ class Dispatcher:
             slot = route(buffer, length, address[0] if address else "")
             if slot >= 0 and not queues[slot]:
                 try:
-                    send(slot, sock.fileno(), address)
+                    hand_over(inboxes[slot], fd, address)
                 except OSError:
                     self._undecided(Connection(sock, address), slot, length)
                 else:
@@ -255,8 +268,13 @@ class Dispatcher:
                     "there a proxy in front that sets it? (health probes and direct clients: "
                     "--ignore-missing-header; another header: --proxy-header)",
                 )
-            elif slot == MALFORMED:
-                self._sniff(length)
+            elif slot == MALFORMED and not self._sniff(length):
+                _, _, why = self._explain(self._buffer, length, "")
+                self.tell(
+                    "malformed",
+                    f"a client sent a malformed head ({why}) and was answered 400: "
+                    "it does not speak HTTP, or wants servers to disagree about what it asks",
+                )
             self._refuse(connection, 400)
 
     def _sniff(self, length: int) -> bool:
@@ -282,7 +300,7 @@ class Dispatcher:
         now = self._clock()
         if not self._ledger.queues[slot]:
             try:
-                self._send(slot, connection.sock.fileno(), connection.address)
+                hand_over(self._inboxes[slot], connection.sock.fileno(), connection.address)
             except OSError as error:
                 self._queue(connection, slot, now, starved=error.errno != errno.EAGAIN)
             else:
@@ -311,7 +329,7 @@ class Dispatcher:
             fd = connection.sock.fileno()
             self._unregister(fd)
             try:
-                self._send(slot, fd, connection.address)
+                hand_over(self._inboxes[slot], fd, connection.address)
             except OSError as error:
                 self._watch_queued(connection)
                 self._ledger.blocked(slot, self._clock(), starved=error.errno != errno.EAGAIN)

@@ -249,13 +249,16 @@ class Ledger:
         self._now = 0.0
         self._ran = 0.0
         self._stop_by = 0.0
-        self._actions: list[Action] = []
+        self.due = 0.0
+        """When ``tick`` has something to do, at the latest."""
+        self.actions: list[Action] = []
+        """What was decided and not yet taken."""
 
     # -- what the shell asks ------------------------------------------------------------------
 
     def take(self) -> list[Action]:
         """The actions decided since the last call, in the order in which to carry them out."""
-        actions, self._actions = self._actions, []
+        actions, self.actions = self.actions, []
         return actions
 
     def first(self, slot: int) -> Connection | None:
@@ -281,18 +284,7 @@ class Ledger:
 
     def wait(self, now: float) -> float:
         """Seconds until ``tick`` has something to do; never more than ``LONGEST_STEP``."""
-        due = now + LONGEST_STEP
-        for waiting in (self._heads, self._refused, *self.queues):
-            due = min(due, next(iter(waiting.values()), due))
-        timers = [self._resume]
-        for slot in self._slots:
-            timers += (slot.start_at, slot.retry)
-        due = min(due, *(when for when in timers if when is not None), due)
-        if self.stage is Stage.PLACING:
-            due = min(due, now + RETRY)  # nothing announces that an inbox has become empty
-        if self.stage not in (Stage.SERVING, Stage.OVER):
-            due = min(due, max(self._stop_by, now + RETRY))
-        return max(0.0, due - now)
+        return max(0.0, min(self.due - now, LONGEST_STEP))
 
     # -- connections --------------------------------------------------------------------------
 
@@ -303,7 +295,7 @@ class Ledger:
             self.counters["heads_evicted"] += 1
             self._refuse(next(iter(self._heads)), 408, now)
         patience = self.rules.head_timeout if self.stage is Stage.SERVING else LAST_HEAD
-        self._heads[connection] = now + patience
+        self._heads[connection] = self._remind(now + patience)
 
     def decided(self, connection: Connection) -> None:
         """The head is complete: the connection is about to be placed or refused."""
@@ -319,20 +311,20 @@ class Ledger:
         """
         waiting = self._slots[slot]
         if starved:
-            waiting.retry = now + RETRY
+            waiting.retry = self._remind(now + RETRY)
         elif not waiting.queue:
-            self._actions.append(WatchInbox(slot, True))
-        waiting.queue[connection] = now + self.rules.queue_timeout
+            self.actions.append(WatchInbox(slot, True))
+        waiting.queue[connection] = self._remind(now + self.rules.queue_timeout)
         self.counters["queued"] += 1
         self._queued += 1
         if self._queued >= self.rules.max_queued and not self._paused:
             self._paused = True
             if self._resume is None:
-                self._actions.append(Accepting(False))
+                self.actions.append(Accepting(False))
 
     def room(self, slot: int) -> None:
         """The inbox takes messages again."""
-        self._actions.append(Deliver(slot))
+        self.actions.append(Deliver(slot))
 
     def delivered(self, connection: Connection, slot: int) -> None:
         """The first of the queue was handed over."""
@@ -341,10 +333,10 @@ class Ledger:
     def blocked(self, slot: int, now: float, *, starved: bool = False) -> None:
         """Sending from the queue stopped for want of room."""
         if starved:
-            self._slots[slot].retry = now + RETRY
-            self._actions.append(WatchInbox(slot, False))
+            self._slots[slot].retry = self._remind(now + RETRY)
+            self.actions.append(WatchInbox(slot, False))
         else:
-            self._actions.append(WatchInbox(slot, True))
+            self.actions.append(WatchInbox(slot, True))
 
     def left(self, connection: Connection) -> None:
         """The client is gone, wherever the connection was."""
@@ -356,7 +348,7 @@ class Ledger:
                     self._unqueue(connection, slot)
                     break
         self.counters["left"] += 1
-        self._actions.append(Drop(connection))
+        self.actions.append(Drop(connection))
 
     def starved(self, now: float) -> None:
         """A connection could not be accepted for want of descriptors or memory.
@@ -367,8 +359,8 @@ class Ledger:
         if oldest is not None:
             self.left(oldest)
         elif self._resume is None:
-            self._resume = now + RETRY
-            self._actions.append(Accepting(False))
+            self._resume = self._remind(now + RETRY)
+            self.actions.append(Accepting(False))
 
     def refuse(self, connection: Connection, status: int, now: float) -> None:
         """A connection (whose head was awaited, or that is new here) is answered and closed."""
@@ -401,7 +393,7 @@ class Ledger:
             for slot in self._slots
         ):
             self.announced = True
-            self._actions.append(Announce())
+            self.actions.append(Announce())
 
     def heard(self, process: Hashable) -> None:
         """The process answered a ping."""
@@ -422,7 +414,9 @@ class Ledger:
         if self.stage is not Stage.SERVING:
             slot.becomes(Slot.FATAL if self.stage is Stage.ENDING else Slot.BACKOFF)
             # Something may still lie in its inbox: PLACING decides whether it needs a successor.
-            slot.start_at = None if self.stage is Stage.ENDING else now + BACKOFF_FIRST
+            slot.start_at = (
+                None if self.stage is Stage.ENDING else self._remind(now + BACKOFF_FIRST)
+            )
             self._proceed()
         elif before is Process.STARTING and not self.announced:
             slot.becomes(Slot.FATAL)  # UP -> FATAL
@@ -434,7 +428,7 @@ class Ledger:
             lived = before is not Process.STARTING and now - worker.since >= BACKOFF_LAST
             slot.backoff = BACKOFF_FIRST if lived else slot.backoff * 2 or BACKOFF_FIRST
             slot.backoff = min(slot.backoff, BACKOFF_LAST)
-            slot.start_at = now + slot.backoff
+            slot.start_at = self._remind(now + slot.backoff)
             self.counters["restarts"] += 1
 
     def backoff(self, slot: int) -> float:
@@ -451,13 +445,14 @@ class Ledger:
         if self.stage is Stage.OVER or (self.stage is not Stage.SERVING and not quick):
             return
         if self.stage is Stage.SERVING:
-            self._actions.append(CloseListeners(drain=not quick))
+            self.actions.append(CloseListeners(drain=not quick))
             for process, worker in self._workers.items():
                 if worker.state is Process.READY and not quick:
                     self._say(process, Tell.CLOSING)
         if not quick:
             self.stage = Stage.LISTENING  # SERVING -> LISTENING
             self._stop_by = now + self.rules.graceful_timeout
+            self.due = now  # every deadline is looked at again
             for connection, deadline in self._heads.items():
                 self._heads[connection] = min(deadline, now + LAST_HEAD)
             return
@@ -465,12 +460,13 @@ class Ledger:
             for connection in list(waiting):
                 self._refuse(connection, 503, now)
         self._end_all(quick=True)
-        self._stop_by = now + QUIT_GRACE
+        self._stop_by = self._remind(now + QUIT_GRACE)
 
     def listeners_closed(self) -> None:
         """Nothing new can arrive."""
         if self.stage is Stage.LISTENING:
             self.stage = Stage.PLACING  # LISTENING -> PLACING
+            self.due = self._now
 
     def inboxes(self, filled: set[int]) -> None:
         """While PLACING: these slots have connections in their inbox, the others have none."""
@@ -493,7 +489,7 @@ class Ledger:
         if self._resume is not None and self._resume <= now:
             self._resume = None
             if not self._paused:
-                self._actions.append(Accepting(True))
+                self.actions.append(Accepting(True))
         if self.stage not in (Stage.SERVING, Stage.OVER) and now >= self._stop_by:
             self._give_up(now)
         if self.stage in (Stage.SERVING, Stage.LISTENING, Stage.PLACING):
@@ -501,8 +497,27 @@ class Ledger:
         for number, slot in enumerate(self._slots):
             if slot.retry is not None and slot.retry <= now:
                 slot.retry = None
-                self._actions.append(Deliver(number))
+                self.actions.append(Deliver(number))
         self._check_workers(now)
+        self.due = self._next_due(now)
+
+    def _next_due(self, now: float) -> float:
+        due = now + LONGEST_STEP
+        for waiting in (self._heads, self._refused, *self.queues):
+            due = min(due, next(iter(waiting.values()), due))
+        timers = [self._resume]
+        for slot in self._slots:
+            timers += (slot.start_at, slot.retry)
+        due = min(due, *(when for when in timers if when is not None), due)
+        if self.stage is Stage.PLACING:
+            due = min(due, now + RETRY)  # nothing announces that an inbox has become empty
+        if self.stage not in (Stage.SERVING, Stage.OVER):
+            due = min(due, max(self._stop_by, now + RETRY))
+        return due
+
+    def _remind(self, when: float) -> float:
+        self.due = min(self.due, when)
+        return when
 
     def _expire(self, now: float) -> None:
         for connection in _overdue(self._heads, now):
@@ -514,14 +529,14 @@ class Ledger:
                 self._refuse(connection, 503, now)
         for connection in _overdue(self._refused, now):
             del self._refused[connection]
-            self._actions.append(Drop(connection))
+            self.actions.append(Drop(connection))
 
     def _start_due(self, now: float) -> None:
         for number, slot in enumerate(self._slots):
             if slot.start_at is not None and slot.start_at <= now:
                 slot.becomes(Slot.UP)  # BACKOFF -> UP
                 slot.start_at = None
-                self._actions.append(Spawn(number))
+                self.actions.append(Spawn(number))
 
     def _check_workers(self, now: float) -> None:
         rules = self.rules
@@ -556,8 +571,8 @@ class Ledger:
                 if connection in queue:
                     self._unqueue(connection, slot)
                     break
-        self._refused[connection] = now + LINGER
-        self._actions.append(Refuse(connection, status))
+        self._refused[connection] = self._remind(now + LINGER)
+        self.actions.append(Refuse(connection, status))
 
     def _unqueue(self, connection: Connection, slot: int) -> None:
         queue = self.queues[slot]
@@ -565,18 +580,18 @@ class Ledger:
         self._queued -= 1
         if not queue:
             self._slots[slot].retry = None
-            self._actions.append(WatchInbox(slot, False))
+            self.actions.append(WatchInbox(slot, False))
         if self._paused and self._queued <= self.rules.max_queued // 2:
             self._paused = False
             if self._resume is None:
-                self._actions.append(Accepting(True))
+                self.actions.append(Accepting(True))
 
     def _say(self, process: Hashable, what: Tell) -> None:
-        self._actions.append(Say(process, what))
+        self.actions.append(Say(process, what))
 
     def _kill(self, process: Hashable, why: str) -> None:
         self._workers[process].killed = True
-        self._actions.append(Kill(process, why))
+        self.actions.append(Kill(process, why))
 
     def _end(self, process: Hashable) -> None:
         worker = self._workers[process]
@@ -601,7 +616,7 @@ class Ledger:
     def _proceed(self) -> None:
         if self.stage is Stage.ENDING and not self._workers:
             self.stage = Stage.OVER  # ENDING -> OVER
-            self._actions.append(Exit(self.status))
+            self.actions.append(Exit(self.status))
 
 
 def _overdue(waiting: dict[Connection, float], now: float) -> list[Connection]:

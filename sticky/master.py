@@ -147,7 +147,7 @@ class Master:
             options,
             make_router(options),
             self._ledger,
-            send=self._send,
+            inboxes=[slot.inbox for slot in self._slots],
             register=self._register,
             unregister=self._unregister,
             clock=time.monotonic,
@@ -163,23 +163,35 @@ class Master:
         try:
             self._ledger.start(time.monotonic())
             self._perform()
-            while self._status is None:
-                self._turn()
+            self._loop()
         finally:
             self._close()
+        assert self._status is not None
         return self._status
 
-    def _turn(self) -> None:
-        now = time.monotonic()
-        events = self._epoll.poll(self._ledger.wait(now))
-        # Handlers may close descriptors, and new ones take the same numbers within this turn.
-        due = [(fd, self._handlers.get(fd), what) for fd, what in events]
-        for fd, handler, what in due:
-            if handler is not None and self._handlers.get(fd) is handler:
-                handler(what)
+    def _loop(self) -> None:
+        poll, handlers, book, clock = self._epoll.poll, self._handlers, self._ledger, time.monotonic
+        now = clock()
+        while self._status is None:
+            events = poll(max(0.0, book.due - now))
+            if len(events) == 1:
+                fd, what = events[0]
+                if handler := handlers.get(fd):
+                    handler(what)
+            else:
+                # Handlers close descriptors, and new ones take the same numbers in this turn.
+                for fd, due, what in [(fd, handlers.get(fd), what) for fd, what in events]:
+                    if due is not None and handlers.get(fd) is due:
+                        due(what)
+            now = clock()
+            if book.actions or now >= book.due:  # most turns only hand over: nothing is decided
+                self._decide(now)
+
+    def _decide(self, now: float) -> None:
+        self._perform()
         if self._ledger.stage is ledger.Stage.PLACING:
             self._ledger.inboxes({i for i, slot in enumerate(self._slots) if _unread(slot)})
-        self._ledger.tick(time.monotonic())
+        self._ledger.tick(now)
         self._perform()
 
     def _perform(self) -> None:
@@ -238,10 +250,6 @@ class Master:
         self._epoll.close()
 
     # -- connections --------------------------------------------------------------------------
-
-    def _send(self, slot: int, fd: int, address: channel.Address) -> None:
-        header = channel.pack_header(channel.CONNECTION, address)
-        channel.send(self._slots[slot].inbox, header, b"", fd)
 
     def _watch_inbox(self, slot: int, on: bool) -> None:
         fd = self._slots[slot].inbox.fileno()

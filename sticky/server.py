@@ -13,7 +13,6 @@ import os
 import signal
 import socket
 import sys
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -65,8 +64,7 @@ def listen(
     """
     global _calls
     if worker.current_worker() is not None:
-        if not isinstance(factory, str):
-            worker.listen_called(factory)
+        worker.listen_called(factory)
         return
     base: Options | Mapping[str, Any] | None = None
     if isinstance(num, int) and not isinstance(num, bool):
@@ -162,12 +160,12 @@ def _read(control: socket.socket) -> bytes:
 @contextlib.contextmanager
 def _forwarding(pid: int) -> Iterator[None]:
     """Pass the signals that stop a server on to the master."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # Python allows handlers in the main thread only; it has its own
-        return
-    before = {number: signal.getsignal(number) for number in _FORWARDED}
-    for number in _FORWARDED:
-        signal.signal(number, lambda got, _: os.kill(pid, got))
+    before = {}
+    # Python allows handlers in the main thread only, and says which that is only by refusing
+    # (after monkey-patching, threading.current_thread() no longer knows).
+    with contextlib.suppress(ValueError):
+        for number in _FORWARDED:
+            before[number] = signal.signal(number, lambda got, _: os.kill(pid, got))
     try:
         yield
     finally:

@@ -60,7 +60,8 @@ class _Boot:
     worker: Worker
     control: socket.socket
     inbox: socket.socket
-    calls_before: int
+    calls_before: int | None
+    """How many of the script's ``listen`` calls come before ours; None: it is not run at all."""
 
 
 _boot: _Boot | None = None
@@ -86,7 +87,7 @@ def main(spec: Mapping[str, Any], fds: Sequence[int]) -> NoReturn:
         Worker(spec["slot"], os.getpid(), options, mailbox, tuple(siblings)),
         control,
         socket.socket(unix, packets, 0, inbox),
-        spec["call"],
+        None if spec["target"] else spec["call"],
     )
     sys.argv[:] = spec["argv"]
     try:
@@ -136,14 +137,10 @@ def _fail(reason: str, status: int) -> NoReturn:
 
 def _explain(error: BaseException) -> str:
     """The traceback of what the user's code did, without the frames that are ours."""
-    ours = {__file__, spawn.BOOT, runpy.__file__, importlib.__file__}
+    ours = str(Path(__file__).parent), runpy.__file__, importlib.__file__, "<frozen "
     report = traceback.TracebackException.from_exception(error)
-    theirs = [
-        frame
-        for frame in report.stack
-        if frame.filename not in ours and not frame.filename.startswith("<frozen ")
-    ]
-    report.stack = traceback.StackSummary.from_list(theirs)
+    theirs = [frame for frame in report.stack if not frame.filename.startswith(ours)]
+    report.stack = traceback.StackSummary.from_list(theirs or report.stack)
     return "\n" + "".join(report.format()).rstrip()
 
 
@@ -241,9 +238,13 @@ def serve(factory: Callable[[], Any] | Any) -> NoReturn:
 def listen_called(factory: Callable[[], Any] | Any) -> None:
     """``listen`` was called in a worker: serve, if this is the call that launched us.
 
-    A script may call it several times, one server after another: those before ours have ended.
+    A script may call it several times, one server after another: those before ours have ended. A
+    module that was named ("module:factory") may call it too when it is imported: what this worker
+    serves is decided already.
     """
     assert _boot is not None
+    if _boot.calls_before is None or isinstance(factory, str):
+        return
     if _boot.calls_before == 0:
         serve(factory)
     _boot.calls_before -= 1

@@ -13,6 +13,7 @@ import signal
 import socket
 import sys
 import types
+from http import HTTPStatus
 from typing import Any
 
 import eventlet
@@ -29,13 +30,38 @@ from . import base
 log = logging.getLogger("sticky.worker")
 
 _IDLE = eventlet.wsgi.STATE_IDLE
+_LINGER = 2.0
+"""Seconds for a refused client to read its answer, as in the master."""
+_READ_CHUNKED = eventlet.wsgi.Input._chunked_read.__code__
 
 
 class _HeadTimeout(BaseException):
     """The head took too long. Not an Exception, so that no handler in between takes it."""
 
 
-class _PrefixedSocket(GreenSocket):  # type: ignore[misc]
+class _ClientSocket(GreenSocket):  # type: ignore[misc]
+    """A connection whose errors can be told from those of the app's own connections."""
+
+    def recv_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> int:
+        try:
+            return int(super().recv_into(buffer, nbytes, flags))
+        except OSError as error:
+            raise _of_a_client(error)
+
+    def recv(self, bufsize: int, flags: int = 0) -> bytes:
+        try:
+            return bytes(super().recv(bufsize, flags))
+        except OSError as error:
+            raise _of_a_client(error)
+
+    def send(self, data: Any, flags: int = 0) -> int:
+        try:
+            return int(super().send(data, flags))
+        except OSError as error:
+            raise _of_a_client(error)
+
+
+class _PrefixedSocket(_ClientSocket):
     """A connection of which some bytes were read before: they are what is read first."""
 
     prefix: bytes | memoryview = b""
@@ -56,6 +82,26 @@ class _PrefixedSocket(GreenSocket):  # type: ignore[misc]
         data = bytearray(min(bufsize, len(self.prefix)))
         self.recv_into(data, 0, flags)
         return bytes(data)
+
+
+def _of_a_client(error: OSError) -> OSError:
+    error.of_a_client = True  # type: ignore[attr-defined]
+    return error
+
+
+def _is_of_a_client(error: BaseException | None) -> bool:
+    """Whether this happened because a client left or sent rubbish, and is no fault of the app's
+    (which may have wrapped it in an exception of its own)."""
+    while error is not None:
+        origin = error.__traceback__
+        while origin is not None and origin.tb_next is not None:
+            origin = origin.tb_next
+        # eventlet raises there what is wrong with a chunked body, its early end included.
+        broken_chunk = origin is not None and origin.tb_frame.f_code is _READ_CHUNKED
+        if broken_chunk or getattr(error, "of_a_client", False):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 class _Connection(list):  # type: ignore[type-arg]
@@ -88,15 +134,22 @@ class _Protocol(eventlet.wsgi.HttpProtocol):  # type: ignore[misc]
             self.close_connection = True
             return b""
         self.connection.settimeout(None)
-        if b"\n\r\n" not in begun and b"\n\n" not in begun:
+        head = begun.lstrip(b"\r\n")
+        if b"\n\r\n" not in head and b"\n\n" not in head:
             self._deadline = eventlet.Timeout(options.head_timeout, _HeadTimeout)
         line: bytes | str = super()._read_request_line()
+        while line in (b"\r\n", b"\n"):  # RFC 9112, 2.2: to be skipped before a request
+            line = super()._read_request_line()
+        if len(line) >= self.server.url_length_limit:
+            self._answer(b"414 URI Too Long")
+            return b""
         # Set by eventlet for the head, and never wanted for the body: those are the app's.
         self.connection.settimeout(None)
         return line
 
     _deadline: eventlet.Timeout | None = None
     raw_requestline: bytes | None = None
+    _refused = False
 
     def parse_request(self) -> bool:
         try:
@@ -120,9 +173,27 @@ class _Protocol(eventlet.wsgi.HttpProtocol):  # type: ignore[misc]
             self._deadline.cancel()
             self._deadline = None
 
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        """What the standard library says about a malformed head: HTML, without a status line."""
+        self._answer(b"%d %s" % (code, HTTPStatus(code).phrase.encode()))
+
     def _answer(self, status: bytes) -> None:
-        self.close_connection = True
+        self.close_connection = self._refused = True
         self.wfile.write(b"HTTP/1.1 %s\r\nConnection: close\r\nContent-Length: 0\r\n\r\n" % status)
+
+    def finish(self) -> None:
+        if self._refused:
+            self._wait_until_read()
+        super().finish()
+
+    def _wait_until_read(self) -> None:
+        """Let a refused client read its answer: to close while it still sends would reset the
+        connection, and the answer with it (RFC 9112, 9.6)."""
+        with contextlib.suppress(OSError), eventlet.Timeout(_LINGER, False):
+            self.wfile.flush()
+            self.connection.shutdown(socket.SHUT_WR)
+            while self.connection.recv(65536):
+                pass
 
     def get_environ(self) -> dict[str, Any]:
         environ: dict[str, Any] = super().get_environ()
@@ -139,8 +210,12 @@ class _Log:
     """Where eventlet's server writes: tracebacks of the app are errors, the rest is detail."""
 
     def info(self, message: str, *args: Any) -> None:
-        level = logging.ERROR if message.startswith("Traceback ") else logging.DEBUG
-        log.log(level, message.rstrip().replace("%", "%%") if not args else message, *args)
+        if not message.startswith("Traceback "):
+            log.debug(message.rstrip(), *args)
+        elif _is_of_a_client(error := sys.exception()):
+            log.debug("the client was lost: %s", error)
+        else:
+            log.error("%s", message.rstrip())
 
     debug = info
     error = info
@@ -159,6 +234,7 @@ class _Server(eventlet.wsgi.Server):  # type: ignore[misc]
             protocol=_Protocol,
             keepalive=adapter.options.keep_alive,
             log_output=True,
+            url_length_limit=adapter.options.max_head_size,
             log_format="%(client_ip)s %(request_line)s %(status_code)s",
             debug=False,
         )
@@ -215,7 +291,7 @@ class EventletAdapter(base.Adapter):
     def adopt(self, fd: int, address: channel.Address, prefix: bytes) -> None:
         family = base.socket_family(address)
         protocol = 0 if family == socket.AF_UNIX else socket.IPPROTO_TCP
-        kind = _PrefixedSocket if prefix else GreenSocket
+        kind = _PrefixedSocket if prefix else _ClientSocket
         sock = kind(family, socket.SOCK_STREAM, protocol, fd)
         if prefix:
             sock.prefix = prefix

@@ -1,0 +1,140 @@
+"""The routing core in nanoseconds: compiled against the reference, httptools and h11.
+
+    pytest bench/test_core.py --benchmark-group-by=group --benchmark-sort=name
+
+Absolute times belong to the machine; the ratios within a group do not. httptools and h11 do more
+than routing (they parse the whole head) and less (they choose no slot): they are here because a
+dispatcher without a scan of its own would have to call one of them.
+"""
+
+import random
+
+import h11
+import httptools
+import pytest
+
+from sticky import _core, _pycore
+from sticky.verdicts import MISSING
+
+TWINS = {"compiled": _core, "reference": _pycore}
+SEED = bytes(range(8))
+PEER = "192.0.2.1"
+N = 4
+SIZES = [300, 1024, 8192]
+
+REQUEST_LINE = "GET /socket.io/?EIO=4&transport=polling&t=P7kQ2Zx HTTP/1.1"
+OURS = "X-Forwarded-For: 203.0.113.7, 10.0.0.1"
+LINES = ["Host: chat.example.com", "Connection: keep-alive", "User-Agent: Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 Chrome/142.0.0.0", "Accept: */*", "Accept-Encoding: gzip, deflate, br, zstd", "Accept-Language: en-GB,en;q=0.9,de;q=0.8", "Referer: https://chat.example.com/rooms/42", "Origin: https://chat.example.com", "Cache-Control: no-cache", "Pragma: no-cache", 'sec-ch-ua: "Chromium";v="142", "Google Chrome";v="142", "Not_A Brand";v="99"', "sec-ch-ua-mobile: ?0", 'sec-ch-ua-platform: "Linux"', "Sec-Fetch-Dest: empty", "Sec-Fetch-Mode: cors", "Sec-Fetch-Site: same-origin", "DNT: 1", "X-Requested-With: XMLHttpRequest", "X-Real-IP: 198.51.100.23", "X-Forwarded-Proto: https", "X-Forwarded-Host: chat.example.com", "X-Forwarded-Port: 443", "X-Request-ID: 7f2c1d9e-3f0b-4a6e-9b53-58a1c54e9d11", "traceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"]
+
+
+def head(size: int, where: str) -> bytes:
+    """A browser's request behind a proxy, of exactly this size; what lines do not fill, cookies do."""
+    draw = random.Random(1)
+    left = size - len(REQUEST_LINE) - len(OURS) - 6
+    others = []
+    for line in LINES:
+        if left < len(line) + 32:
+            break
+        others.append(line)
+        left -= len(line) + 2
+    while left:
+        room = left if left < 1500 else 1000
+        cookies = "; ".join(
+            f"c{number}=" + "".join(draw.choices("0123456789abcdef%", k=32)) for number in range(40)
+        )
+        others.append(("Cookie: " + cookies)[: room - 2])
+        left -= room
+    lines = {
+        "first": [OURS, *others],
+        "last": [*others, OURS],
+        "absent": [*others, OURS.replace("For", "Foo")],
+    }[where]
+    made = "\r\n".join([REQUEST_LINE, *lines, "", ""]).encode()
+    assert len(made) == size
+    return made
+
+
+def measure(benchmark, function, *arguments, iterations=5000):
+    return benchmark.pedantic(
+        function, args=arguments, rounds=50, iterations=iterations, warmup_rounds=2
+    )
+
+
+@pytest.mark.parametrize("where", ["first", "last", "absent"])
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("twin", TWINS)
+def test_route(benchmark, twin, size, where):
+    benchmark.group = f"route, {size} B, header {where}"
+    benchmark.extra_info.update(size=size, n=N, header=where)
+    data = head(size, where)
+    expected = MISSING
+    if where != "absent":
+        address = bytes([7, 113, 0, 203])  # hashed as one big-endian word
+        expected = _pycore.pick(_pycore.siphash(SEED, address), N)
+    router = TWINS[twin].Router(N, SEED, proxy=True)
+    iterations = 5000 if twin == "compiled" else 500
+    assert measure(benchmark, router.route, data, size, PEER, iterations=iterations) == expected
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("twin", TWINS)
+def test_scan(benchmark, twin, size):
+    """With one slot the reference does not hash: what is left is the scan and the address."""
+    benchmark.group = f"scan (n=1), {size} B, header last"
+    benchmark.extra_info.update(size=size, n=1, header="last")
+    router = TWINS[twin].Router(1, SEED, proxy=True)
+    iterations = 5000 if twin == "compiled" else 500
+    assert (
+        measure(benchmark, router.route, head(size, "last"), size, PEER, iterations=iterations) == 0
+    )
+
+
+def with_httptools(data: bytes) -> bytes:
+    class Fields:
+        value = b""
+
+        def on_header(self, name: bytes, value: bytes) -> None:
+            if name.lower() == b"x-forwarded-for":
+                self.value = value
+
+    fields = Fields()
+    httptools.HttpRequestParser(fields).feed_data(data)
+    return fields.value
+
+
+def with_h11(data: bytes) -> bytes:
+    connection = h11.Connection(h11.SERVER)
+    connection.receive_data(data)
+    for name, value in connection.next_event().headers:
+        if name == b"x-forwarded-for":
+            return value
+    return b""
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("parser", [with_httptools, with_h11], ids=["httptools", "h11"])
+def test_other_parsers(benchmark, parser, size):
+    benchmark.group = f"route, {size} B, header last"
+    benchmark.extra_info.update(size=size, header="last")
+    data = head(size, "last")
+    assert measure(benchmark, parser, data, iterations=50) == b"203.0.113.7, 10.0.0.1"
+
+
+@pytest.mark.parametrize("twin", TWINS)
+def test_route_by_the_peer(benchmark, twin):
+    benchmark.group = "route by the peer"
+    benchmark.extra_info.update(n=N)
+    router = TWINS[twin].Router(N, SEED, proxy=False)
+    expected = _pycore.pick(_pycore.siphash(SEED, bytes([1, 2, 0, 192])), N)
+    iterations = 5000 if twin == "compiled" else 500
+    assert measure(benchmark, router.route, b"", 0, PEER, iterations=iterations) == expected
+
+
+@pytest.mark.parametrize("n", [2, 4, 8, 16, 32, 64])
+@pytest.mark.parametrize("twin", TWINS)
+def test_pick(benchmark, twin, n):
+    benchmark.group = f"pick, n={n}"
+    benchmark.extra_info.update(n=n)
+    expected = _pycore.pick(0x12345678, n)
+    iterations = 5000 if twin == "compiled" else 100
+    assert measure(benchmark, TWINS[twin].pick, 0x12345678, n, iterations=iterations) == expected

@@ -1,0 +1,298 @@
+"""Factories of small apps for tests, as ``tests.apps:whoami``.
+
+Each says which worker served; -1 when it runs outside of one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+from urllib.parse import parse_qs
+
+Environ = dict[str, Any]
+StartResponse = Callable[..., Any]
+App = Callable[[Environ, StartResponse], Iterable[bytes]]
+
+
+def worker_id() -> int:
+    return int(os.environ.get("STICKY_WORKER_ID", "-1"))
+
+
+def _identity(environ: Environ) -> dict[str, Any]:
+    return {
+        "worker": worker_id(),
+        "pid": os.getpid(),
+        "method": environ["REQUEST_METHOD"],
+        "path": environ["PATH_INFO"],
+        "query": environ.get("QUERY_STRING", ""),
+        "remote_addr": environ.get("REMOTE_ADDR"),
+        "xff": environ.get("HTTP_X_FORWARDED_FOR"),
+    }
+
+
+def _answer(
+    start_response: StartResponse, body: bytes, kind: str = "application/json"
+) -> list[bytes]:
+    headers = [
+        ("Content-Type", kind),
+        ("Content-Length", str(len(body))),
+        ("X-Worker", str(worker_id())),
+    ]
+    start_response("200 OK", headers)
+    return [body]
+
+
+def _seconds(environ: Environ) -> float:
+    return float(parse_qs(environ.get("QUERY_STRING", "")).get("seconds", ["0"])[0])
+
+
+def whoami() -> App:
+    """JSON: who serves this request, and what it looks like from inside."""
+
+    def app(environ: Environ, start_response: StartResponse) -> list[bytes]:
+        return _answer(start_response, json.dumps(_identity(environ)).encode())
+
+    return app
+
+
+def slow() -> App:
+    """As whoami, after ``?seconds=``; the other requests of the worker go on meanwhile."""
+
+    def app(environ: Environ, start_response: StartResponse) -> list[bytes]:
+        time.sleep(_seconds(environ))
+        return _answer(start_response, json.dumps(_identity(environ)).encode())
+
+    return app
+
+
+def stuck() -> App:
+    """As slow, but the whole process stands still: no monkey patch reaches this system call."""
+
+    def app(environ: Environ, start_response: StartResponse) -> list[bytes]:
+        if seconds := _seconds(environ):
+            signal.sigtimedwait([], seconds)
+        return _answer(start_response, json.dumps(_identity(environ)).encode())
+
+    return app
+
+
+def echo() -> App:
+    """The body of the request, as it came; which worker is in the header X-Worker."""
+
+    return _body
+
+
+def _echo_server(**options: Any) -> Any:
+    import socketio
+
+    sio = socketio.Server(async_mode="eventlet", cors_allowed_origins="*", **options)
+
+    def about(sid: str) -> dict[str, Any]:
+        return {"worker": worker_id(), "pid": os.getpid(), "transport": sio.transport(sid)}
+
+    @sio.event
+    def connect(sid: str, environ: Environ) -> None:
+        sio.emit("welcome", about(sid), to=sid)
+
+    @sio.event
+    def echo(sid: str, data: Any) -> dict[str, Any]:
+        answer = {**about(sid), "data": data}
+        sio.emit("echo", answer, to=sid)
+        return answer
+
+    @sio.event
+    def shout(sid: str, data: Any) -> None:
+        """To every client; of all workers, if the server has a manager that reaches them."""
+        sio.emit("shout", {**about(sid), "data": data})
+
+    return sio
+
+
+def socketio_server() -> Any:
+    """A socketio.Server, to be wrapped by whoever serves it: events echo (with ack) and shout."""
+    return _echo_server()
+
+
+def socketio_app() -> App:
+    """The same as a WSGI app that writes each request to the file $REQUEST_RECORD.
+
+    One line of JSON per request: worker, transport, sid (None in the first request of a session),
+    and the client's address as its header has it. Other paths answer as whoami.
+    """
+    import socketio
+
+    return _recorded(socketio.WSGIApp(_echo_server(), whoami()))
+
+
+def socketio_cluster() -> Any:
+    """A socketio.Server whose events reach the clients of every worker."""
+    from sticky.cluster import Manager
+
+    return _echo_server(client_manager=Manager())
+
+
+def _recorded(app: App) -> App:
+    # Appending less than a page is atomic, so that the workers can share the file.
+    path = os.environ.get("REQUEST_RECORD")
+    record = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600) if path else None
+
+    def recorder(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        if record is not None and environ["PATH_INFO"].startswith("/socket.io"):
+            query = parse_qs(environ.get("QUERY_STRING", ""))
+            line = {
+                "worker": worker_id(),
+                "transport": query.get("transport", [None])[0],
+                "sid": query.get("sid", [None])[0],
+                "xff": environ.get("HTTP_X_FORWARDED_FOR"),
+            }
+            os.write(record, json.dumps(line).encode() + b"\n")
+        return app(environ, start_response)
+
+    return recorder
+
+
+def lab() -> App:
+    """What the process tests need, by path: / and the paths of _LAB; else as whoami."""
+
+    def app(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        action = _LAB.get(environ["PATH_INFO"], _whoami)
+        return action(environ, start_response)
+
+    return app
+
+
+def lab_without_gc() -> App:
+    """As lab, in a process in which no garbage is ever collected."""
+    gc.disable()
+    return lab()
+
+
+def websocket_echo() -> App:
+    """A websocket that says everything twice, without Socket.IO; other paths as lab."""
+    from eventlet.websocket import WebSocketWSGI
+
+    def talk(ws: Any) -> None:
+        while (message := ws.wait()) is not None:
+            ws.send(message)
+
+    websocket, other = WebSocketWSGI(talk), lab()
+
+    def app(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        chosen = websocket if environ["PATH_INFO"] == "/ws" else other
+        return chosen(environ, start_response)
+
+    return app
+
+
+def broken() -> App:
+    """A factory that fails."""
+    raise RuntimeError("the database is not there")
+
+
+def dies() -> App:
+    """A factory that takes its whole process with it."""
+    os._exit(7)
+
+
+def never_ready() -> App:
+    """A factory that takes longer than anybody waits."""
+    while True:
+        time.sleep(60)
+
+
+def no_app() -> int:
+    """A factory that makes something else."""
+    return 42
+
+
+def crashes_later() -> App:
+    """As lab; but once the file $CRASH_LOOP is there, slot 0 cannot start any more."""
+    if worker_id() == 0 and os.path.exists(os.environ["CRASH_LOOP"]):
+        os._exit(9)
+    return lab()
+
+
+def _whoami(environ: Environ, start_response: StartResponse) -> list[bytes]:
+    return _answer(start_response, json.dumps(_identity(environ)).encode())
+
+
+def _slow(environ: Environ, start_response: StartResponse) -> list[bytes]:
+    """?seconds=, while others are served."""
+    time.sleep(_seconds(environ))
+    return _whoami(environ, start_response)
+
+
+def _stuck(environ: Environ, start_response: StartResponse) -> list[bytes]:
+    """?seconds= in a system call, and nobody else is served."""
+    signal.sigtimedwait([], _seconds(environ))
+    return _whoami(environ, start_response)
+
+
+def _spin(environ: Environ, start_response: StartResponse) -> list[bytes]:
+    """?seconds= of CPU, and nobody else is served."""
+    end = time.monotonic() + _seconds(environ)
+    while time.monotonic() < end:
+        pass
+    return _whoami(environ, start_response)
+
+
+def _blob(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+    """?size= bytes, in pieces."""
+    size = int(parse_qs(environ["QUERY_STRING"])["size"][0])
+    start_response("200 OK", [("Content-Length", str(size))])
+    for start in range(0, size, 65536):
+        yield b"x" * min(65536, size - start)
+
+
+def _forever(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+    """An answer without an end."""
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    while True:
+        yield b"x" * 8192
+        time.sleep(0.05)
+
+
+def _body(environ: Environ, start_response: StartResponse) -> list[bytes]:
+    """The body of the request, as it came."""
+    return _answer(start_response, environ["wsgi.input"].read(), "application/octet-stream")
+
+
+def _process(environ: Environ, start_response: StartResponse) -> list[bytes]:
+    """JSON: what the process sees of itself."""
+    return _answer(start_response, json.dumps(process()).encode())
+
+
+def process() -> dict[str, Any]:
+    """What this process sees of itself, to be compared with another."""
+    fds = {}
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            fds[name] = os.readlink(f"/proc/self/fd/{name}")
+    return {
+        "path": sys.path,
+        "argv": sys.argv,
+        "cwd": os.getcwd(),
+        "flags": {name: getattr(sys.flags, name) for name in sys.flags.__match_args__},
+        "warnoptions": sys.warnoptions,
+        "xoptions": sys._xoptions,
+        "fds": fds,
+        "environ": dict(os.environ),
+    }
+
+
+_LAB: dict[str, Callable[[Environ, StartResponse], Iterable[bytes]]] = {
+    "/slow": _slow,
+    "/stuck": _stuck,
+    "/spin": _spin,
+    "/blob": _blob,
+    "/forever": _forever,
+    "/body": _body,
+    "/process": _process,
+}

@@ -1,0 +1,653 @@
+"""The system calls that the master makes, over a world that is only numbers.
+
+``sticky.master`` and ``sticky.dispatcher`` run here as they are, on top of this: descriptors (the
+lowest free number first, and only so many), epoll (level- and edge-triggered, and what it does to a
+registration whose file lives on elsewhere), a listener with its backlog, client sockets, the inboxes
+of the slots, control pairs, pidfds, signals, and a clock that moves only in ``epoll.poll``.
+
+``load`` makes fresh copies of the three modules that decide, with their system calls replaced, and
+with their source text changed first where a test wants to see that the change is noticed.
+"""
+
+from __future__ import annotations
+
+import errno
+import heapq
+import itertools
+import json
+import logging
+import math
+import os
+import random
+import select
+import signal
+import socket
+import struct
+import time
+import types
+from collections import deque
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import sticky.channel
+import sticky.dispatcher
+import sticky.ledger
+import sticky.master
+
+IN, OUT, ERR, HUP = select.EPOLLIN, select.EPOLLOUT, select.EPOLLERR, select.EPOLLHUP
+RDHUP, ET = select.EPOLLRDHUP, select.EPOLLET
+GRID = 0.01
+"""Things happen at multiples of this many seconds, so that many happen at once."""
+TURNS = 20_000
+"""A history that takes more turns than this does not end."""
+
+
+class Broken(AssertionError):
+    """A promise was not kept."""
+
+
+def demand(kept: object, *what: object) -> None:
+    """Raise Broken, with these words, unless the promise was kept."""
+    if not kept:
+        raise Broken(" ".join(map(str, what)))
+
+
+def failing(number: int) -> OSError:
+    """What a system call raises."""
+    return OSError(number, os.strerror(number))
+
+
+class Kernel:
+    """Time, descriptors and epoll."""
+
+    def __init__(self, rng: random.Random, descriptors: int, stall: float) -> None:
+        self.rng = rng
+        self.now = 1000.0
+        self.ran = 0.0  # the master's own time: of a long step only the first second
+        self.stalls = 0
+        self.stalled = 0.0
+        self.turns = 0
+        self.cut = False  # in this turn poll() did not report all it could have
+        self.stirred = True  # something that epoll could report may have changed
+        self.trace: list[str] | None = None
+        self.watched: dict[int, list[Any]] = {}  # fd: [events, file, what it saw last]
+        self.files: dict[int, File] = {}
+        self.between_turns: Callable[[float], None] = lambda timeout: None
+        self.reported: Callable[[int], None] = lambda fd: None
+        self._free = list(range(3, 3 + descriptors))
+        self._agenda: list[tuple[float, int, Callable[..., object], tuple[Any, ...]]] = []
+        self._order = itertools.count()
+        self._stall = stall
+        self._last = self.now
+
+    def say(self, *words: object) -> None:
+        """A line for whoever replays this history."""
+        if self.trace is not None:
+            self.trace.append(f"{self.now - 1000:9.3f} {' '.join(map(str, words))}")
+
+    # -- time ---------------------------------------------------------------------------------
+
+    def at(self, delay: float, what: Callable[..., object], *arguments: Any) -> None:
+        """Have something happen after this many seconds."""
+        when = math.ceil((self.now + delay) / GRID - 1e-6) * GRID
+        heapq.heappush(self._agenda, (when, next(self._order), what, arguments))
+
+    def _advance(self, until: float) -> None:
+        """Go to this moment, with everything that happens on the way."""
+        agenda = self._agenda
+        while agenda and agenda[0][0] <= until:
+            when, _, what, arguments = heapq.heappop(agenda)
+            self.now = max(self.now, when)
+            what(*arguments)
+        self.now = max(self.now, until)
+
+    # -- descriptors --------------------------------------------------------------------------
+
+    @property
+    def room(self) -> int:
+        """How many descriptors are free."""
+        return len(self._free)
+
+    def open(self, file: File) -> File:
+        """Give a file the lowest free descriptor."""
+        if not self._free:
+            raise failing(errno.EMFILE)
+        file.fd = heapq.heappop(self._free)
+        self.files[file.fd] = file
+        return file
+
+    def close(self, file: File) -> None:
+        """Close a descriptor; closing it again does nothing, as with socket objects."""
+        if file.fd < 0:
+            return
+        watch = self.watched.get(file.fd)
+        if watch is not None:
+            demand(not file.lives_elsewhere(), file, "was closed without leaving epoll")
+            del self.watched[file.fd]
+        del self.files[file.fd]
+        heapq.heappush(self._free, file.fd)
+        file.fd = -1
+
+    # -- epoll (the module ``select``, as far as it is used) ----------------------------------
+
+    def register(self, fd: int, events: int) -> None:
+        demand(fd not in self.watched, "registered twice:", fd)
+        demand(fd in self.files, "registered, but not open:", fd)
+        self.watched[fd] = [events, self.files[fd], -1]
+        self.stirred = True
+
+    def modify(self, fd: int, events: int) -> None:
+        demand(fd in self.watched, "changed, but not registered:", fd)
+        self.watched[fd][0] = events
+        self.watched[fd][2] = -1
+        self.stirred = True
+
+    def unregister(self, fd: int) -> None:
+        demand(fd in self.watched, "unregistered, but not registered:", fd)
+        del self.watched[fd]
+
+    def poll(self, timeout: float) -> list[tuple[int, int]]:
+        """Wait, while the world goes on, until something can be reported."""
+        self.between_turns(timeout)
+        self.turns += 1
+        demand(self.turns < TURNS, "this does not end")
+        rng = self.rng
+        deadline = self.now + math.ceil(timeout * 1000) / 1000
+        if self._stall and rng.random() < self._stall:
+            pause = rng.choice((0.02, 0.3, 1.5, 8.0, 70.0))
+            self.say("the master does not run for", pause, "s")
+            self.stalls += 1
+            self.stalled += pause
+            self._advance(self.now + pause)
+        ready = self._ready()
+        while not ready:
+            if not self._agenda or self._agenda[0][0] > deadline:
+                self._advance(deadline)
+                break
+            self._advance(self._agenda[0][0])
+            if self.stirred:
+                ready = self._ready()
+        self.ran += min(self.now - self._last, sticky.ledger.LONGEST_STEP)
+        self._last = self.now
+        self.cut = False
+        if len(ready) > 1:
+            rng.shuffle(ready)
+            if rng.random() < 0.2:
+                del ready[rng.randrange(1, len(ready)) :]
+                self.cut = True
+        for fd, events in ready:
+            watch = self.watched[fd]
+            watch[2] = watch[1].edge
+            self.reported(fd)
+            if self.trace is not None:
+                self.say("event", watch[1], events)
+        return ready
+
+    def _ready(self) -> list[tuple[int, int]]:
+        self.stirred = False
+        ready = []
+        for fd, (events, file, seen) in self.watched.items():
+            if (found := file.ready() & (events | ERR | HUP)) and (
+                not events & ET or seen != file.edge
+            ):
+                ready.append((fd, found))
+        return ready
+
+
+class File:
+    """Something the master has a descriptor for."""
+
+    name = "file"
+
+    def __init__(self, kernel: Kernel) -> None:
+        self.kernel = kernel
+        self.fd = -1
+        self.edge = 0
+        kernel.open(self)
+
+    def __repr__(self) -> str:
+        return f"{self.name}[{self.fd}]"
+
+    def fileno(self) -> int:
+        return self.fd
+
+    def close(self) -> None:
+        self.kernel.close(self)
+
+    def setblocking(self, flag: bool) -> None:
+        """They never block."""
+
+    def stir(self) -> None:
+        """What can be reported of this file has changed."""
+        self.edge += 1
+        self.kernel.stirred = True
+
+    def ready(self) -> int:
+        return 0
+
+    def lives_elsewhere(self) -> bool:
+        return False
+
+
+class Wire:
+    """One client's connection, from its connect to its end, wherever it is.
+
+    ``place`` is backlog, master, inbox, worker or ended; only ``move`` changes it.
+    """
+
+    def __init__(self, kernel: Kernel, number: int, slot: int) -> None:
+        self.kernel = kernel
+        self.number = number
+        self.slot = slot  # where it belongs
+        self.wrong: int | None = None  # the status that what it sends deserves
+        self.data = bytearray()
+        self.sent = 0  # bytes, in all
+        self.fin = self.reset = False
+        self.place = "backlog"
+        self.waits: str | None = None  # where in the ledger, as it was between the last turns
+        self.since = kernel.now
+        self.decided = 0  # which one it was, of all that were routed
+        self.answer: int | None = None
+        self.outcome: str | None = None
+        self.sock: Socket | None = None
+        self.on_answer: Callable[[], object] = lambda: None
+
+    def __repr__(self) -> str:
+        return f"wire {self.number}"
+
+    def move(self, before: str, after: str, outcome: str | None = None) -> None:
+        """It goes from one place to another."""
+        demand(self.place == before, self, "goes to", after, "from", self.place, "not", before)
+        self.place = after
+        self.outcome = outcome
+        self.kernel.say(self, "->", after, outcome or "")
+
+    # What the client does.
+
+    def send(self, data: bytes) -> None:
+        if not (self.fin or self.reset):
+            self.data += data
+            self.sent += len(data)
+            self._stir()
+
+    def shut(self) -> None:
+        self.fin = True
+        self._stir()
+
+    def leave(self) -> None:
+        self.reset = True
+        self._stir()
+
+    def _stir(self) -> None:
+        if self.sock is not None:
+            self.sock.stir()
+
+
+class Socket(File):
+    """The master's descriptor for a wire."""
+
+    name = "socket"
+
+    def __init__(self, kernel: Kernel, wire: Wire) -> None:
+        self.wire = wire
+        super().__init__(kernel)
+
+    def __repr__(self) -> str:
+        return f"{self.wire}[{self.fd}]"
+
+    def ready(self) -> int:
+        wire = self.wire
+        if wire.reset:
+            return IN | OUT | RDHUP | ERR | HUP
+        found = OUT
+        if wire.data:
+            found |= IN
+        if wire.fin:
+            found |= IN | RDHUP
+        return found
+
+    def lives_elsewhere(self) -> bool:
+        return self.wire.place in ("inbox", "worker")
+
+    def recv_into(self, buffer: bytearray, size: int, flags: int) -> int:
+        wire = self.wire
+        demand(wire.place == "master", wire, "is read by the master in", wire.place)
+        if wire.reset:
+            raise failing(errno.ECONNRESET)
+        if not wire.data:
+            if wire.fin:
+                return 0
+            raise BlockingIOError(errno.EAGAIN, "no data")
+        size = min(size, len(wire.data))
+        buffer[:size] = wire.data[:size]
+        if not flags & socket.MSG_PEEK:
+            demand(wire.answer, wire, "lost bytes to the master")
+            del wire.data[:size]
+        return size
+
+    def send(self, data: bytes, flags: int) -> int:
+        wire = self.wire
+        demand(wire.place == "master", wire, "is answered by the master in", wire.place)
+        demand(wire.answer is None, wire, "is answered twice")
+        if wire.reset:
+            raise failing(errno.EPIPE)
+        wire.answer = int(data[9:12])
+        wire.on_answer()
+        return len(data)
+
+    def shutdown(self, how: int) -> None:
+        demand(how == socket.SHUT_WR, "shut down the wrong side")
+        if self.wire.reset:
+            raise failing(errno.ENOTCONN)
+
+    def close(self) -> None:
+        if self.fd >= 0:
+            super().close()
+            if self.wire.place == "master":
+                self.wire.move("master", "ended", "refused" if self.wire.answer else "dropped")
+
+
+class Listener(File):
+    """The listening socket."""
+
+    name = "listener"
+    family, type, proto = socket.AF_INET, socket.SOCK_STREAM, 0
+
+    def __init__(self, kernel: Kernel) -> None:
+        super().__init__(kernel)
+        self.backlog: deque[Wire] = deque()
+        self.open = True
+        self.failing: int | None = None
+        self.starved_at = -math.inf
+        self.accepted = 0  # since the last turn
+
+    def ready(self) -> int:
+        return IN if self.backlog else 0
+
+    def connect(self, wire: Wire) -> None:
+        """A client comes."""
+        if self.open:
+            self.backlog.append(wire)
+            self.stir()
+        else:
+            wire.move("backlog", "ended", "too late")
+
+    def _accept(self) -> tuple[int, tuple[str, int]]:
+        demand(self.fd >= 0, "accept on a closed listener")
+        if not self.backlog:
+            raise BlockingIOError(errno.EAGAIN, "nobody there")
+        if self.failing is not None or not self.kernel.room:
+            self.starved_at = self.kernel.now
+            raise failing(self.failing or errno.EMFILE)
+        wire = self.backlog.popleft()
+        if wire.reset and self.kernel.rng.random() < 0.5:
+            wire.move("backlog", "ended", "left")
+            raise failing(errno.ECONNABORTED)
+        wire.move("backlog", "master")
+        wire.sock = Socket(self.kernel, wire)
+        self.accepted += 1
+        return wire.sock.fd, (str(wire.number), 0)
+
+    def accept(self) -> tuple[Socket, tuple[str, int]]:
+        fd, address = self._accept()
+        sock = self.kernel.files[fd]
+        assert isinstance(sock, Socket)
+        return sock, address
+
+    def getsockname(self) -> tuple[str, int]:
+        return "127.0.0.1", 8000
+
+    def close(self) -> None:
+        super().close()
+        self.open = False
+        while self.backlog:
+            self.backlog.popleft().move("backlog", "ended", "lost in the backlog")
+
+
+class Inbox(File):
+    """The master's end of a slot's inbox, and what lies in it."""
+
+    name = "inbox"
+
+    def __init__(self, kernel: Kernel, number: int, capacity: int) -> None:
+        super().__init__(kernel)
+        self.number = number
+        self.capacity = capacity
+        self.messages: deque[Wire] = deque()
+        self.failing: int | None = None
+        self.arrived: Callable[[], object] = lambda: None
+        self.last = 0
+        self.told_end = False
+
+    @property
+    def writable(self) -> bool:
+        """epoll says so only when most of it has been read."""
+        return len(self.messages) <= self.capacity // 4
+
+    def ready(self) -> int:
+        return OUT if self.writable else 0
+
+    def put(self, fd: int) -> None:
+        """A connection is handed over."""
+        sock = self.kernel.files[fd]
+        assert isinstance(sock, Socket)
+        wire = sock.wire
+        demand(fd not in self.kernel.watched, wire, "is handed over without leaving epoll")
+        demand(wire.place == "master", wire, "is handed over from", wire.place)
+        demand(wire.answer is None, wire, "is handed over after it was refused")
+        demand(wire.slot == self.number, wire, "is handed to slot", self.number, "not", wire.slot)
+        if len(self.messages) >= self.capacity:
+            raise BlockingIOError(errno.EAGAIN, "full")
+        if self.failing is not None:
+            raise failing(self.failing)
+        demand(wire.decided > self.last, wire, "overtakes another in slot", self.number)
+        demand(not self.told_end, wire, "comes after its worker was told that nothing would")
+        self.last = wire.decided
+        wire.move("master", "inbox")
+        self.messages.append(wire)
+        self.arrived()
+
+    def take(self) -> Wire:
+        """The worker picks one up."""
+        wire = self.messages.popleft()
+        wire.move("inbox", "worker")
+        self.stir()
+        return wire
+
+
+class Control(File):
+    """The master's end of a pair; what the other side has said waits in ``said``."""
+
+    name = "control"
+
+    def __init__(self, kernel: Kernel) -> None:
+        super().__init__(kernel)
+        self.said: deque[tuple[int, bytes]] = deque()
+        self.hear: Callable[[int], object] = lambda kind: None
+        self.seen: Callable[[int], object] = lambda kind: None
+        self.unread = 0
+        self.alive = True
+
+    def ready(self) -> int:
+        return (IN if self.said or not self.alive else 0) | (0 if self.alive else HUP | RDHUP)
+
+    def say(self, kind: int, content: Any = None) -> None:
+        """The other side says something."""
+        self.said.append((kind, json.dumps(content).encode()))
+        self.stir()
+
+    def end(self) -> None:
+        """The other side is gone."""
+        self.alive = False
+        self.stir()
+
+    def put(self, kind: int) -> None:
+        if not self.alive:
+            raise failing(errno.EPIPE)
+        if self.unread >= 10:
+            raise BlockingIOError(errno.EAGAIN, "full")
+        self.hear(kind)
+
+
+class Flag(File):
+    """A descriptor that is readable or not: a pidfd, the wake-up pipe of signals."""
+
+    name = "flag"
+    up = False
+
+    def ready(self) -> int:
+        return IN if self.up else 0
+
+    def raise_(self) -> None:
+        self.up = True
+        self.stir()
+
+
+# -- the modules, with this kernel under them -------------------------------------------------------
+
+
+class _Over:
+    """A module, with some of its names replaced."""
+
+    def __init__(self, below: types.ModuleType, **names: Any) -> None:
+        self._below = below
+        self.__dict__.update(names)
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._below, name)
+        setattr(self, name, value)
+        return value
+
+
+_SOURCES = {
+    name: Path(f"{module.__file__}").read_text()
+    for name, module in (
+        ("ledger", sticky.ledger),
+        ("dispatcher", sticky.dispatcher),
+        ("master", sticky.master),
+    )
+}
+
+
+class Code:
+    """Fresh copies of ledger, dispatcher and master.
+
+    Args:
+        changes: by module, what to replace in its source text, and with what.
+    """
+
+    def __init__(self, changes: Mapping[str, tuple[str, str]] | None = None) -> None:
+        for name, source in _SOURCES.items():
+            if changes and name in changes:
+                old, new = changes[name]
+                assert source.count(old) == 1, f"{name} has this {source.count(old)} times: {old}"
+                source = source.replace(old, new)
+            module = types.ModuleType(f"sticky.{name}")
+            module.__dict__.update(__package__="sticky", __file__=f"sticky/{name}.py")
+            exec(compile(source, f"<sticky/{name}.py>", "exec"), module.__dict__)
+            setattr(self, name, module)
+        self.master.ledger = self.ledger
+        self.master.Ledger, self.master.Rules = self.ledger.Ledger, self.ledger.Rules
+        self.master.Tell = self.ledger.Tell
+        self.master.Dispatcher = self.dispatcher.Dispatcher
+        told = {tell.name: kind for tell, kind in sticky.master._TOLD.items()}
+        self.master._TOLD = {tell: told[tell.name] for tell in self.ledger.Tell}
+
+    ledger: types.ModuleType
+    dispatcher: types.ModuleType
+    master: types.ModuleType
+
+    def install(self, kernel: Kernel, world: Any) -> None:
+        """Put a kernel under the copies. ``world`` says what the master meets in it."""
+        channel = _Over(
+            sticky.channel,
+            inbox=world.make_inbox,
+            pair=lambda: (File(kernel), File(kernel)),
+            pack_header=lambda kind, *_, **__: kind,
+            send=_send,
+            hand_over=_hand_over,
+            Reader=_Reader,
+        )
+        self.dispatcher.channel = channel
+        self.dispatcher.hand_over = _hand_over
+        self.dispatcher.Socket = lambda family, kind, protocol, fd: kernel.files[fd]
+        self.dispatcher.log = _Log(kernel)
+        master = self.master
+        master.channel = channel
+        master.select = _Over(select, epoll=lambda: _Epoll(kernel))
+        master.time = _Over(time, monotonic=lambda: kernel.now)
+        master.signal = _Over(signal, pidfd_send_signal=world.kill)
+        master.os = _Over(
+            os,
+            environ={},
+            pidfd_open=world.pidfd_open,
+            close=lambda fd: kernel.files[fd].close(),
+            getpid=lambda: 4242,
+            kill=world.kill_pid,
+        )
+        master.fcntl = types.SimpleNamespace(ioctl=_ioctl)
+        master.spawn = types.SimpleNamespace(start=world.start)
+        master.reap = world.reap
+        master.Signals = world.make_signals
+        master.make_router = lambda options: world
+        master.open_listeners = lambda options: [world.listener]
+        master.log = self.dispatcher.log
+
+
+class _Epoll:
+    def __init__(self, kernel: Kernel) -> None:
+        self.register, self.modify = kernel.register, kernel.modify
+        self.unregister, self.poll = kernel.unregister, kernel.poll
+
+    def close(self) -> None:
+        """Nothing is left of it."""
+
+
+class _Log:
+    """Where the modules log: into the trace, if there is one."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        self._kernel = kernel
+
+    def info(self, text: str, *arguments: object) -> None:
+        if self._kernel.trace is not None:
+            self._kernel.say("log:", text % arguments if arguments else text)
+
+    debug = warning = error = info
+
+    def isEnabledFor(self, level: int) -> bool:  # noqa: N802
+        return level >= logging.INFO
+
+
+class _Message:
+    __slots__ = ("fds", "kind", "payload")
+
+    def __init__(self, kind: int, payload: bytes) -> None:
+        self.kind, self.payload = kind, payload
+        self.fds: list[int] = []
+
+
+class _Reader:
+    def receive(self, control: Control) -> _Message | None:
+        if control.said:
+            kind, payload = control.said.popleft()
+            control.seen(kind)
+            return _Message(kind, payload)
+        if control.alive:
+            raise BlockingIOError(errno.EAGAIN, "nothing said")
+        if control.unread and control.kernel.rng.random() < 0.5:
+            raise ConnectionResetError(errno.ECONNRESET, "it died with something unread")
+        return None
+
+
+def _send(channel: Control, kind: int, payload: bytes = b"", *fds: int) -> None:
+    channel.put(kind)
+
+
+def _hand_over(inbox: Inbox, fd: int, address: object) -> None:
+    inbox.put(fd)
+
+
+def _ioctl(end: Any, request: int, buffer: bytes) -> bytes:
+    return struct.pack("i", 300 * len(end.messages))

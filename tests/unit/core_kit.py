@@ -1,0 +1,257 @@
+"""What the tests of the routing core share: the twins, builds of the C, and heads to feed them.
+
+``STICKY_CORE_UNDER_TEST`` names another build of the compiled twin (the portable form, or one that
+was broken on purpose); the same tests then run over that one.
+"""
+
+import importlib.util
+import ipaddress
+import os
+import random
+import re
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from hypothesis import Phase, settings
+from hypothesis import strategies as st
+
+from sticky import _pycore
+
+ROOT = Path(__file__).resolve().parents[2]
+SEED = bytes(range(8))
+PEER = "192.0.2.99"
+
+if "STICKY_CORE_UNDER_TEST" in os.environ:
+    # Another build is compared once, in the same way each time, and nobody reads the example.
+    settings.register_profile(
+        "another build", derandomize=True, database=None, phases=[Phase.explicit, Phase.generate]
+    )
+    settings.load_profile("another build")
+
+
+def load(path: Path) -> ModuleType:
+    """A build of ``_core`` that lies somewhere else."""
+    spec = importlib.util.spec_from_file_location("_core", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _compiled() -> ModuleType:
+    if "STICKY_CORE_UNDER_TEST" in os.environ:
+        return load(Path(os.environ["STICKY_CORE_UNDER_TEST"]))
+    from sticky import _core
+
+    return _core
+
+
+COMPILED = _compiled()
+TWINS = {"c": COMPILED, "py": _pycore}
+
+
+def build(folder: Path, *, replace: tuple[str, str] | None = None, macros: tuple[str, ...] = ()):
+    """Compile ``_core.pyx``, with one place of it changed, in a folder. Returns the module."""
+    source = (ROOT / "sticky" / "_core.pyx").read_text()
+    if replace:
+        assert source.count(replace[0]) == 1, f"{replace[0]!r} is not one place of _core.pyx"
+        source = source.replace(*replace)
+    (folder / "_core.pyx").write_text(source)
+    target = folder / ("_core" + sysconfig.get_config_var("EXT_SUFFIX"))
+    # Without the sanity check of Cython's utility code: five of these are built in one test.
+    compiler = [*sysconfig.get_config_var("CC").split(), "-shared", "-fPIC", "-O1", "-w"]
+    include = "-I" + sysconfig.get_path("include")
+    for command in (
+        [sys.executable, "-m", "cython", "-3", "_core.pyx", "-o", "_core.c"],
+        [*compiler, *(f"-D{macro}" for macro in macros), include, "_core.c", "-o", target],
+    ):
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    return target
+
+
+def run_suite_over(module: Path, *tests: str) -> subprocess.CompletedProcess[str]:
+    """The named test files over another build of the compiled twin."""
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests],
+        cwd=ROOT,
+        env=os.environ | {"STICKY_CORE_UNDER_TEST": str(module)},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+
+
+def router(twin: ModuleType, **rules: Any):
+    return twin.Router(
+        rules.pop("n", 7), rules.pop("seed", SEED), proxy=rules.pop("proxy", True), **rules
+    )
+
+
+def ask(twin: ModuleType, head: bytes, peer: str = PEER, **rules: Any) -> tuple[int, bytes, str]:
+    """``explain`` of a new Router, after a look whether ``route`` says the same."""
+    asked = router(twin, **rules)
+    answer = asked.explain(head, len(head), peer)
+    assert asked.route(head, len(head), peer) == answer[0]
+    assert asked.route(bytearray(head), len(head), peer) == answer[0]
+    return answer
+
+
+def request(*lines: bytes, eol: bytes = b"\r\n") -> bytes:
+    return eol.join([b"GET /socket.io/?EIO=4 HTTP/1.1", *lines, b"", b""])
+
+
+@dataclass
+class Case:
+    """One question for both twins."""
+
+    data: bytes
+    length: int
+    peer: str = PEER
+    rules: dict[str, Any] = field(default_factory=dict)
+
+    def answer(self, twin: ModuleType) -> tuple[int, bytes, str]:
+        asked = router(twin, **self.rules)
+        answer = asked.explain(self.data, self.length, self.peer)
+        assert asked.route(self.data, self.length, self.peer) == answer[0]
+        return answer
+
+
+# --- heads of near misses ------------------------------------------------------------------------
+# Hypothesis draws the name and a seed, and the rest follows from the seed: a draw of its own for
+# every byte of a head would make one example as slow as a hundred of these.
+
+TOKEN = b"!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+names = st.one_of(
+    st.sampled_from([b"x-forwarded-for", b"forwarded", b"cf-connecting-ip", b"x", b"x-real-ip"]),
+    st.lists(st.sampled_from(TOKEN), min_size=1, max_size=24).map(bytes),
+)
+randoms = st.integers(0, 2**32 - 1).map(random.Random)
+
+ATOMS = rb"""|unknown|UnKnown|_hidden|"|"a, b"|"a, 1.1.1.1"|\|\"|"\"|"\1.2.3.4"|for="a;b"|;
+|for=unknown|for|a  b|""|for="\|for=1.2.3.4;proto=http|for="\1.2.3.4"|01.2.3.4|1.2.3.4:99999|1.2.3.4:999999
+|256.1.1.1|::|1:2:3:4:5:6:7::|1:2:3:4::5:6:7:8|::2:3:4:5:6:7:8|1::2::3|%|[]|FEBF:1::4"""
+ATOMS = ATOMS.replace(b"\n", b"").split(b"|")
+LONG = [
+    b"x" * 128,
+    b"x" * 129,
+    b'"' + b"1" * 129 + b'"',
+    b"::1%" + b"z" * 124,
+    b"::1%" + b"z" * 125,
+]
+FOLDS = [b"\r\n ", b"\n\t", b" \r\n  ", b"\r\n \r\n "]
+
+
+def near_name(draw: random.Random, name: bytes) -> bytes:
+    """The name as another client would write it, or nearly the name."""
+    how = draw.randrange(8)
+    if how == 0:
+        return name
+    if how <= 3:
+        return bytes(c ^ 0x20 if chr(c).isalpha() and draw.random() < 0.5 else c for c in name)
+    at = draw.randrange(len(name) + 1)
+    if how == 4:
+        return name[:at] + bytes(c ^ 0x20 for c in name[at : at + 1]) + name[at + 1 :]
+    if how == 5:
+        return name[:at] + name[at + 1 :]
+    return name[:at] + bytes([draw.choice(TOKEN + b": \t")]) + name[at + (how == 6) :]
+
+
+def address(draw: random.Random) -> bytes:
+    """An address in one of its forms."""
+    if draw.random() < 0.5:
+        text = str(ipaddress.IPv4Address(draw.getrandbits(32)))
+        forms = ["{}", "{}", "{}:80", '"{}:65535"', "::ffff:{}", "64:ff9b::{}", "[{}]", "1::{}"]
+    else:
+        bits = draw.getrandbits(128) & draw.choice([-1, 0xFFFF << 64 | 0xFF, 0xFFFF << 112 | 1])
+        ip = ipaddress.IPv6Address(bits | draw.choice([0, 0, 0xFE80 << 112]))
+        text = draw.choice([str(ip), ip.exploded, str(ip).upper()])
+        forms = ["{}", "[{}]", "[{}]:443", '"[{}]:1"', "{}%eth0", "[{}%1]"]
+    return draw.choice(forms).format(text).encode()
+
+
+def mutated(draw: random.Random, text: bytes) -> bytes:
+    """The text with a byte or two taken out, put in or changed."""
+    changed = bytearray(text)
+    for _ in range(draw.choice([0, 1, 1, 2])):
+        at = draw.randrange(len(changed) + 1)
+        new = draw.choice(
+            [b"", bytes([draw.choice(b'0123456789abcdefF:.[]%",;= \\\t\n\r\0x\x0b')])]
+        )
+        changed[at : at + draw.randrange(2)] = new
+    return bytes(changed)
+
+
+def value(draw: random.Random) -> bytes:
+    """A list of addresses, near misses and worse."""
+    parts = []
+    for _ in range(draw.randrange(5)):
+        kind = draw.randrange(8)
+        if kind < 2:
+            part = draw.choice([b"", b"", b"for=", b"By=x;FOR="]) + address(draw)
+        elif kind < 4:
+            part = draw.choice([b"", b"", b"for="]) + mutated(draw, address(draw))
+        elif kind == 4:
+            part = draw.choice(FOLDS)
+        else:
+            part = draw.choice(LONG) if draw.random() < 0.05 else draw.choice(ATOMS)
+        parts += [part, draw.choice([b",", b", ", b",,", b" ", b";", b""])]
+    return b"".join(parts)
+
+
+def case(name: bytes, draw: random.Random) -> Case:
+    """A head full of near misses, sometimes cut, sometimes with something behind it."""
+    newline = draw.choice([[b"\r\n"], [b"\r\n"], [b"\n"], [b"\r\n", b"\n"]])
+    head = draw.choice([b"", b"", b"", b"", b"\r\n", b"\n\r\n", b" "])
+    first = [b"GET / HTTP/1.1", b"GET /" + b"a" * draw.randrange(90), name + b": 1.2.3.4"]
+    head += draw.choice(first) + draw.choice(newline)
+    for _ in range(draw.randrange(6)):
+        kind = draw.randrange(6)
+        if kind == 0:
+            head += b"Cookie: " + b"c" * draw.randrange(200)
+        elif kind == 1:
+            head += b"Referer: http://a/?" + name + b": 1.2.3.4"
+        else:
+            head += near_name(draw, name) + draw.choice([b":"] * 4 + [b": "] * 6 + [b" :", b""])
+            head += value(draw)
+        head += draw.choice(newline)
+    head += draw.choice(newline)
+    if draw.random() < 0.25:
+        head = mutated(draw, head)
+    data = head + draw.choice([b"", b"", b"\0\r", name + b": 9.9.9.9\r\n\r\n", b"b" * 100])
+    length = draw.randrange(len(data) + 1) if draw.random() < 0.2 else len(data)
+    peer = draw.choice(["10.0.0.1", "", "::1", "fe80::1%lo", "sock", "::ffff:10.0.0.1"])
+    return Case(
+        data,
+        length,
+        peer,
+        {
+            "header": name,
+            "n": draw.randrange(1, 9),
+            "hops": draw.choice([0, 0, 1, 2, 3]),
+            "ignore_missing_header": draw.random() < 0.5,
+            "ipv4_prefix": draw.choice([32, 24, draw.randrange(33)]),
+            "ipv6_prefix": draw.choice([64, 128, draw.randrange(129)]),
+        },
+    )
+
+
+cases = st.builds(case, names, randoms)
+
+
+def fuzz(seed: int, count: int) -> Iterator[Case]:
+    """Many quick cases, the same ones each time."""
+    draw = random.Random(seed)
+    for _ in range(count):
+        yield case(draw.choice([b"x-forwarded-for", b"X-Forwarded-For", b"forwarded", b"x"]), draw)
+
+
+def squeeze(value: bytes) -> bytes:
+    """Without regard to how much white space there is."""
+    return b" ".join(re.split(rb"[ \t\r\n]+", value.strip(b" \t\r\n")))

@@ -1,49 +1,77 @@
-"""The things that are compared: sticky, and what it is measured against, each as processes.
+"""The things that are compared, each as processes of their own, and what loads and measures them.
 
-``bare`` is the floor for the master: a Python loop of accept, send_fds, close, with the listener's
-flags, that feeds the very same workers. ``shared`` is the floor for the whole tree: the workers
-accept for themselves, nothing is sticky.
+``proxy`` and ``direct`` are sticky's CLI with and without ``--proxy``. ``bare`` is the floor for
+the master: a Python loop of accept, send_fds and close, with the same flags on its listener, that
+feeds the very same workers in turn. ``shared`` is the floor for the whole tree: eventlet's own
+server in every process, each with its own SO_REUSEPORT listener; nothing is sticky.
+
+    python -m bench.rigs proxy 2 300        one rig alone, loaded until interrupted: for profilers
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import platform
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
-
-import psutil
 
 ROOT = Path(__file__).resolve().parent.parent
 SEED = "0123456789abcdef"
-AT_ONCE = 16
-"""Connections that each of the two load generators keeps open at a time."""
+KINDS = ("proxy", "direct", "bare", "shared")
+GENERATORS = 2
+CLIENTS = 64
+"""Addresses per generator that the routing header names in turn."""
 
 
-def head(size: int, client: str, *, header: bool = True) -> bytes:
-    """A request head of this many bytes; the routing header is its last line."""
-    start = b"GET / HTTP/1.1\r\nHost: example.org\r\nConnection: close\r\n"
-    end = f"X-Forwarded-For: {client}\r\n\r\n".encode() if header else b"\r\n"
-    filler = b""
-    while (room := size - len(start) - len(end) - len(filler)) > 0:
-        line = b"X-Filler: " + b"f" * max(1, min(room - 12, 150)) + b"\r\n"
-        filler += line
-    return start + filler + end
+# -- the machine ----------------------------------------------------------------------------------
 
 
-def app():
-    """The smallest app: what is measured is what is around it."""
+def machine() -> str:
+    """One line about what the figures were measured on."""
+    cpu = "unknown CPU"
+    with open("/proc/cpuinfo") as lines:
+        for line in lines:
+            if line.startswith("model name"):
+                cpu = line.split(":", 1)[1].strip()
+                break
+    packages = ", ".join(f"{name} {version(name)}" for name in ("Cython", "eventlet"))
+    return (
+        f"Linux {platform.release()}, {len(os.sched_getaffinity(0))} x {cpu}, "
+        f"Python {platform.python_version()}, {packages}"
+    )
 
-    def answer(environ, start_response):
-        start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", "2")])
-        return [b"ok"]
 
-    return answer
+def cpu_of(pid: int) -> int:
+    """Nanoseconds that a process with one thread has spent on a CPU (proc(5), schedstat)."""
+    return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0])
+
+
+def memory_of(pid: int) -> tuple[int, int]:
+    """(resident, proportional) memory in KB: proportional divides shared pages by their users."""
+    fields = {}
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]:
+        name, _, value = line.partition(":")
+        fields[name] = int(value.split()[0])
+    return fields["Rss"], fields["Pss"]
+
+
+def fds_of(pid: int) -> int:
+    return len(os.listdir(f"/proc/{pid}/fd"))
+
+
+def children_of(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+# -- the rigs -------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -51,94 +79,61 @@ class Rig:
     """A running server: its port, and the processes whose CPU is counted."""
 
     port: int
-    master: psutil.Process
-    tree: list[psutil.Process] = field(default_factory=list)
+    master: int
+    workers: list[int]
 
-    def cpu(self) -> tuple[float, float]:
-        """Seconds of CPU used so far: (by the master, by all processes)."""
-        spent = [sum(process.cpu_times()[:2]) for process in (self.master, *self.tree)]
-        return spent[0], sum(spent)
+    def cpu(self) -> tuple[int, int]:
+        """Nanoseconds of CPU used so far: (by the master, by all processes)."""
+        master = cpu_of(self.master)
+        return master, master + sum(map(cpu_of, self.workers))
 
 
 @contextlib.contextmanager
-def rig(kind: str, workers: int, *, proxy: bool = True) -> Iterator[Rig]:
-    """Start ``sticky``, ``bare`` or ``shared`` with this many workers."""
-    module = {
-        "sticky": ["-m", "sticky", "bench.rigs:app", "-b", "127.0.0.1:0", "-w", str(workers)],
-        "bare": ["-m", "bench.rigs", "bare", str(workers)],
-        "shared": ["-m", "bench.rigs", "shared", str(workers)],
-    }[kind]
-    if kind == "sticky":
-        module += ["--seed", SEED, *(["--proxy"] if proxy else [])]
+def rig(kind: str, workers: int, *, app: str = "bench.apps:tiny") -> Iterator[Rig]:
+    """Start one of KINDS with this many workers, and stop it at the end."""
+    if kind in ("bare", "shared"):
+        command = ["-m", "bench.rigs", kind, str(workers)]
+    else:
+        command = ["-m", "sticky", app, "-b", "127.0.0.1:0", "-w", str(workers), "--seed", SEED]
+        command += ["--proxy"] if kind == "proxy" else []
     process = subprocess.Popen(
-        [sys.executable, *module], cwd=ROOT, stderr=subprocess.PIPE, text=True
+        [sys.executable, *command], cwd=ROOT, stderr=subprocess.PIPE, text=True
     )
+    said = []
     try:
-        lines = []
         for line in process.stderr:
-            lines.append(line)
+            said.append(line)
             if "Listening at: http://127.0.0.1:" in line:
                 port = int(line.split("http://127.0.0.1:")[1].split()[0])
                 break
         else:
-            raise RuntimeError("".join(lines))
-        master = psutil.Process(process.pid)
-        yield Rig(port, master, master.children(recursive=True))
+            raise RuntimeError(f"{kind} did not start:\n" + "".join(said))
+        children = children_of(process.pid)
+        if len(children) != workers:
+            raise RuntimeError(f"{kind} has the processes {children}, not {workers} workers")
+        yield Rig(port, process.pid, children)
+        if children_of(process.pid) != children:
+            raise RuntimeError(f"a worker of {kind} was replaced while it was measured")
     finally:
         process.send_signal(signal.SIGINT)
-        process.wait(20)
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
         process.stderr.close()
-
-
-def load(port: int, connections: int, size: int, *, clients: int = 64, header: bool = True) -> None:
-    """New connections, one request each, from two processes that are not counted."""
-    processes = [
-        subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "bench.rigs",
-                "load",
-                *map(str, (port, connections // 2, size, clients, int(header), part)),
-            ],
-            cwd=ROOT,
-        )
-        for part in range(2)
-    ]
-    for process in processes:
-        if process.wait(120):
-            raise RuntimeError("the load generator failed")
-
-
-def _load(
-    port: int, connections: int, size: int, clients: int, header: int, part: int
-) -> None:
-    heads = [head(size, f"192.0.{part}.{i}", header=bool(header)) for i in range(clients)]
-    address = ("127.0.0.1", port)
-    for start in range(0, connections, AT_ONCE):
-        socks = []
-        for number in range(start, min(start + AT_ONCE, connections)):
-            sock = socket.create_connection(address)
-            sock.sendall(heads[number % clients])
-            socks.append(sock)
-        for sock in socks:
-            answer = b""
-            while data := sock.recv(4096):
-                answer += data
-            sock.close()
-            if not answer.startswith(b"HTTP/1.1 200 "):
-                raise RuntimeError(answer[:200])
 
 
 def _bare(workers: int) -> None:
     """sticky's own workers behind the plainest loop that can feed them."""
-    from sticky import channel, ledger, spawn
+    from sticky import channel, logs, spawn
     from sticky.master import Master
     from sticky.options import Options
 
     class Bare(Master):
         def _announce(self) -> None:
             super()._announce()
+            self._dispatcher.accepting(False)
             listener = self._listeners[0]
             listener.setblocking(True)
             header = channel.pack_header(channel.CONNECTION, ("127.0.0.1", 1))
@@ -146,8 +141,8 @@ def _bare(workers: int) -> None:
             for inbox in inboxes:
                 inbox.setblocking(True)
             signal.signal(signal.SIGINT, signal.default_int_handler)
+            turn = 0
             with contextlib.suppress(KeyboardInterrupt):
-                turn = 0
                 while True:
                     connection, _ = listener.accept()
                     turn = (turn + 1) % workers
@@ -155,37 +150,165 @@ def _bare(workers: int) -> None:
                     connection.close()
             self._ledger.stop(0.0, quick=True)
 
-    from sticky import logs
-
     logs.set_up("info", patient=True)
-    options = Options.make(port=0, num=workers)
-    program = spawn.Program(target="bench.rigs:app", path=[str(ROOT), *sys.path])
-    assert ledger
-    Bare(options, program).run()
+    program = spawn.Program(target="bench.apps:tiny", path=[str(ROOT), *sys.path])
+    Bare(Options.make(port=0, num=workers), program).run()
 
 
 def _shared(workers: int) -> None:
-    """eventlet's own server in every process, on one listener."""
-    listener = socket.socket()
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 1)
-    listener.bind(("127.0.0.1", 0))
-    listener.listen(2048)
+    """eventlet's own server in every process, each with a listener on the same port."""
+    listeners = []
+    port = 0
     for _ in range(workers):
-        if os.fork():
+        listener = socket.socket()
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 1)
+        listener.bind(("127.0.0.1", port))
+        listener.listen(2048)
+        port = listener.getsockname()[1]
+        listeners.append(listener)
+    # The port is announced when all workers serve: each closes its copy of this pipe's end.
+    serving, ready = os.pipe()
+    children = []
+    for own in listeners:
+        if child := os.fork():
+            children.append(child)
             continue
         import eventlet
+
+        eventlet.monkey_patch()
         import eventlet.wsgi
         from eventlet.greenio import GreenSocket
 
-        eventlet.wsgi.server(GreenSocket(listener), app(), log_output=False)
+        from bench import apps
+
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        for listener in listeners:
+            if listener is not own:
+                listener.close()
+        os.close(ready)
+        eventlet.wsgi.server(GreenSocket(own), apps.tiny(), log_output=False, keepalive=75)
         os._exit(0)
-    sys.stderr.write(f"Listening at: http://127.0.0.1:{listener.getsockname()[1]} (shared)\n")
+    os.close(ready)
+    os.read(serving, 1)
+    for listener in listeners:
+        listener.close()
+    sys.stderr.write(f"Listening at: http://127.0.0.1:{port} (shared)\n")
     with contextlib.suppress(KeyboardInterrupt):
         signal.pause()
-    for child in psutil.Process().children():
-        child.kill()
+    for child in children:
+        os.kill(child, signal.SIGKILL)
+
+
+# -- the load -------------------------------------------------------------------------------------
+
+
+def head(size: int, client: str, *, header: bool = True) -> bytes:
+    """A request head of exactly this many bytes; the routing header is its last line."""
+    start = b"GET / HTTP/1.1\r\nHost: example.org\r\nConnection: close\r\n"
+    end = f"X-Forwarded-For: {client}\r\n\r\n".encode() if header else b"\r\n"
+    left = size - len(start) - len(end)
+    filler = b""
+    while left:
+        room = left if left < 200 else 160
+        filler += b"X-Filler: " + b"f" * (room - 12) + b"\r\n"
+        left -= room
+    return start + filler + end
+
+
+class Load:
+    """Processes that open new connections, one request on each, and that are not counted.
+
+    They are started once and wait between rounds, so that a round measures nothing of theirs.
+    """
+
+    def __init__(self) -> None:
+        self._processes = [
+            subprocess.Popen(
+                [sys.executable, "-m", "bench.rigs", "load", str(part)],
+                cwd=ROOT,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            for part in range(GENERATORS)
+        ]
+
+    def __enter__(self) -> Load:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self._processes:
+            process.stdin.close()
+            process.wait(20)
+            process.stdout.close()
+
+    def run(self, port: int, connections: int, size: int, at_once: int, header: bool) -> None:
+        """Open so many connections, ``at_once`` at a time in each generator.
+
+        With 1 at a time a single generator works, so that they come singly: the next connection
+        is opened when the one before was answered and closed.
+        """
+        using = self._processes[:1] if at_once == 1 else self._processes
+        for process in using:
+            order = (port, connections // len(using), size, at_once, int(header))
+            process.stdin.write(" ".join(map(str, order)) + "\n")
+            process.stdin.flush()
+        for process in using:
+            if process.stdout.readline() != "done\n":
+                raise RuntimeError("the load generator failed")
+
+
+def _load(part: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the end of its input ends it
+    for line in sys.stdin:
+        port, connections, size, at_once, header = map(int, line.split())
+        heads = [head(size, f"192.0.{part}.{i}", header=bool(header)) for i in range(CLIENTS)]
+        # A source address of its own for each generator: the kernel has so many ports for each.
+        source = (f"127.0.0.{2 + part}", 0)
+        open_ones: deque[socket.socket] = deque()
+        for number in range(connections):
+            sock = socket.socket()
+            sock.setsockopt(socket.IPPROTO_IP, 24, 1)  # IP_BIND_ADDRESS_NO_PORT
+            sock.bind(source)
+            sock.connect(("127.0.0.1", port))
+            sock.sendall(heads[number % CLIENTS])
+            open_ones.append(sock)
+            if len(open_ones) == at_once:
+                _answer(open_ones.popleft())
+        while open_ones:
+            _answer(open_ones.popleft())
+        print("done", flush=True)
+
+
+def _answer(sock: socket.socket) -> None:
+    answer = b""
+    while data := sock.recv(4096):
+        answer += data
+    sock.close()
+    if not answer.startswith(b"HTTP/1.1 200 "):
+        raise RuntimeError(f"an answer began with {answer[:100]!r}")
+
+
+def _alone(kind: str, arguments: Sequence[str]) -> None:
+    workers, size, at_once = (*map(int, arguments), *(2, 300, 1)[len(arguments) :])
+    with rig(kind, workers) as it, Load() as load, contextlib.suppress(KeyboardInterrupt):
+        print(f"the pid of the master is {it.master}", flush=True)
+        while True:
+            before, count = it.cpu(), 2000
+            load.run(it.port, count, size, at_once, kind != "direct")
+            master, tree = (
+                (after - then) / count / 1000 for after, then in zip(it.cpu(), before, strict=True)
+            )
+            print(f"a connection: master {master:.1f} us, tree {tree:.1f} us", flush=True)
 
 
 if __name__ == "__main__":
-    {"load": _load, "bare": _bare, "shared": _shared}[sys.argv[1]](*map(int, sys.argv[2:]))
+    what, *rest = sys.argv[1:]
+    if what in ("bare", "shared") and len(rest) == 1:
+        {"bare": _bare, "shared": _shared}[what](int(rest[0]))
+    elif what == "load":
+        _load(int(rest[0]))
+    else:
+        _alone(what, rest)

@@ -8,6 +8,7 @@ dispatcher without a scan of its own would have to call one of them.
 """
 
 import random
+import re
 
 import h11
 import httptools
@@ -24,11 +25,36 @@ SIZES = [300, 1024, 8192]
 
 REQUEST_LINE = "GET /socket.io/?EIO=4&transport=polling&t=P7kQ2Zx HTTP/1.1"
 OURS = "X-Forwarded-For: 203.0.113.7, 10.0.0.1"
-LINES = ["Host: chat.example.com", "Connection: keep-alive", "User-Agent: Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 Chrome/142.0.0.0", "Accept: */*", "Accept-Encoding: gzip, deflate, br, zstd", "Accept-Language: en-GB,en;q=0.9,de;q=0.8", "Referer: https://chat.example.com/rooms/42", "Origin: https://chat.example.com", "Cache-Control: no-cache", "Pragma: no-cache", 'sec-ch-ua: "Chromium";v="142", "Google Chrome";v="142", "Not_A Brand";v="99"', "sec-ch-ua-mobile: ?0", 'sec-ch-ua-platform: "Linux"', "Sec-Fetch-Dest: empty", "Sec-Fetch-Mode: cors", "Sec-Fetch-Site: same-origin", "DNT: 1", "X-Requested-With: XMLHttpRequest", "X-Real-IP: 198.51.100.23", "X-Forwarded-Proto: https", "X-Forwarded-Host: chat.example.com", "X-Forwarded-Port: 443", "X-Request-ID: 7f2c1d9e-3f0b-4a6e-9b53-58a1c54e9d11", "traceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"]
+LINES = """\
+Host: chat.example.com
+Connection: keep-alive
+User-Agent: Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 Chrome/142.0.0.0
+Accept: */*
+Accept-Encoding: gzip, deflate, br, zstd
+Accept-Language: en-GB,en;q=0.9,de;q=0.8
+Referer: https://chat.example.com/rooms/42
+Origin: https://chat.example.com
+Cache-Control: no-cache
+Pragma: no-cache
+sec-ch-ua: "Chromium";v="142", "Google Chrome";v="142", "Not_A Brand";v="99"
+sec-ch-ua-mobile: ?0
+sec-ch-ua-platform: "Linux"
+Sec-Fetch-Dest: empty
+Sec-Fetch-Mode: cors
+Sec-Fetch-Site: same-origin
+DNT: 1
+X-Requested-With: XMLHttpRequest
+X-Real-IP: 198.51.100.23
+X-Forwarded-Proto: https
+X-Forwarded-Host: chat.example.com
+X-Forwarded-Port: 443
+X-Request-ID: 7f2c1d9e-3f0b-4a6e-9b53-58a1c54e9d11
+traceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01
+""".splitlines()
 
 
 def head(size: int, where: str) -> bytes:
-    """A browser's request behind a proxy, of exactly this size; what lines do not fill, cookies do."""
+    """A browser's request behind a proxy, of exactly this size. Cookies fill what lines do not."""
     draw = random.Random(1)
     left = size - len(REQUEST_LINE) - len(OURS) - 6
     others = []
@@ -89,6 +115,18 @@ def test_scan(benchmark, twin, size):
     )
 
 
+class OnePass:
+    """The least a pure form can do: one ``re`` pass to the header, nothing checked or chosen.
+
+    It finds the header's text and stops. Not a router: the yardstick for the scan.
+    """
+
+    header = re.compile(rb"\n(?:x-forwarded-for:[ \t]*([^\r\n]*)|\r?\n)", re.IGNORECASE)
+
+    def __call__(self, data: bytes) -> bytes:
+        return self.header.search(data)[1]
+
+
 def with_httptools(data: bytes) -> bytes:
     class Fields:
         value = b""
@@ -112,12 +150,14 @@ def with_h11(data: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("parser", [with_httptools, with_h11], ids=["httptools", "h11"])
-def test_other_parsers(benchmark, parser, size):
+@pytest.mark.parametrize("parser", ["one re pass", "httptools", "h11"])
+def test_others(benchmark, parser, size):
     benchmark.group = f"route, {size} B, header last"
     benchmark.extra_info.update(size=size, header="last")
     data = head(size, "last")
-    assert measure(benchmark, parser, data, iterations=50) == b"203.0.113.7, 10.0.0.1"
+    function = {"one re pass": OnePass(), "httptools": with_httptools, "h11": with_h11}[parser]
+    iterations = 500 if parser == "one re pass" else 50
+    assert measure(benchmark, function, data, iterations=iterations) == b"203.0.113.7, 10.0.0.1"
 
 
 @pytest.mark.parametrize("twin", TWINS)

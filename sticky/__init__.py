@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .errors import ChannelError, OptionError, StickyError, WorkerError
     from .options import Options
     from .routing import Explanation, explain
-    from .server import listen
+    from .server import Server, listen
     from .worker import Worker, current_worker
 
 __version__ = "0.1.0"
@@ -32,6 +32,7 @@ _HOMES = {
     "Options": "options",
     "Explanation": "routing",
     "explain": "routing",
+    "Server": "server",
     "listen": "server",
     "Worker": "worker",
     "current_worker": "worker",
@@ -42,6 +43,7 @@ __all__ = [
     "Explanation",
     "OptionError",
     "Options",
+    "Server",
     "StickyError",
     "Worker",
     "WorkerError",

@@ -37,7 +37,7 @@ def main() -> None:
     if spec["role"] == "master":
         from sticky.master import launched
 
-        launched(spec)
+        launched(spec, fds)
         return
 
     from sticky.adapters import patch

@@ -699,7 +699,7 @@ cdef int read_bytes(const Rules *rules, const Values *found, Key *key) noexcept 
     cdef Text text
     cdef const uint8_t *p
     cdef bint folded
-    value_at(&value, values.at, values.head.end)
+    value_at(&value, found.at, found.head.end)
     sip_start(&sip, rules.k0, rules.k1)
     key.words = 0
     while True:
@@ -738,7 +738,7 @@ cdef int read_leftmost(const Rules *rules, const Values *found, Key *key) noexce
     cdef Pieces value
     cdef Text element
     cdef int why = EMPTY, kind
-    value_at(&value, values.at, values.head.end)
+    value_at(&value, found.at, found.head.end)
     while True:
         while next_piece(&value, c',', &element):
             if element.at == element.end:
@@ -761,7 +761,7 @@ cdef int read_hops(const Rules *rules, const Values *found, Key *key) noexcept n
     cdef Pieces value
     cdef Text element
     cdef Py_ssize_t count = 0
-    value_at(&value, values.at, values.head.end)
+    value_at(&value, found.at, found.head.end)
     while True:
         while next_piece(&value, c',', &element):
             count += element.at < element.end
@@ -771,7 +771,7 @@ cdef int read_hops(const Rules *rules, const Values *found, Key *key) noexcept n
         return TOO_FEW if count else EMPTY
     count -= rules.hops
     values = found[0]
-    value_at(&value, values.at, values.head.end)
+    value_at(&value, found.at, found.head.end)
     while True:
         while next_piece(&value, c',', &element):
             if element.at == element.end:

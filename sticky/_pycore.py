@@ -302,19 +302,17 @@ def _unfold(value: bytes) -> bytes:
     return b" ".join(filter(None, (line.strip(_OWS) for line in value.split(b"\n"))))
 
 
-def _half_siphash(seed: bytes, words: Iterable[int], c_rounds: int = 1, d_rounds: int = 3) -> int:
-    """HalfSipHash with 32 bits of output over words that already end with the length."""
-    k0: int
-    k1: int
-    k0, k1 = unpack_from("<2I", seed)
-    v0, v1, v2, v3 = k0, k1, k0 ^ 0x6C796765, k1 ^ 0x74656462
+def _half_siphash(seed: bytes, words: Iterable[int]) -> int:
+    """HalfSipHash-1-3 with 32 bits of output over words that already end with the length."""
+    v0: int
+    v1: int
+    v0, v1 = unpack_from("<2I", seed)
+    v2, v3 = v0 ^ 0x6C796765, v1 ^ 0x74656462
     for word in words:
-        v3 ^= word
-        for _ in range(c_rounds):
-            v0, v1, v2, v3 = _round(v0, v1, v2, v3)
+        v0, v1, v2, v3 = _round(v0, v1, v2, v3 ^ word)
         v0 ^= word
     v2 ^= 0xFF
-    for _ in range(d_rounds):
+    for _ in range(3):
         v0, v1, v2, v3 = _round(v0, v1, v2, v3)
     return v1 ^ v3
 

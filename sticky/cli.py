@@ -5,15 +5,23 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
 from . import __version__, master, spawn
+from .config import FIELDS, as_toml, from_text, settings
 from .errors import OptionError, StickyError
-from .options import Options
 from .server import absolute_path, check_target
 
-_SHORT = {"num": ("-w", "--workers", "--num"), "worker_class": ("-k", "--worker-class")}
+_FLAGS = {
+    "bind": ("-b", "--bind"),
+    "num": ("-w", "--workers", "--num"),
+    "worker_class": ("-k", "--worker-class"),
+    "env": ("-e", "--env"),
+    "header": ("--proxy-header",),  # uvicorn's --header is a response header
+}
+_LEFT_OUT = ("host", "port")  # --bind says both
+_MANY = ("bind", "env")
 
 
 def _parser(prog: str) -> argparse.ArgumentParser:
@@ -21,32 +29,64 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         prog=prog,
         description="Serve a Socket.IO (or any WSGI) app with several worker processes behind "
         "one port; every client always reaches the same worker.",
-        epilog="Signals: TERM stops gracefully, INT and QUIT at once. Exit status: 0 stopped, "
-        "1 the port cannot be used, 2 a wrong option, 3 workers cannot boot, "
-        "4 the app cannot be loaded.",
+        epilog="Each option can also be given as STICKY_<OPTION> in the environment, and in a "
+        "file (-c). Signals: TERM stops gracefully, INT and QUIT at once, HUP reloads. Exit "
+        "status: 0 stopped, 1 the port cannot be used, 2 a wrong option, 3 workers cannot boot, "
+        "4 the app cannot be loaded. See also: sticky explain --help",
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )
     parser.add_argument("target", metavar="module:factory", help="what the workers import and call")
     parser.add_argument("--version", action="version", version=f"sticky {__version__}")
+    parser.add_argument("-c", "--config", metavar="FILE", help="a TOML file with options")
     parser.add_argument(
-        "-b", "--bind", metavar="HOST:PORT", help="where to listen (default: 127.0.0.1:8000)"
+        "--check-config", action="store_true", help="check all options, then end (0, or 2)"
     )
-    for field in dataclasses.fields(Options):
-        flags = _SHORT.get(field.name) or [
-            "--" + (field.metadata["flag"] or field.name.replace("_", "-"))
-        ]
-        if field.name in ("host", "port"):
-            continue
-        settings: dict[str, Any] = {"dest": field.name, "help": _help(field)}
+    parser.add_argument(
+        "--print-config", action="store_true", help="print all options as TOML, then end"
+    )
+    add_options(parser, [name for name in FIELDS if name not in _LEFT_OUT])
+    return parser
+
+
+def add_options(parser: argparse.ArgumentParser, names: Iterable[str]) -> None:
+    """Give the parser these options of ``Options``. Values stay text; ``config`` converts them."""
+    for name in names:
+        field = FIELDS[name]
+        flags = _FLAGS.get(name, ("--" + name.replace("_", "-"),))
+        settings: dict[str, Any] = {"dest": name, "help": _help(field)}
         if field.type == "bool":
             settings["action"] = argparse.BooleanOptionalAction if field.default else "store_true"
         else:
-            settings["metavar"] = "N" if field.type in ("int", "int | None") else "VALUE"
-            if field.type == "float":
-                settings["metavar"] = "SECONDS"
+            kind = str(field.type).partition(" ")[0].partition("[")[0]
+            settings["metavar"] = {"int": "N", "float": "SECONDS"}.get(kind, "VALUE")
+            if name in _MANY:
+                settings["action"] = "append"
         parser.add_argument(*flags, **settings)
-    return parser
+
+
+def from_arguments(given: dict[str, Any]) -> dict[str, Any]:
+    """The options among parsed arguments, with the values that their texts stand for."""
+    found = {}
+    for name, value in given.items():
+        if name not in FIELDS:
+            continue
+        if isinstance(value, list):
+            value = [item for text in value for item in _split(name, text)]
+            value = dict(value) if name == "env" else value
+        elif isinstance(value, str):
+            value = from_text(name, value)
+        found[name] = value
+    return found
+
+
+def _split(name: str, text: str) -> list[Any]:
+    if name != "env":
+        return [text]
+    variable, equals, value = text.partition("=")
+    if not equals:
+        raise OptionError(f"option 'env' is {text!r}: it must be written NAME=VALUE")
+    return [(variable, value)]
 
 
 def _help(field: dataclasses.Field[Any]) -> str:
@@ -60,57 +100,23 @@ def _help(field: dataclasses.Field[Any]) -> str:
     return text.replace("%", "%%")
 
 
-def _number(field: dataclasses.Field[Any], text: str) -> Any:
-    """The value of a numeric option; text that is no number stays text, for the option's own
-    check to complain about."""
-    try:
-        if field.type == "float":
-            return float(text)
-        if field.type in ("int", "int | None"):
-            return int(text)
-    except ValueError:
-        pass
-    return text
-
-
-def parse_bind(bind: str) -> dict[str, Any]:
-    """``host`` and ``port`` from HOST:PORT, [V6]:PORT, :PORT or PORT.
-
-    Raises:
-        OptionError: it is none of these.
-    """
-    host, colon, port = bind.rpartition(":")
-    if not colon and not port.isdecimal():
-        host, port = bind, "8000"
-    if not port.isdecimal() or (":" in host and not host.startswith("[")):
-        raise OptionError(
-            f"option 'bind' is {bind!r}: it must be HOST:PORT, "
-            "for example 127.0.0.1:3000, [::1]:3000 or :3000"
-        )
-    return (
-        {"host": host or "0.0.0.0", "port": int(port)}
-        if colon
-        else {
-            "host": host or "127.0.0.1",
-            "port": int(port),
-        }
-    )
-
-
 def main(argv: Sequence[str] | None = None, *, prog: str = "sticky") -> NoReturn:
     """Run the command; never returns."""
-    given = vars(_parser(prog).parse_args(argv))
+    arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        target = given.pop("target")
-        check_target(target)
-        if "bind" in given:
-            given.update(parse_bind(given.pop("bind")))
-        for field in dataclasses.fields(Options):
-            if isinstance(given.get(field.name), str):
-                given[field.name] = _number(field, given[field.name])
-        options = Options.make(given)
+        if arguments[:1] == ["explain"]:
+            from .explain import main as explain
+
+            sys.exit(explain(arguments[1:], prog=f"{prog} explain"))
+        given = vars(_parser(prog).parse_args(arguments))
+        check_target(given["target"])
+        options = settings(from_arguments(given), config=given.get("config"))
     except StickyError as error:
         sys.stderr.write(f"{prog}: {error}\n")
         sys.exit(2)
-    program = spawn.Program(target=target, argv=list(sys.argv), path=absolute_path())
+    if "print_config" in given:
+        sys.stdout.write(as_toml(options))
+    if "check_config" in given or "print_config" in given:
+        sys.exit(0)
+    program = spawn.Program(target=given["target"], argv=list(sys.argv), path=absolute_path())
     sys.exit(master.run(options, program))

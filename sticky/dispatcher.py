@@ -16,10 +16,10 @@ import select
 import socket
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from http import HTTPStatus
 from typing import Any
 
 from . import channel
+from .answers import answer
 from .channel import hand_over
 from .ledger import Connection as Handle
 from .ledger import Ledger
@@ -66,21 +66,7 @@ def _answers(options: Options) -> dict[int, bytes]:
         431: f"The head of the request is longer than {options.max_head_size} bytes.",
         503: "The worker for this client is busy or restarting. Please try again.",
     }
-    answers = {}
-    for status, text in why.items():
-        body = text.encode() + b"\n"
-        extra = b"Retry-After: 1\r\n" if status == 503 else b""
-        answers[status] = (
-            (
-                f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n"
-                "Connection: close\r\nContent-Type: text/plain\r\n"
-                f"Content-Length: {len(body)}\r\n"
-            ).encode()
-            + extra
-            + b"\r\n"
-            + body
-        )
-    return answers
+    return {status: answer(status, text) for status, text in why.items()}
 
 
 class Dispatcher:

@@ -8,7 +8,7 @@ The rules, in the words of the design:
   for it. Accepting pauses only when all queues together reach ``max_queued``.
 * A slot outlives its processes. When one ends, the next takes the same slot: after 0.1 s, and
   after twice as long each time until it has been ready for a while.
-* While no worker has ever been ready, one that cannot start stops everything, with its reason.
+* Until every worker has been ready, one that cannot start stops everything, with its reason.
 * A stop goes through three stages. LISTENING ends when the listeners are accepted to the last
   connection and closed; PLACING when nothing waits here or in an inbox; ENDING when every process
   has ended. No worker is told to end before all stages before are over, because a worker cannot
@@ -22,6 +22,7 @@ messages is the shell's business (master.py, dispatcher.py).
 from __future__ import annotations
 
 import enum
+import math
 from collections.abc import Hashable
 from typing import NamedTuple
 
@@ -40,8 +41,10 @@ browser's spare connection would never send any."""
 QUIT_GRACE = 1.0
 """Seconds for workers to end by themselves in a quick stop."""
 LONGEST_STEP = 1.0
-"""A step of the clock longer than this is time in which we did not run (a stopped or starved
-master), and is not held against the workers."""
+"""What is longer than this in a step of the clock is time in which we did not run (a stopped or
+starved master), and is not held against the workers."""
+PING_EVERY = 5.0
+"""Seconds between two pings at most; less where ``timeout`` is short."""
 
 
 class Process(enum.Enum):
@@ -194,15 +197,17 @@ Action = (
 class _Worker:
     """What is known of one process."""
 
-    __slots__ = ("asked", "heard", "killed", "since", "slot", "state")
+    __slots__ = ("asked", "killed", "owes", "ready_at", "slot", "started", "state")
 
-    def __init__(self, slot: int, now: float) -> None:
+    def __init__(self, slot: int, ran: float) -> None:
         self.slot = slot
         self.state = Process.STARTING
-        self.since = now
-        self.heard = 0.0  # on the clock that runs only while we do
-        self.asked = 0.0
+        self.ready_at = 0.0
         self.killed = False
+        # On the clock that runs only while we do:
+        self.started = ran
+        self.asked = 0.0  # the last ping
+        self.owes: float | None = None  # the first ping since the last answer
 
     def becomes(self, state: Process) -> None:
         assert state in _LIVES[self.state], (self.state, state)
@@ -247,8 +252,8 @@ class Ledger:
         self._paused = False
         self._resume: float | None = None
         self._now = 0.0
-        self._ran = 0.0
-        self._stop_by = 0.0
+        self._missed = 0.0  # seconds in which we did not run
+        self._stop_by = math.inf
         self.due = 0.0
         """When ``tick`` has something to do, at the latest."""
         self.actions: list[Action] = []
@@ -294,7 +299,9 @@ class Ledger:
             # The newest is as likely to be honest as any; the oldest had the most time.
             self.counters["heads_evicted"] += 1
             self._refuse(next(iter(self._heads)), 408, now)
-        patience = self.rules.head_timeout if self.stage is Stage.SERVING else LAST_HEAD
+        patience = self.rules.head_timeout
+        if self.stage is not Stage.SERVING:
+            patience = min(patience, LAST_HEAD)
         self._heads[connection] = self._remind(now + patience)
 
     def decided(self, connection: Connection) -> None:
@@ -339,14 +346,9 @@ class Ledger:
             self.actions.append(WatchInbox(slot, True))
 
     def left(self, connection: Connection) -> None:
-        """The client is gone, wherever the connection was."""
-        if self._heads.pop(connection, None) is None and (
-            self._refused.pop(connection, None) is None
-        ):
-            for slot, queue in enumerate(self.queues):
-                if connection in queue:
-                    self._unqueue(connection, slot)
-                    break
+        """The client is gone, wherever the connection was (if it is not gone already)."""
+        if self._refused.pop(connection, None) is None and not self._forget(connection):
+            return
         self.counters["left"] += 1
         self.actions.append(Drop(connection))
 
@@ -375,19 +377,27 @@ class Ledger:
 
     def spawned(self, process: Hashable, slot: int, now: float) -> None:
         """The process that ``Spawn`` asked for was started."""
-        self._workers[process] = _Worker(slot, now)
+        self._workers[process] = _Worker(slot, self._running(now))
         self._slots[slot].process = process
+        self._remind(now + self.rules.boot_timeout)
+        if self.stage is Stage.ENDING:
+            self._kill(process, "the server stops")
+
+    def not_started(self, slot: int, now: float) -> None:
+        """The process that ``Spawn`` asked for could not even be started."""
+        self._vacant(slot, now, 3)
 
     def ready(self, process: Hashable, now: float) -> None:
         """The process has loaded the app."""
         worker = self._workers[process]
+        if worker.killed:
+            return  # too late
         worker.becomes(Process.READY)  # STARTING -> READY
-        worker.since = now
-        worker.heard = worker.asked = self._ran
+        worker.ready_at = now
+        worker.asked = self._running(now)
+        self._remind(now + self._ping_every)
         if self.stage is not Stage.SERVING:
             self._say(process, Tell.CLOSING)
-            if self.stage is Stage.ENDING:
-                self._end(process)
         elif not self.announced and all(
             slot.process is not None and self.state_of(slot.process) is Process.READY
             for slot in self._slots
@@ -398,7 +408,7 @@ class Ledger:
     def heard(self, process: Hashable) -> None:
         """The process answered a ping."""
         if worker := self._workers.get(process):
-            worker.heard = self._ran
+            worker.owes = None
 
     def ended(self, process: Hashable, now: float, status: int = 3) -> None:
         """The process has ended.
@@ -407,25 +417,29 @@ class Ledger:
             status: what everything ends with if no worker can start at all.
         """
         worker = self._workers.pop(process)
-        before = worker.state
+        started = worker.state is not Process.STARTING
         worker.becomes(Process.GONE)  # STARTING, READY, DRAINING -> GONE
-        slot = self._slots[worker.slot]
-        slot.process = None
-        if self.stage is not Stage.SERVING:
-            slot.becomes(Slot.FATAL if self.stage is Stage.ENDING else Slot.BACKOFF)
-            # Something may still lie in its inbox: PLACING decides whether it needs a successor.
-            slot.start_at = (
-                None if self.stage is Stage.ENDING else self._remind(now + BACKOFF_FIRST)
-            )
-            self._proceed()
-        elif before is Process.STARTING and not self.announced:
+        self._slots[worker.slot].process = None
+        lived = started and now - worker.ready_at >= BACKOFF_LAST
+        self._vacant(worker.slot, now, status, started=started, lived=lived)
+
+    def _vacant(
+        self, number: int, now: float, status: int, *, started: bool = False, lived: bool = False
+    ) -> None:
+        slot = self._slots[number]
+        if self.stage is Stage.ENDING:
             slot.becomes(Slot.FATAL)  # UP -> FATAL
-            slot.start_at = None
+            self._proceed()
+        elif self.stage is not Stage.SERVING:
+            slot.becomes(Slot.BACKOFF)  # UP -> BACKOFF
+            # Something may still lie in its inbox: PLACING decides whether it needs a successor.
+            slot.start_at = self._remind(now + BACKOFF_FIRST)
+        elif not started and not self.announced:
+            slot.becomes(Slot.FATAL)  # UP -> FATAL
             self.status = status
             self.stop(now, quick=True)
         else:
             slot.becomes(Slot.BACKOFF)  # UP -> BACKOFF
-            lived = before is not Process.STARTING and now - worker.since >= BACKOFF_LAST
             slot.backoff = BACKOFF_FIRST if lived else slot.backoff * 2 or BACKOFF_FIRST
             slot.backoff = min(slot.backoff, BACKOFF_LAST)
             slot.start_at = self._remind(now + slot.backoff)
@@ -460,7 +474,7 @@ class Ledger:
             for connection in list(waiting):
                 self._refuse(connection, 503, now)
         self._end_all(quick=True)
-        self._stop_by = self._remind(now + QUIT_GRACE)
+        self._stop_by = self._remind(min(self._stop_by, now + QUIT_GRACE))
 
     def listeners_closed(self) -> None:
         """Nothing new can arrive."""
@@ -473,8 +487,12 @@ class Ledger:
         if self.stage is not Stage.PLACING:
             return
         for number, slot in enumerate(self._slots):
-            if slot.state is Slot.BACKOFF and number not in filled and not slot.queue:
+            if slot.state is not Slot.BACKOFF:
+                continue
+            if number not in filled and not slot.queue:
                 slot.start_at = None
+            elif slot.start_at is None:  # a head that was awaited until now belongs there
+                slot.start_at = self._remind(self._now)
         if not filled and not self._heads and not self._queued:
             self._end_all()
 
@@ -482,9 +500,8 @@ class Ledger:
 
     def tick(self, now: float) -> None:
         """Whatever is due by now."""
-        step = now - self._now
+        self._missed = now - self._running(now)
         self._now = now
-        self._ran += min(max(step, 0.0), LONGEST_STEP)
         self._expire(now)
         if self._resume is not None and self._resume <= now:
             self._resume = None
@@ -494,10 +511,6 @@ class Ledger:
             self._give_up(now)
         if self.stage in (Stage.SERVING, Stage.LISTENING, Stage.PLACING):
             self._start_due(now)
-        for number, slot in enumerate(self._slots):
-            if slot.retry is not None and slot.retry <= now:
-                slot.retry = None
-                self.actions.append(Deliver(number))
         self._check_workers(now)
         self.due = self._next_due(now)
 
@@ -508,6 +521,8 @@ class Ledger:
         timers = [self._resume]
         for slot in self._slots:
             timers += (slot.start_at, slot.retry)
+        for worker in self._workers.values():
+            timers.append(self._limit(worker))
         due = min(due, *(when for when in timers if when is not None), due)
         if self.stage is Stage.PLACING:
             due = min(due, now + RETRY)  # nothing announces that an inbox has become empty
@@ -523,8 +538,12 @@ class Ledger:
         for connection in _overdue(self._heads, now):
             self.counters["head_timeouts"] += 1
             self._refuse(connection, 408, now)
-        for queue in self.queues:
-            for connection in _overdue(queue, now):
+        for number, slot in enumerate(self._slots):
+            if slot.retry is not None and slot.retry <= now:
+                slot.retry = None
+                self.actions.append(Deliver(number))
+                continue  # who can be sent is not late; the others are in the next tick
+            for connection in _overdue(slot.queue, now):
                 self.counters["queue_timeouts"] += 1
                 self._refuse(connection, 503, now)
         for connection in _overdue(self._refused, now):
@@ -538,19 +557,43 @@ class Ledger:
                 slot.start_at = None
                 self.actions.append(Spawn(number))
 
+    def _running(self, now: float) -> float:
+        """The time on a clock that runs only while we do."""
+        return now - self._missed - max(0.0, now - self._now - LONGEST_STEP)
+
+    @property
+    def _ping_every(self) -> float:
+        return min(self.rules.timeout / 4, PING_EVERY) or LONGEST_STEP
+
+    def _limit(self, worker: _Worker) -> float | None:
+        """When something is due about a process."""
+        if worker.killed:
+            return None
+        if worker.state is Process.STARTING:
+            return self._missed + worker.started + self.rules.boot_timeout
+        if worker.state is not Process.READY or not self.rules.timeout:
+            return None
+        ping = self._missed + worker.asked + self._ping_every
+        return ping if worker.owes is None else min(ping, self._answer_by(worker))
+
+    def _answer_by(self, worker: _Worker) -> float:
+        owes = math.inf if worker.owes is None else worker.owes
+        return self._missed + owes + self.rules.timeout
+
     def _check_workers(self, now: float) -> None:
-        rules = self.rules
         for process, worker in self._workers.items():
-            if worker.killed:
+            limit = self._limit(worker)
+            if limit is None or limit > now:
                 continue
-            if worker.state is Process.STARTING and now - worker.since >= rules.boot_timeout:
-                self._kill(process, f"it was not ready within {rules.boot_timeout:g} s")
-            elif worker.state is Process.READY and rules.timeout:
-                if self._ran - worker.heard >= rules.timeout:
-                    self._kill(process, f"it did not answer for {rules.timeout:g} s")
-                elif self._ran - worker.asked >= min(rules.timeout / 4, 5.0):
-                    worker.asked = self._ran
-                    self._say(process, Tell.PING)
+            if worker.state is Process.STARTING:
+                self._kill(process, f"it was not ready within {self.rules.boot_timeout:g} s")
+            elif self._answer_by(worker) <= now:
+                self._kill(process, f"it did not answer for {self.rules.timeout:g} s")
+            else:
+                # It has the whole timeout from here, however late we were to ask.
+                worker.asked = now - self._missed
+                worker.owes = worker.asked if worker.owes is None else worker.owes
+                self._say(process, Tell.PING)
 
     def _give_up(self, now: float) -> None:
         """The time for stopping is over."""
@@ -559,20 +602,25 @@ class Ledger:
                 for connection in list(waiting):
                     self._refuse(connection, 503, now)
             self._end_all(quick=True)
-        for process, worker in self._workers.items():
-            if not worker.killed:
-                self._kill(process, "it did not end in time")
+        for process in self._workers:
+            self._kill(process, "it did not end in time")
 
     # -- steps that several events share ------------------------------------------------------
 
     def _refuse(self, connection: Connection, status: int, now: float) -> None:
-        if self._heads.pop(connection, None) is None:
-            for slot, queue in enumerate(self.queues):
-                if connection in queue:
-                    self._unqueue(connection, slot)
-                    break
+        self._forget(connection)
         self._refused[connection] = self._remind(now + LINGER)
         self.actions.append(Refuse(connection, status))
+
+    def _forget(self, connection: Connection) -> bool:
+        """Take a connection out of where it waits; whether it waited anywhere."""
+        if self._heads.pop(connection, None) is not None:
+            return True
+        for slot, queue in enumerate(self.queues):
+            if connection in queue:
+                self._unqueue(connection, slot)
+                return True
+        return False
 
     def _unqueue(self, connection: Connection, slot: int) -> None:
         queue = self.queues[slot]
@@ -590,8 +638,9 @@ class Ledger:
         self.actions.append(Say(process, what))
 
     def _kill(self, process: Hashable, why: str) -> None:
-        self._workers[process].killed = True
-        self.actions.append(Kill(process, why))
+        if not self._workers[process].killed:
+            self._workers[process].killed = True
+            self.actions.append(Kill(process, why))
 
     def _end(self, process: Hashable) -> None:
         worker = self._workers[process]
@@ -614,7 +663,8 @@ class Ledger:
         self._proceed()
 
     def _proceed(self) -> None:
-        if self.stage is Stage.ENDING and not self._workers:
+        starting = any(slot.state is Slot.UP for slot in self._slots)
+        if self.stage is Stage.ENDING and not starting:
             self.stage = Stage.OVER  # ENDING -> OVER
             self.actions.append(Exit(self.status))
 

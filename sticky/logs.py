@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import select
 import sys
+
+from .options import Options
 
 _FORMAT = "[%(asctime)s] [%(process)d] [%(levelname)s] %(message)s"
 _DATES = "%Y-%m-%d %H:%M:%S %z"
@@ -46,18 +49,35 @@ class PatientHandler(logging.Handler):
         self._dropped = 0
 
 
-def set_up(level: str, *, patient: bool = False) -> None:
-    """Log to stderr from this level on.
+def set_up(options: Options, *, patient: bool = False) -> None:
+    """Log to stderr, or wherever ``log_config`` says.
 
     Only the logger ``sticky`` is touched: the root logger is the app's to configure.
 
     Args:
-        level: the least severity, in lower case.
+        options: the settings.
         patient: never wait for whoever reads it; for the master.
     """
-    handler = PatientHandler(sys.stderr.fileno()) if patient else logging.StreamHandler()
-    handler.setFormatter(logging.Formatter(_FORMAT, _DATES))
     logger = logging.getLogger("sticky")
+    logger.setLevel(options.log_level.upper())
+    if options.log_config is not None:
+        _from_file(options.log_config)
+        return
+    handler: logging.Handler
+    if sys.stderr is None:  # closed by whoever started us
+        handler = logging.NullHandler()
+    else:
+        handler = PatientHandler(sys.stderr.fileno()) if patient else logging.StreamHandler()
+    handler.setFormatter(logging.Formatter(_FORMAT, _DATES))
     logger.addHandler(handler)
-    logger.setLevel(level.upper())
     logger.propagate = False
+
+
+def _from_file(path: str) -> None:
+    import logging.config
+
+    if path.endswith(".json"):
+        with open(path, encoding="utf-8") as file:
+            logging.config.dictConfig(json.load(file))
+    else:
+        logging.config.fileConfig(path, disable_existing_loggers=False)

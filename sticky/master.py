@@ -7,7 +7,6 @@ processes. What to do about it is decided in the ledger.
 from __future__ import annotations
 
 import dataclasses
-import errno
 import fcntl
 import json
 import logging
@@ -20,13 +19,14 @@ import struct
 import sys
 import termios
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from . import channel, ledger, logs, spawn
 from .dispatcher import Dispatcher
-from .errors import ChannelError, OptionError, StickyError
+from .errors import ChannelError, StickyError
 from .ledger import Ledger, Rules, Tell
+from .listeners import Listeners, url
 from .options import Options
 from .routing import make_router
 from .signals import Signals, describe, reap, reap_orphans
@@ -73,47 +73,6 @@ class _Process:
         self.control.close()
 
 
-def open_listeners(options: Options) -> list[socket.socket]:
-    """The listening sockets.
-
-    Raises:
-        StickyError: the address cannot be used, with the reason in one line.
-    """
-    where = f"{options.host}:{options.port}"
-    try:
-        found = socket.getaddrinfo(
-            options.host, options.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )
-        family, kind, protocol, _, address = found[0]
-        listener = socket.socket(family, kind, protocol)
-    except OSError as error:
-        raise StickyError(f"cannot listen on {where}: {error.strerror}") from None
-    try:
-        listener.setblocking(False)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if options.defer_accept:
-            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 1)
-        if family == socket.AF_INET6 and options.host == "::":
-            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        listener.bind(address)
-        listener.listen(options.backlog)
-    except OSError as error:
-        listener.close()
-        reason = error.strerror or str(error)
-        if error.errno == errno.EADDRINUSE:
-            reason = "the port is in use by another program"
-        elif error.errno == errno.EACCES:
-            reason = "ports below 1024 need privileges"
-        raise StickyError(f"cannot listen on {where}: {reason}") from None
-    return [listener]
-
-
-def url(address: Any) -> str:
-    """A bound address as people write it."""
-    host, port = address[0], address[1]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
 class Master:
     """One server: its port, its workers, and what is between them.
 
@@ -121,17 +80,22 @@ class Master:
         options: the settings.
         program: what the workers run.
         launcher: the control pair's end of the process that started us, or None for the CLI.
+        descriptors: for each N of an fd://N in the options, the descriptor it has here.
     """
 
     def __init__(
-        self, options: Options, program: spawn.Program, launcher: socket.socket | None = None
+        self,
+        options: Options,
+        program: spawn.Program,
+        launcher: socket.socket | None = None,
+        descriptors: Mapping[int, int] | None = None,
     ) -> None:
         if options.seed is None:
             options = dataclasses.replace(options, seed=os.urandom(8))
         self._options = options
         self._program = program
         self._launcher = launcher
-        self._listeners = open_listeners(options)
+        self._listeners = Listeners(options, descriptors or {})
         rules = {name: getattr(options, name) for name in Rules._fields}
         self._ledger = Ledger(Rules(**rules))
         self._slots = [_Slot() for _ in range(options.num)]
@@ -183,6 +147,8 @@ class Master:
                 for fd, due, what in [(fd, handlers.get(fd), what) for fd, what in events]:
                     if due is not None and handlers.get(fd) is due:
                         due(what)
+                        if book.actions:  # or the next one would meet what is decided already
+                            self._perform()
             now = clock()
             if book.actions or now >= book.due:  # most turns only hand over: nothing is decided
                 self._decide(now)
@@ -220,8 +186,7 @@ class Master:
                 self._dispatcher.accepting(on)
             case ledger.CloseListeners(drain):
                 self._dispatcher.close(drain=drain)
-                for listener in self._listeners:
-                    listener.close()
+                self._listeners.close()
                 self._ledger.listeners_closed()
             case ledger.Announce():
                 self._announce()
@@ -244,8 +209,7 @@ class Master:
             process.close()
         for slot in self._slots:
             slot.close()
-        for listener in self._listeners:
-            listener.close()
+        self._listeners.close()
         self._signals.close()
         self._epoll.close()
 
@@ -259,8 +223,8 @@ class Master:
             self._unregister(fd)
 
     def _announce(self) -> None:
-        bound = [listener.getsockname() for listener in self._listeners]
-        self._dispatcher.listen(self._listeners)
+        bound = self._listeners.addresses
+        self._dispatcher.listen(self._listeners.sockets)
         log.info(
             "Listening at: %s (pid %d), %d worker%s",
             ", ".join(url(address) for address in bound),
@@ -278,6 +242,21 @@ class Master:
     # -- processes ----------------------------------------------------------------------------
 
     def _spawn(self, number: int) -> None:
+        try:
+            process = self._start(number)
+        except OSError as error:  # no memory, no descriptor, too many processes: it may pass
+            log.error("worker %d could not be started: %s", number, error.strerror)
+            self._ledger.not_started(number, time.monotonic())
+            return
+        self._started += 1
+        key = self._started
+        self._processes[key] = process
+        self._register(process.pidfd, select.EPOLLIN, lambda _: self._on_end(key))
+        self._register(process.control.fileno(), select.EPOLLIN, lambda _: self._on_control(key))
+        self._ledger.spawned(key, number, time.monotonic())
+        log.debug("worker %d started (pid %d)", number, process.pid)
+
+    def _start(self, number: int) -> _Process:
         slot = self._slots[number]
         program = self._program
         spec = {
@@ -294,18 +273,19 @@ class Master:
         }
         fds = [slot.inbox_end.fileno(), slot.mailbox.fileno()]
         fds += [other.sibling.fileno() for other in self._slots]
-        environment = os.environ | {"STICKY_WORKER_ID": str(number)}
+        environment = os.environ | dict(self._options.env) | {"STICKY_WORKER_ID": str(number)}
+        for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"):
+            environment.pop(name, None)  # those were for us
         pid, control = spawn.start(
             f"worker {number}", spec, fds, environment=environment, stdin=os.devnull
         )
-        process = _Process(number, pid, control)
-        self._started += 1
-        key = self._started
-        self._processes[key] = process
-        self._register(process.pidfd, select.EPOLLIN, lambda _: self._on_end(key))
-        self._register(control.fileno(), select.EPOLLIN, lambda _: self._on_control(key))
-        self._ledger.spawned(key, number, time.monotonic())
-        log.debug("worker %d started (pid %d)", number, pid)
+        try:
+            return _Process(number, pid, control)
+        except OSError:  # without a pidfd its end would not be noticed
+            control.close()
+            os.kill(pid, signal.SIGKILL)
+            reap(pid)
+            raise
 
     def _kill(self, key: Any, why: str) -> None:
         process = self._processes[key]
@@ -315,11 +295,14 @@ class Master:
         signal.pidfd_send_signal(process.pidfd, signal.SIGKILL)
 
     def _say(self, key: Any, what: Tell) -> None:
+        process = self._processes.get(key)
+        if process is None:
+            return  # its last words were that it is ready
         try:
-            channel.send(self._processes[key].control, channel.pack_header(_TOLD[what]))
+            channel.send(process.control, channel.pack_header(_TOLD[what]))
         except OSError as error:
             # It is dead (its pidfd tells), or so far behind that the heartbeat will tell.
-            log.debug("worker %d was not told %s: %s", self._processes[key].slot, what.name, error)
+            log.debug("worker %d was not told %s: %s", process.slot, what.name, error)
 
     def _on_control(self, key: int) -> None:
         process = self._processes[key]
@@ -398,31 +381,37 @@ def _unread(slot: _Slot) -> bool:
     return size > 0
 
 
-def run(options: Options, program: spawn.Program, launcher: socket.socket | None = None) -> int:
+def run(
+    options: Options,
+    program: spawn.Program,
+    launcher: socket.socket | None = None,
+    descriptors: Mapping[int, int] | None = None,
+) -> int:
     """Be the master: serve until stopped.
+
+    Args:
+        options, program, launcher, descriptors: as for ``Master``.
 
     Returns:
         The exit status: 0 when stopped, 1 when the port cannot be used, 3 when the workers cannot
         boot, 4 when the app cannot be loaded.
     """
-    logs.set_up(options.log_level, patient=True)
+    logs.set_up(options, patient=True)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     try:
-        master = Master(options, program, launcher)
+        master = Master(options, program, launcher, descriptors)
     except StickyError as error:
         log.error("%s", error)
         return error.exit_status
     return master.run()
 
 
-def launched(spec: Mapping[str, Any]) -> None:
+def launched(spec: Mapping[str, Any], fds: Sequence[int]) -> None:
     """Be the master that a script's ``listen`` started (``_boot.py`` calls this)."""
     launcher = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, spawn.CONTROL_FD)
     launcher.setblocking(False)
-    try:
-        options = Options.make(spec["options"])
-    except OptionError as error:
-        sys.exit(f"sticky: {error}")
-    sys.exit(run(options, spawn.Program(**spec["program"]), launcher))
+    descriptors = dict(zip(spec["inherited"], fds, strict=True))
+    options, program = Options.make(spec["options"]), spawn.Program(**spec["program"])
+    sys.exit(run(options, program, launcher, descriptors))

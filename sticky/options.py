@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,15 @@ from .errors import OptionError
 MAX_WORKERS = 250
 """One message can carry 253 file descriptors (SCM_MAX_FD), and a worker is given one a slot."""
 
+MAX_UNIX_PATH = 107
+"""Bytes of a socket's path (sun_path of unix(7), without the closing NUL)."""
+
+DEFAULT_SYNC_EVENT = "sticky:sync"
+ACCESS_LOG_FORMAT = '%(h)s %(l)s %(u)s %(t)s "%(r)s" %(s)s %(b)s "%(f)s" "%(a)s"'
+"""gunicorn's default."""
+
 LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
+INTERFACES = ("auto", "factory", "wsgi", "asgi")
 WORKER_CLASSES = ("eventlet",)
 
 # RFC 9110, 5.6.2: the characters a field name is made of.
@@ -126,6 +134,97 @@ def _host(name: str, value: Any) -> str:
     return value.removeprefix("[").removesuffix("]")
 
 
+def _bind(name: str, value: Any) -> tuple[str, ...]:
+    addresses = [value] if isinstance(value, str) else value
+    if not isinstance(addresses, list | tuple):
+        raise _fail(name, value, "an address or a list of addresses")
+    for address in addresses:
+        parse_bind(address)
+    return tuple(addresses)
+
+
+def parse_bind(bind: object) -> tuple[str, str, int]:
+    """What an address to listen on says: (kind, host or path, port or descriptor).
+
+    HOST:PORT, [V6]:PORT, :PORT (all IPv4 addresses), HOST (port 8000), unix:PATH and fd://N, as
+    gunicorn writes them.
+
+    Raises:
+        OptionError: it is none of these.
+    """
+    text = bind if isinstance(bind, str) else ""
+    if text.startswith("unix:"):
+        path = text.removeprefix("unix:").removeprefix("//")
+        if 0 < len(os.fsencode(path)) <= MAX_UNIX_PATH and "\0" not in path:
+            return "unix", path, 0
+        raise _fail("bind", bind, f"a path of 1 to {MAX_UNIX_PATH} bytes behind 'unix:'")
+    if text.startswith("fd://"):
+        number = text.removeprefix("fd://")
+        if number.isdecimal() and int(number) > 2:
+            return "fd", "", int(number)
+        raise _fail("bind", bind, "'fd://' and the number of an open descriptor, from 3")
+    match = re.fullmatch(r"(?:\[([0-9a-fA-F:.%\w]+)\]|([^\s:/\[\]]*))(?::(\d{1,5}))?", text)
+    if match is None or not text or int(match[3] or 0) > 65535:
+        raise _fail(
+            "bind",
+            bind,
+            "HOST:PORT, [IPV6]:PORT, :PORT, unix:PATH or fd://N with a port from 0 to 65535, "
+            "for example '127.0.0.1:3000'",
+        )
+    return "tcp", match[1] or match[2] or "0.0.0.0", int(match[3]) if match[3] else 8000
+
+
+def _env(name: str, value: Any) -> dict[str, str]:
+    good = isinstance(value, Mapping) and all(
+        isinstance(k, str) and isinstance(v, str) and k and "=" not in k and "\0" not in k + v
+        for k, v in value.items()
+    )
+    if not good:
+        raise _fail(name, value, "a mapping of names to values, both text, {'NAME': 'value'}")
+    return dict(value)
+
+
+def _sync(name: str, value: Any) -> str | None:
+    """The event that releases a connection, or None; the original's mapping is understood."""
+    if isinstance(value, Mapping):
+        given = {_snake(str(key)): item for key, item in value.items()}
+        wanted = given.pop("is_synced", given.pop("is_syncable", True))
+        event = given.pop("event", DEFAULT_SYNC_EVENT)
+        if not given and isinstance(wanted, bool) and isinstance(event, str) and event:
+            return event if wanted else None
+    elif value is None or value is False:
+        return None
+    elif value is True:
+        return DEFAULT_SYNC_EVENT
+    elif isinstance(value, str) and value:
+        return value
+    raise _fail(name, value, "the name of an event, or {'is_synced': True, 'event': 'a_name'}")
+
+
+def _text(name: str, value: Any) -> str:
+    if not isinstance(value, str) or not value:
+        raise _fail(name, value, "text that is not empty")
+    return value
+
+
+def _log_file(name: str, value: Any) -> str | None:
+    return None if value is None else _text(name, value)
+
+
+def _log_config(name: str, value: Any) -> str | None:
+    if value is None:
+        return None
+    path = Path(_text(name, value))
+    if path.suffix not in (".ini", ".conf", ".cfg", ".json") or not path.is_file():
+        raise _fail(name, value, "a file that exists, .ini or .json, as logging.config reads them")
+    return str(path.absolute())
+
+
+def _snake(name: str) -> str:
+    """``ignoreMissingHeader`` as ``ignore_missing_header``."""
+    return re.sub(r"(?<=[a-z0-9])([A-Z])", lambda m: "_" + m[1].lower(), name)
+
+
 def _app_dir(name: str, value: Any) -> str | None:
     if value is None:
         return None
@@ -155,13 +254,25 @@ class Options:
     # What is served, and where
     host: str = _option("127.0.0.1", _host, "address or host name to listen on")
     port: int = _option(8000, _whole(0, 65535), "TCP port; 0 lets the system choose one")
+    bind: tuple[str, ...] = _option(
+        (),
+        _bind,
+        "where to listen, instead of host and port: HOST:PORT, [IPV6]:PORT, unix:PATH, fd://N; "
+        "can be given several times (default: 127.0.0.1:8000)",
+    )
     num: int = _option(
         default_num,
         _whole(1, MAX_WORKERS),
         "number of worker processes (default: $WEB_CONCURRENCY, else the usable CPUs)",
     )
     worker_class: str = _option("eventlet", _one_of(*WORKER_CLASSES), "server that runs the app")
+    interface: str = _option(
+        "auto",
+        _one_of(*INTERFACES),
+        "what is served: auto finds out; factory: call it; wsgi, asgi: it is the app itself",
+    )
     app_dir: str | None = _option(None, _app_dir, "folder to look for the app's modules in")
+    env: Mapping[str, str] = _option(dict, _env, "NAME=VALUE for the workers' environment")
 
     # Routing
     proxy: bool = _option(
@@ -183,6 +294,13 @@ class Options:
     ipv6_prefix: int = _option(64, _whole(1, 128), "bits of an IPv6 address that name a client")
     seed: bytes | None = _option(
         None, _seed, "16 hexadecimal digits; machines with the same seed choose the same workers"
+    )
+
+    sync: str | None = _option(
+        None, _sync, "the app releases each connection's first packet itself, by this event"
+    )
+    sync_timeout: float = _option(
+        10.0, _seconds(0.1), "seconds the app may take to release a connection (503)"
     )
 
     # Limits on what clients may cost
@@ -207,6 +325,10 @@ class Options:
         75.0, _seconds(0.1), "seconds an idle connection is kept open for a further request"
     )
 
+    max_connections: int = _option(
+        10_000, _whole(1, 10_000_000), "connections one worker holds before others have to wait"
+    )
+
     # Workers
     prefetch: int = _option(
         4, _whole(1, 1000), "connections a worker may have picked up and not begun"
@@ -219,18 +341,35 @@ class Options:
         30.0, _seconds(0), "seconds that requests in hand are given to end when stopping"
     )
 
+    reload: bool = _option(False, _flag, "restart the workers when a Python file changes")
+
+    # Logs
     log_level: str = _option("info", _one_of(*LOG_LEVELS), "least severity that is logged")
+    log_config: str | None = _option(
+        None, _log_config, "configure logging from this file (.ini or .json), in all processes"
+    )
+    access_logfile: str | None = _option(
+        None, _log_file, "write a line for each request to this file; - is the standard output"
+    )
+    access_logformat: str = _option(
+        ACCESS_LOG_FORMAT, _text, "what such a line holds, in gunicorn's atoms"
+    )
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = field.metadata["check"](field.name, getattr(self, field.name))
             object.__setattr__(self, field.name, value)
         if not self.proxy:
-            for name in ("hops", "ignore_missing_header"):
-                if getattr(self, name):
+            if self.hops is not None:
+                raise OptionError(
+                    f"option 'hops' is {self.hops!r}, but 'proxy' is False: it says which address "
+                    "of the proxy's header to take; add proxy=True or leave it out"
+                )
+            for bind in self.bind:
+                if parse_bind(bind)[0] == "unix":
                     raise OptionError(
-                        f"option {name!r} is {getattr(self, name)!r}, but 'proxy' is False: "
-                        f"it says how to read the proxy's header; add proxy=True or leave it out"
+                        f"option 'bind' is {bind!r}, but 'proxy' is False: the clients of a unix "
+                        "socket have no address to route by; with proxy=True a header has it"
                     )
 
     @classmethod
@@ -240,27 +379,47 @@ class Options:
         Raises:
             OptionError: an unknown name, or a value that is not allowed.
         """
-        if isinstance(options, Options):
-            base = {f.name: getattr(options, f.name) for f in dataclasses.fields(options)}
-        elif options is None or isinstance(options, Mapping):
-            base = dict(options or {})
-        else:
-            raise OptionError(
-                f"the options are {options!r}: they must be a mapping or an Options object"
-            )
-        base.update(changes)
+        base = as_mapping(options) | changes
         known = [field.name for field in dataclasses.fields(cls)]
         for name in base:
             if name not in known:
-                close = difflib.get_close_matches(str(name), known, 1)
-                hint = f"; did you mean {close[0]!r}?" if close else ""
-                raise OptionError(
-                    f"there is no option {name!r}{hint} (the options are {', '.join(known)})"
-                )
+                raise unknown_option(name, known)
         return cls(**base)
 
     def to_json(self) -> dict[str, Any]:
         """The settings as what JSON can carry; ``Options.make`` takes it back."""
         values = dataclasses.asdict(self)
+        values["bind"] = list(self.bind)
+        values["env"] = dict(self.env)
         values["seed"] = self.seed and self.seed.hex()
         return values
+
+
+def unknown_option(name: object, known: Sequence[str]) -> OptionError:
+    """The error for a name that no option has."""
+    close = difflib.get_close_matches(str(name), known, 1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    return OptionError(f"there is no option {name!r}{hint} (the options are {', '.join(known)})")
+
+
+def as_mapping(options: Options | Mapping[str, Any] | None) -> dict[str, Any]:
+    """Options as a user passes them, by the names they have here.
+
+    The original's names in camel case are understood in a mapping, and so are its ``isSynced``
+    and ``isSyncable`` beside ``sync``.
+    """
+    if isinstance(options, Options):
+        return {f.name: getattr(options, f.name) for f in dataclasses.fields(options)}
+    if options is None:
+        return {}
+    if not isinstance(options, Mapping):
+        raise OptionError(
+            f"the options are {options!r}: they must be a mapping or an Options object"
+        )
+    given = {_snake(name) if isinstance(name, str) else name: options[name] for name in options}
+    for flag in ("is_synced", "is_syncable"):
+        if flag in given:
+            sync = given.get("sync")
+            event = {"event": sync} if isinstance(sync, str) else dict(sync or {})
+            given["sync"] = event | {"is_synced": given.pop(flag)}
+    return given

@@ -8,21 +8,25 @@ notices the other's end as its end of file.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
+import selectors
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from . import channel, spawn, worker
-from .errors import OptionError, StickyError
+from . import channel, listeners, spawn, worker
+from .config import settings
+from .errors import OptionError, StickyError, WorkerError
 from .options import Options
 
 Factory = Callable[[], Any] | Any
-Address = tuple[Any, ...]
+Address = tuple[Any, ...] | str
 OnListening = Callable[[list[Address]], object]
 
 _FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
@@ -38,6 +42,7 @@ def listen(
     num: int | Options | Mapping[str, Any] | None = None,
     *,
     on_listening: OnListening | None = None,
+    config: str | None = None,
     **options: Any,
 ) -> None:
     """Serve what ``factory`` makes, in several worker processes behind one port, until stopped.
@@ -48,13 +53,15 @@ def listen(
 
     Args:
         factory: called without arguments; returns a WSGI app, a Flask app, a Flask-SocketIO object
-            or a ``socketio.Server``. Also "module:factory", which is imported in the workers
-            instead of running the script again.
+            or a ``socketio.Server``. Also such an app itself; or "module:factory", which is
+            imported in the workers instead of running the script again.
         port: TCP port; 0 lets the system choose one.
         num: the number of workers; or all options, as an ``Options`` object or a mapping.
         on_listening: called in the launching process with the bound addresses, once the port is
             open and all workers are ready.
-        **options: any option of ``Options``, by name.
+        config: a TOML file with options.
+        **options: any option of ``Options``, by name. What is not given here is looked up as
+            ``STICKY_<OPTION>`` in the environment, and then in the file.
 
     Raises:
         OptionError: an option is unknown or has a value that is not allowed. Nothing is bound.
@@ -62,10 +69,6 @@ def listen(
         SystemExit: the server ended with an exit status that is not 0: 1 when the port cannot be
             used, 3 when the workers cannot boot, 4 when the app cannot be loaded.
     """
-    global _calls
-    if worker.current_worker() is not None:
-        worker.listen_called(factory)
-        return
     base: Options | Mapping[str, Any] | None = None
     if isinstance(num, int) and not isinstance(num, bool):
         options["num"] = num
@@ -73,16 +76,182 @@ def listen(
         base = num  # type: ignore[assignment]
     if port is not None:
         options["port"] = port
-    settings = Options.make(base, **options)
-    program = _program(factory, _calls)
-    if program.target is None:
-        _calls += 1
-    status = _launch(settings, program, on_listening)
+    server = Server(factory, base, config=config, **options)
+    with server.forwarding_signals():
+        try:
+            server.start()
+            if on_listening is not None and server.addresses:
+                on_listening(server.addresses)
+            status = server.wait()
+        except WorkerError:
+            status = server.wait()
+        finally:
+            # If the callback raised: what it was to be told about must not go on without us.
+            server.close()
+            server.wait()
     if status:
         sys.exit(status)
 
 
-def _program(factory: Factory, call: int) -> spawn.Program:
+class Server:
+    """The same as ``listen``, for tests and for embedding: started, stopped, waited for.
+
+    The master is a child process, so the signals, threads and children of this one are untouched.
+    All methods may be called from any thread. As a context manager it is started on entry and
+    stopped on exit.
+
+        with sticky.Server("myproject.app:create_app", {"port": 0}) as server:
+            print(server.addresses)
+
+    Args:
+        factory: as for ``listen``. With a function the calling script is run again by the workers,
+            up to the call of ``start``; several servers of one script must then be started in
+            the same order each time.
+        options: all options, as an ``Options`` object or a mapping.
+        config: a TOML file with options.
+        **more: any option, by name.
+
+    Attributes:
+        options: the settings.
+        addresses: what it is bound to, once started.
+        pid: the master's process id, once started.
+
+    Raises:
+        OptionError: an option is unknown or has a value that is not allowed.
+        StickyError: there is no script to run again.
+    """
+
+    def __init__(
+        self,
+        factory: Factory,
+        options: Options | Mapping[str, Any] | None = None,
+        *,
+        config: str | None = None,
+        **more: Any,
+    ) -> None:
+        self.addresses: list[Address] = []
+        self.pid: int | None = None
+        self._factory = factory
+        self._control: socket.socket | None = None
+        self._pidfd = -1
+        self._status: int | None = None
+        self._lock = threading.Lock()
+        self._in_worker = worker.current_worker() is not None
+        if not self._in_worker:  # what a worker serves, and how, is decided already
+            self.options = settings(options, config=config, **more)
+            self._program = _program(factory)
+
+    def start(self) -> Server:
+        """Start the master; returns when the port is open and all workers are ready.
+
+        Raises:
+            StickyError: it ended before that; the log says why, ``exit_status`` as for ``listen``.
+        """
+        global _calls
+        if self._in_worker:
+            worker.listen_called(self._factory)
+            return self
+        if self.pid is not None:
+            raise StickyError("the server was started already; make a new Server for another")
+        program = self._program
+        if program.target is None:
+            program = dataclasses.replace(program, call=_calls)
+            _calls += 1
+        given = listeners.inherited(self.options)
+        spec = {
+            "role": "master",
+            "options": self.options.to_json(),
+            "program": vars(program),
+            "path": list(program.path),
+            "inherited": given,
+        }
+        try:
+            self.pid, self._control = spawn.start("master", spec, given, environment=os.environ)
+        except OSError as error:
+            raise StickyError(f"the master cannot be started: {error.strerror}") from None
+        self._pidfd = os.pidfd_open(self.pid)
+        # A plain blocking read: this process may have been monkey-patched, which leaves no other
+        # way of waiting that is the same for all (signals interrupt it, PEP 475).
+        os.set_blocking(self._control.fileno(), True)
+        message = _read(self._control)
+        if not message:
+            status = self.wait()
+            raise WorkerError(
+                f"the server did not start (exit status {status}); its log says why", status or 1
+            )
+        bound = json.loads(message[channel.HEADER_SIZE :])
+        self.addresses = [tuple(at) if isinstance(at, list) else at for at in bound]
+        return self
+
+    def stop(self, *, quick: bool = False) -> int:
+        """Stop, and wait for the end; the exit status.
+
+        Args:
+            quick: at once, instead of finishing the requests in hand.
+        """
+        if self.pid is not None:
+            self._signal(signal.SIGINT if quick else signal.SIGTERM)
+        return self.wait()
+
+    def wait(self) -> int:
+        """Wait until the server has ended; its exit status."""
+        if self.pid is None:
+            return 0
+        with selectors.DefaultSelector() as selector, self._lock:
+            if self._status is None:
+                selector.register(self._pidfd, selectors.EVENT_READ)
+                while not selector.select():
+                    pass
+                _, status = os.waitpid(self.pid, 0)
+                code = os.waitstatus_to_exitcode(status)
+                self._status = code if code >= 0 else 128 - code
+        self.close()
+        return self._status
+
+    def close(self) -> None:
+        """Let go of the master, which then stops at once if it still runs."""
+        if self._control is not None:
+            self._control.close()
+
+    def __enter__(self) -> Server:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def _signal(self, number: int) -> None:
+        with contextlib.suppress(ProcessLookupError):  # it has ended by itself
+            signal.pidfd_send_signal(self._pidfd, number)
+
+    @contextlib.contextmanager
+    def forwarding_signals(self) -> Iterator[None]:
+        """Pass the signals that stop a server on to the master, in the body."""
+        before = {}
+        # Python allows handlers in the main thread only, and says which that is only by refusing
+        # (after monkey-patching, threading.current_thread() no longer knows).
+        with contextlib.suppress(ValueError):
+            for number in _FORWARDED:
+                before[number] = signal.signal(number, lambda got, _: self._forward(got))
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _forward(self, number: int) -> None:
+        if self._pidfd < 0:
+            sys.exit(128 + number)  # nothing runs yet
+        self._signal(number)
+
+
+def _read(control: socket.socket) -> bytes:
+    try:
+        return os.read(control.fileno(), 65536)
+    except ConnectionResetError:
+        return b""
+
+
+def _program(factory: Factory) -> spawn.Program:
     """What the workers are to run."""
     path = absolute_path()
     if isinstance(factory, str):
@@ -91,8 +260,12 @@ def _program(factory: Factory, call: int) -> spawn.Program:
     main = sys.modules["__main__"]
     spec = getattr(main, "__spec__", None)
     file = getattr(main, "__file__", None)
+    if spec and spec.name == "__main__":
+        # A folder or a zip file with a __main__.py: what is run again is the folder.
+        spec, file = None, str(Path(file or "").parent)
     name = spec.name if spec else Path(file or "").stem
-    if name.split(".")[0] in _HOSTS or hasattr(sys, "ps1") or not (spec or file):
+    readable = spec or (file and Path(file).exists())  # there is none for standard input
+    if name.split(".")[0] in _HOSTS or hasattr(sys, "ps1") or not readable:
         raise StickyError(
             "sticky.listen was called with a function, but there is no script that the workers "
             "could run again to get it (this is a REPL, a notebook, 'python -c' or a test runner): "
@@ -100,13 +273,9 @@ def _program(factory: Factory, call: int) -> spawn.Program:
             "or run the server with: sticky module:factory"
         )
     if spec:
-        return spawn.Program(
-            module=name.removesuffix(".__main__"), call=call, argv=list(sys.argv), path=path
-        )
+        return spawn.Program(module=name.removesuffix(".__main__"), argv=list(sys.argv), path=path)
     assert file is not None
-    return spawn.Program(
-        script=str(Path(file).absolute()), call=call, argv=list(sys.argv), path=path
-    )
+    return spawn.Program(script=str(Path(file).absolute()), argv=list(sys.argv), path=path)
 
 
 def absolute_path() -> list[str]:
@@ -123,51 +292,3 @@ def check_target(target: str) -> None:
             f"the app is {target!r}: it must be written 'module:factory', "
             "for example 'myproject.app:create_app'"
         )
-
-
-def _launch(options: Options, program: spawn.Program, on_listening: OnListening | None) -> int:
-    """Run a master as a child process, to its end; its exit status."""
-    spec = {
-        "role": "master",
-        "options": options.to_json(),
-        "program": vars(program),
-        "path": list(program.path),
-    }
-    pid, control = spawn.start("master", spec, environment=os.environ)
-    try:
-        with control, _forwarding(pid):
-            # A plain blocking read: the script may have been monkey-patched, which leaves no
-            # other way of waiting that is the same for all (signals interrupt it, PEP 475).
-            os.set_blocking(control.fileno(), True)
-            while message := _read(control):
-                if message[1] == channel.READY and on_listening is not None:
-                    bound = json.loads(message[channel.HEADER_SIZE :])
-                    on_listening([tuple(address) for address in bound])
-    finally:
-        # Whatever happened here (the callback may have raised): the pair is closed, so it ends.
-        _, status = os.waitpid(pid, 0)
-    code = os.waitstatus_to_exitcode(status)
-    return code if code >= 0 else 128 - code
-
-
-def _read(control: socket.socket) -> bytes:
-    try:
-        return os.read(control.fileno(), 65536)
-    except ConnectionResetError:
-        return b""
-
-
-@contextlib.contextmanager
-def _forwarding(pid: int) -> Iterator[None]:
-    """Pass the signals that stop a server on to the master."""
-    before = {}
-    # Python allows handlers in the main thread only, and says which that is only by refusing
-    # (after monkey-patching, threading.current_thread() no longer knows).
-    with contextlib.suppress(ValueError):
-        for number in _FORWARDED:
-            before[number] = signal.signal(number, lambda got, _: os.kill(pid, got))
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -20,13 +20,17 @@ import socket
 import sys
 import traceback
 import types
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import adapters, channel, logs, spawn
 from .errors import OptionError, WorkerError
 from .options import Options
+
+if TYPE_CHECKING:
+    from .adapters.base import Adapter, Handler
 
 log = logging.getLogger("sticky.worker")
 
@@ -34,7 +38,6 @@ _PR_SET_PDEATHSIG = 1
 _CANNOT_BOOT, _CANNOT_LOAD = 3, 4
 
 
-@dataclasses.dataclass(frozen=True)
 class Worker:
     """The worker that this process is.
 
@@ -46,11 +49,39 @@ class Worker:
         siblings: descriptors to send to, one a slot, by number, the own one included.
     """
 
-    id: int
-    pid: int
-    options: Options
-    mailbox: int
-    siblings: Sequence[int]
+    def __init__(self, id: int, options: Options, mailbox: int, siblings: Sequence[int]) -> None:
+        self.id = id
+        self.pid = os.getpid()
+        self.options = options
+        self.mailbox = mailbox
+        self.siblings = tuple(siblings)
+        self._handlers: list[Handler] = []
+        self._adapter: Adapter | None = None
+
+    def on(self, event: str, handler: Handler) -> Handler:
+        """Have ``handler(connection)`` called each time this process adopts a connection.
+
+        It is called before the app sees any byte, and may take its time: other connections do not
+        wait for it. If it raises, that connection is answered 500.
+
+        Args:
+            event: "connection"; there is no other.
+            handler: called with a ``sticky.adapters.base.Connection``.
+
+        Raises:
+            ValueError: there is no such event.
+        """
+        if event != "connection":
+            raise ValueError(f"there is no event {event!r}: the only one is 'connection'")
+        self._handlers.append(handler)
+        return handler
+
+    def stats(self) -> dict[str, int]:
+        """What this process has counted since it started, and what it holds now."""
+        return self._adapter.stats() if self._adapter else {}
+
+    def __repr__(self) -> str:
+        return f"<sticky worker {self.id} (pid {self.pid})>"
 
 
 @dataclasses.dataclass
@@ -79,12 +110,12 @@ def main(spec: Mapping[str, Any], fds: Sequence[int]) -> NoReturn:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal is the master's business
     signal.signal(signal.SIGQUIT, signal.SIG_IGN)
     options = Options.make(spec["options"])
-    logs.set_up(options.log_level)
+    logs.set_up(options)
     unix, packets = socket.AF_UNIX, socket.SOCK_SEQPACKET
     control = socket.socket(unix, packets, 0, spawn.CONTROL_FD)
     inbox, mailbox, *siblings = fds
     _boot = _Boot(
-        Worker(spec["slot"], os.getpid(), options, mailbox, tuple(siblings)),
+        Worker(spec["slot"], options, mailbox, siblings),
         control,
         socket.socket(unix, packets, 0, inbox),
         None if spec["target"] else spec["call"],
@@ -153,6 +184,9 @@ def _run_again(script: str | None, module: str | None) -> None:
         runpy.run_module(module, run_name="__main__", alter_sys=True)
         return
     assert script is not None
+    if Path(script).is_dir() or zipfile.is_zipfile(script):  # with a __main__.py
+        runpy.run_path(script, run_name="__main__")
+        return
     main = types.ModuleType("__main__")
     main.__dict__.update(__file__=script, __builtins__=builtins)
     sys.modules["__main__"] = main
@@ -227,9 +261,13 @@ def serve(factory: Callable[[], Any] | Any) -> NoReturn:
     global _boot
     assert _boot is not None
     boot = _boot
-    adapter = adapters.load(boot.worker.options.worker_class)
+    worker = boot.worker
+    adapter_class = adapters.load(worker.options.worker_class)
     app = factory if _is_app(factory) else factory()
-    adapter(app, boot.worker.options, boot.control, boot.inbox).run()
+    worker._adapter = adapter = adapter_class(
+        app, worker.options, boot.control, boot.inbox, worker._handlers
+    )
+    adapter.run()
     # From here on an exit is an exit, not a failure to boot. SystemExit runs the atexit handlers.
     _boot = None
     sys.exit(0)

@@ -13,13 +13,62 @@ import logging
 import os
 import socket
 import sys
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from .. import channel
+from ..answers import answer
 from ..errors import ChannelError
 from ..options import Options
+from ..routing import make_router
 
 log = logging.getLogger("sticky.worker")
+
+
+class Connection:
+    """A connection that this process has just adopted, as handlers see it.
+
+    Attributes:
+        address: the TCP peer's, as ``accept()`` gives it; "" for a unix socket's.
+        key: the bytes that identify its client, b"" while they are not known: what it was routed
+            by (``sticky.explain`` says more).
+        head: what is there of its request, without anything being consumed. The whole head with
+            ``proxy``; possibly less, or nothing yet, without.
+        came: how it came: "accepted", or "moved" from another worker.
+    """
+
+    def __init__(self, address: channel.Address, key: bytes, head: bytes, came: str) -> None:
+        self.address = address
+        self.key = key
+        self.head = head
+        self.came = came
+        self._release: Callable[[], None] | None = None
+        self._event: str | None = None
+
+    def hold(self, event: str, release: Callable[[], None]) -> None:
+        """Have ``release`` called when this event is emitted, once."""
+        self._event, self._release = event, release
+
+    def emit(self, event: str) -> bool:
+        """Release the connection: the app may have its first byte now.
+
+        Args:
+            event: the one that the option ``sync`` names; others have no effect.
+
+        Returns:
+            Whether this released it: it does so once, and not after its time is over.
+        """
+        if event != self._event or self._release is None:
+            return False
+        release, self._release = self._release, None
+        release()
+        return True
+
+    def __repr__(self) -> str:
+        return f"<sticky connection of {self.key!r} from {self.address!r}, {self.came}>"
+
+
+Handler = Callable[[Connection], object]
 
 
 class Adapter(abc.ABC):
@@ -30,19 +79,30 @@ class Adapter(abc.ABC):
         options: the settings.
         control: our end of the control pair.
         inbox: the worker's end of the slot's inbox.
+        handlers: what is called with each connection before it is served; more may be added.
     """
 
     def __init__(
-        self, app: Any, options: Options, control: socket.socket, inbox: socket.socket
+        self,
+        app: Any,
+        options: Options,
+        control: socket.socket,
+        inbox: socket.socket,
+        handlers: Sequence[Handler] = (),
     ) -> None:
         self.app = app
         self.options = options
         self.control = control
         self.inbox = inbox
+        self.handlers = handlers
         self.ending = False
         self.closing = False
         self.not_begun = 0
-        self.counters = {"adopted": 0, "lost": 0}
+        self.open = 0
+        self.counters = dict.fromkeys(
+            ("adopted", "lost", "handler_errors", "sync_timeouts", "left_unreleased"), 0
+        )
+        self._router = make_router(options)
         self._reader = channel.Reader()
 
     # -- what the framework's event loop calls ------------------------------------------------
@@ -54,7 +114,12 @@ class Adapter(abc.ABC):
         Connections that have begun (long polls, websockets, those that wait for their client)
         do not count, or a few of them would keep everyone else out.
         """
-        return not self.ending and self.not_begun < self.options.prefetch
+        options = self.options
+        return (
+            not self.ending
+            and self.not_begun < options.prefetch
+            and self.open < options.max_connections
+        )
 
     def receive_connections(self) -> None:
         """The inbox is readable: adopt what is there, within the bound."""
@@ -83,7 +148,7 @@ class Adapter(abc.ABC):
             if message is None:
                 self.orphaned()
             if message.kind == channel.PING:
-                self.tell(channel.PONG, self.counters)
+                self.tell(channel.PONG, self.stats())
             elif message.kind == channel.CONNECTION:
                 self._adopt(message)
             elif message.kind == channel.CLOSING:
@@ -113,6 +178,26 @@ class Adapter(abc.ABC):
         self.counters["adopted"] += 1
         self.not_begun += 1
         self.adopt(fd, message.address, message.payload)
+
+    def stats(self) -> dict[str, int]:
+        """What was counted since the start, and what is held now."""
+        return {**self.counters, "open": self.open, "not_begun": self.not_begun}
+
+    def introduce(self, address: channel.Address, head: bytes, came: str) -> Connection:
+        """The connection as the handlers see it."""
+        _, key, _ = self._router.explain(head, len(head), address[0] if address else "")
+        return Connection(address, key, head, came)
+
+    def call_handlers(self, connection: Connection) -> bool:
+        """Whether all handlers have taken note of the connection; one that raises is logged."""
+        try:
+            for handler in tuple(self.handlers):
+                handler(connection)
+        except Exception:
+            self.counters["handler_errors"] += 1
+            log.exception("a handler of 'connection' failed; %r is answered 500", connection)
+            return False
+        return True
 
     # -- ending -------------------------------------------------------------------------------
 
@@ -146,6 +231,12 @@ class Adapter(abc.ABC):
     @abc.abstractmethod
     def quit(self) -> None:
         """Let ``run`` return now."""
+
+
+REFUSALS = {
+    500: answer(500, "The server could not prepare this connection."),
+    503: answer(503, "The server could not begin with this connection in time."),
+}
 
 
 def socket_family(address: channel.Address) -> socket.AddressFamily:

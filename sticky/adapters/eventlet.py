@@ -19,6 +19,7 @@ from typing import Any
 import eventlet
 import eventlet.event
 import eventlet.hubs
+import eventlet.patcher
 import eventlet.wsgi
 from eventlet.greenio import GreenSocket
 from eventlet.hubs import trampoline
@@ -30,6 +31,7 @@ from . import base
 log = logging.getLogger("sticky.worker")
 
 _IDLE = eventlet.wsgi.STATE_IDLE
+_EPOLLRDHUP = 0x2000  # the patched select module has no epoll constants
 _LINGER = 2.0
 """Seconds for a refused client to read its answer, as in the master."""
 _READ_CHUNKED = eventlet.wsgi.Input._chunked_read.__code__
@@ -46,19 +48,22 @@ class _ClientSocket(GreenSocket):  # type: ignore[misc]
         try:
             return int(super().recv_into(buffer, nbytes, flags))
         except OSError as error:
-            raise _of_a_client(error)
+            error.of_a_client = True  # type: ignore[attr-defined]
+            raise
 
     def recv(self, bufsize: int, flags: int = 0) -> bytes:
         try:
             return bytes(super().recv(bufsize, flags))
         except OSError as error:
-            raise _of_a_client(error)
+            error.of_a_client = True  # type: ignore[attr-defined]
+            raise
 
     def send(self, data: Any, flags: int = 0) -> int:
         try:
             return int(super().send(data, flags))
         except OSError as error:
-            raise _of_a_client(error)
+            error.of_a_client = True  # type: ignore[attr-defined]
+            raise
 
 
 class _PrefixedSocket(_ClientSocket):
@@ -82,11 +87,6 @@ class _PrefixedSocket(_ClientSocket):
         data = bytearray(min(bufsize, len(self.prefix)))
         self.recv_into(data, 0, flags)
         return bytes(data)
-
-
-def _of_a_client(error: OSError) -> OSError:
-    error.of_a_client = True  # type: ignore[attr-defined]
-    return error
 
 
 def _is_of_a_client(error: BaseException | None) -> bool:
@@ -206,16 +206,25 @@ class _Protocol(eventlet.wsgi.HttpProtocol):  # type: ignore[misc]
         log.debug("%s: " + format, self.client_address, *args)
 
 
+# What the app gets to see when a client sends rubbish or leaves in the middle of a body.
+_CLIENTS_DOING = (
+    "eventlet.wsgi.ChunkReadError",
+    "OSError: unexpected end of file while parsing chunked data",
+    "ConnectionResetError",
+    "BrokenPipeError",
+)
+
+
 class _Log:
     """Where eventlet's server writes: tracebacks of the app are errors, the rest is detail."""
 
     def info(self, message: str, *args: Any) -> None:
-        if not message.startswith("Traceback "):
-            log.debug(message.rstrip(), *args)
-        elif _is_of_a_client(error := sys.exception()):
-            log.debug("the client was lost: %s", error)
-        else:
-            log.error("%s", message.rstrip())
+        text = message % args if args else message
+        level = logging.DEBUG
+        if text.startswith("Traceback "):
+            last = text.rstrip().rpartition("\n")[2]
+            level = logging.DEBUG if last.startswith(_CLIENTS_DOING) else logging.ERROR
+        log.log(level, "%s", text.rstrip())
 
     debug = info
     error = info
@@ -245,7 +254,9 @@ class EventletAdapter(base.Adapter):
 
     def run(self) -> None:
         self._ended = eventlet.event.Event()
-        self._room = eventlet.event.Event()
+        self._more_room = eventlet.event.Event()
+        self._held: dict[int, eventlet.event.Event] = {}
+        self._departures = eventlet.patcher.original("select").epoll()
         # No bound: connections are bounded by the descriptors, and a bound on green threads would
         # let long polls and websockets keep everyone else out.
         self._pool = eventlet.GreenPool(sys.maxsize)
@@ -256,19 +267,31 @@ class EventletAdapter(base.Adapter):
         self._server = _Server(as_wsgi(self.app), self)
         self._watch_signals()
         self.tell(channel.READY)
-        eventlet.spawn_n(self._read, self.control, self.receive_control)
-        self._reading = eventlet.spawn(self._read, self.inbox, self.receive_connections)
+        eventlet.spawn_n(self._obey)
+        eventlet.spawn_n(self._watch_departures)
+        self._picking_up = eventlet.spawn(self._pick_up)
         self._ended.wait()
 
-    def _read(self, source: socket.socket, receive: Any) -> None:
+    def _obey(self) -> None:
         while True:
-            try:
-                trampoline(source, read=True)
-            except eventlet.hubs.IOClosed:
-                return
-            receive()
+            trampoline(self.control, read=True)
+            self.receive_control()
+            eventlet.sleep(0)
+
+    def _pick_up(self) -> None:
+        while True:
+            trampoline(self.inbox, read=True)
+            self.receive_connections()
             # Those adopted are begun now, before more are picked up: that is the bound.
             eventlet.sleep(0)
+            if not self.has_room:
+                self._more_room = eventlet.event.Event()
+                self._more_room.wait()
+
+    def _room(self) -> None:
+        """A connection has ended: if that makes room for others, pick them up again."""
+        if not self._more_room.ready() and self.has_room:
+            self._more_room.send()
 
     def _watch_signals(self) -> None:
         """SIGTERM to this worker alone ends it gracefully; its slot gets a new one.
@@ -299,15 +322,23 @@ class EventletAdapter(base.Adapter):
 
     def _serve(self, connection: _Connection) -> None:
         self.not_begun -= 1
+        self._room()
+        self.open += 1
         self._connections.add(connection)
         try:
-            self._server.process_request(connection)
+            refusal = self._prepare(connection) if self.handlers or self.options.sync else 0
+            if refusal:
+                _refuse(connection[1], refusal)
+            else:
+                self._server.process_request(connection)
         except (OSError, EOFError, _HeadTimeout) as error:
             log.debug("%s: the connection failed: %s", connection[0], error)
         except Exception:
             log.exception("%s: an error outside the app", connection[0])
         finally:
             self._connections.discard(connection)
+            self.open -= 1
+            self._room()
             # Close the file itself: whoever still holds the socket object (an exception's
             # traceback, a reference cycle) would keep the descriptor until a garbage collection.
             fd = connection[1].fd.detach()
@@ -315,11 +346,54 @@ class EventletAdapter(base.Adapter):
                 eventlet.hubs.notify_close(fd)
                 os.close(fd)
 
+    def _prepare(self, connection: _Connection) -> int:
+        """The handlers' turn, and with ``sync`` the wait for the event; 0, or a status."""
+        sock = connection[1]
+        head = bytes(getattr(sock, "prefix", b"")) + _peek(sock, self.options.max_head_size)
+        shown = self.introduce(connection[0], head, "accepted")
+        event = self.options.sync
+        outcome = eventlet.event.Event()
+        if event is not None:
+            shown.hold(event, lambda: None if outcome.ready() else outcome.send(0))
+        if not self.call_handlers(shown):
+            return 500
+        if event is None or outcome.ready():
+            return 0
+        fd = sock.fileno()
+        self._held[fd] = outcome
+        self._departures.register(fd, _EPOLLRDHUP)
+        try:
+            with eventlet.Timeout(self.options.sync_timeout, False):
+                status: int = outcome.wait()
+                return status
+            self.counters["sync_timeouts"] += 1
+            return 503
+        finally:
+            shown.hold(event, lambda: None)  # too late
+            self._departures.unregister(fd)
+            del self._held[fd]
+
+    def _watch_departures(self) -> None:
+        """Notice clients that leave while the app has not released them.
+
+        Their first bytes are there and are not read, so waiting for the socket to become readable
+        would end at once: this epoll is asked for the closing only. (It is the real one, and is
+        itself waited for like any descriptor.)
+        """
+        while True:
+            trampoline(self._departures, read=True)
+            for fd, _ in self._departures.poll(0):
+                outcome = self._held.get(fd)
+                if outcome is not None and not outcome.ready():
+                    self.counters["left_unreleased"] += 1
+                    outcome.send(503)
+            eventlet.sleep(0)
+
     def close_after_answers(self) -> None:
         self._server.keepalive = False
 
     def finish(self) -> None:
-        self._reading.kill()
+        self._picking_up.kill()
         for connection in list(self._connections):
             if connection.upgraded or (connection[2] == _IDLE and _is_silent(connection[1])):
                 _shut_down(connection[1])
@@ -332,6 +406,26 @@ class EventletAdapter(base.Adapter):
     def quit(self) -> None:
         if not self._ended.ready():
             self._ended.send()
+
+
+def _peek(sock: GreenSocket, limit: int) -> bytes:
+    """What has arrived, without consuming it and without waiting."""
+    try:
+        data: bytes = sock.fd.recv(limit, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        return data
+    except OSError:
+        return b""
+
+
+def _refuse(sock: GreenSocket, status: int) -> None:
+    """Answer, and read what the client still sends for a moment: closing with bytes unread would
+    reset the connection, and the answer with it (RFC 9112, 9.6)."""
+    sock.settimeout(1.0)
+    sock.sendall(base.REFUSALS[status])
+    sock.shutdown(socket.SHUT_WR)
+    with eventlet.Timeout(1.0, False):
+        while sock.recv(65536):
+            pass
 
 
 def _is_silent(sock: GreenSocket) -> bool:

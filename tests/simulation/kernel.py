@@ -395,9 +395,6 @@ class Listener(File):
         assert isinstance(sock, Socket)
         return sock, address
 
-    def getsockname(self) -> tuple[str, int]:
-        return "127.0.0.1", 8000
-
     def close(self) -> None:
         super().close()
         self.open = False
@@ -466,6 +463,7 @@ class Control(File):
         self.said: deque[tuple[int, bytes]] = deque()
         self.hear: Callable[[int], object] = lambda kind: None
         self.seen: Callable[[int], object] = lambda kind: None
+        self.refused: Callable[[], object] = lambda: None
         self.unread = 0
         self.alive = True
 
@@ -484,6 +482,7 @@ class Control(File):
 
     def put(self, kind: int) -> None:
         if not self.alive:
+            self.refused()
             raise failing(errno.EPIPE)
         if self.unread >= 10:
             raise BlockingIOError(errno.EAGAIN, "full")
@@ -591,7 +590,9 @@ class Code:
         master.reap = world.reap
         master.Signals = world.make_signals
         master.make_router = lambda options: world
-        master.open_listeners = lambda options: [world.listener]
+        master.Listeners = lambda *_: types.SimpleNamespace(
+            sockets=[world.listener], addresses=[("127.0.0.1", 8000)], close=world.listener.close
+        )
         master.log = self.dispatcher.log
 
 

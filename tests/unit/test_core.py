@@ -11,7 +11,7 @@ from sticky.verdicts import MALFORMED, MISSING, NEED_MORE
 from .core_kit import PEER, ROOT, SEED, TWINS, ask, request, router
 
 
-@pytest.fixture(params=["c", "py"])
+@pytest.fixture(params=TWINS)
 def twin(request):
     return TWINS[request.param]
 

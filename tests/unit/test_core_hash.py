@@ -55,7 +55,7 @@ def half_siphash(key, data, c, d):
     return v[1] ^ v[3]
 
 
-@pytest.fixture(params=["c", "py"])
+@pytest.fixture(params=TWINS)
 def twin(request):
     return TWINS[request.param]
 

@@ -1,0 +1,84 @@
+"""``sticky explain``: where a request goes, and why."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+
+from .cli import add_options, from_arguments
+from .config import settings
+from .errors import OptionError
+from .routing import explain
+
+_ROUTING = (
+    "num",
+    "proxy",
+    "header",
+    "ignore_missing_header",
+    "hops",
+    "ipv4_prefix",
+    "ipv6_prefix",
+    "seed",
+)
+
+
+def main(argv: Sequence[str], *, prog: str) -> int:
+    """Print key, reason and slot; the exit status is 1 for a request that would be refused.
+
+    Raises:
+        OptionError: an option is wrong.
+    """
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        description="Say which worker a client's request goes to, and why. With an address: that "
+        "client's. Without: that of the request head on the standard input.",
+        epilog="The slot depends on the seed, which every start of a server draws anew unless "
+        "--seed gives it; without it an all-zero seed is used here.",
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    parser.add_argument("address", nargs="?", default=None, help="the client's address")
+    parser.add_argument(
+        "--peer", default="127.0.0.1", help="the TCP peer's address (default: 127.0.0.1)"
+    )
+    parser.add_argument("-c", "--config", metavar="FILE", help="a TOML file with options")
+    add_options(parser, _ROUTING)
+    given = vars(parser.parse_args(argv))
+    options = settings(from_arguments(given), config=given.get("config"))
+    head, peer = b"", given["peer"]
+    if given["address"] is None:
+        head = _as_head(sys.stdin.buffer.read(options.max_head_size))
+    elif options.proxy:
+        # What a proxy would send for this client.
+        field = (
+            f"for={_quoted(given['address'])}"
+            if options.header == "forwarded"
+            else (given["address"])
+        )
+        head = f"GET / HTTP/1.1\r\n{options.header}: {field}\r\n\r\n".encode()
+    else:
+        peer = given["address"]
+    try:
+        found = explain(head, peer, options)
+    except ValueError as error:
+        raise OptionError(f"the address is {peer!r}: {error}") from None
+    if found.slot is None:
+        print(f"no slot: {found.why}" + (f" ({found.status})" if found.status else ""))
+        return 1
+    print(f"key   {found.key.decode(errors='backslashreplace')}")
+    print(f"why   {found.why}")
+    print(f"slot  {found.slot} of {options.num}")
+    return 0
+
+
+def _as_head(text: bytes) -> bytes:
+    """A head as people keep it in a file: perhaps without the blank line that ends it."""
+    if re.search(rb"\n\r?\n", text):
+        return text
+    return text.rstrip(b"\r\n") + b"\r\n\r\n"
+
+
+def _quoted(address: str) -> str:
+    return f'"[{address}]"' if ":" in address and not address.startswith("[") else address

@@ -1,0 +1,594 @@
+"""One history: a world drawn from a seed, the master in it, and what must hold between its turns.
+
+Replay one with ``python -m tests.simulation --seed N``, and run many with ``--histories N``.
+"""
+
+from __future__ import annotations
+
+import errno
+import math
+import random
+import signal
+from collections import Counter
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from sticky import channel
+from sticky.ledger import (
+    BACKOFF_FIRST,
+    BACKOFF_LAST,
+    LAST_HEAD,
+    LINGER,
+    LONGEST_STEP,
+    QUIT_GRACE,
+    RETRY,
+)
+from sticky.options import Options
+from sticky.spawn import Program
+from sticky.verdicts import MALFORMED, MISSING, NEED_MORE
+
+from .actors import LIMIT, Client, Weather, Worker
+from .kernel import Broken, Code, Control, Flag, Inbox, Kernel, Listener, Wire, demand, failing
+
+MOMENT = 0.002
+"""Timers of epoll count milliseconds, and round up."""
+BLUR = 0.05
+"""The ledger looks at its clock less often than we do, and each look costs up to a millisecond."""
+LAST_BREATH = 0.1
+"""Seconds in which a process that was killed has ended, and its end was noticed."""
+
+
+class _SlotSeen:
+    """What a slot's history looks like from outside."""
+
+    def __init__(self) -> None:
+        self.worker: Worker | None = None
+        self.due = 0.0
+        self.backoff = 0.0
+        self.needed = False
+
+
+class World:
+    """Everything that is not the master; also what the master meets in its modules' place."""
+
+    def __init__(self, seed: int, code: Code, *, trace: bool = False) -> None:
+        self.rng = rng = random.Random(seed)
+        self.code = code
+        self.weather = weather = Weather(rng)
+        self.proxy = rng.random() < 0.85
+        num = rng.choice((1, 1, 2, 2, 3, 4))
+        self.options = Options(
+            num=num,
+            proxy=self.proxy,
+            seed=b"12345678",
+            max_head_size=LIMIT,
+            head_timeout=rng.choice((0.2, 2.0, 10.0)),
+            max_pending_heads=rng.choice((1, 2, 5, 1000)),
+            max_queued=rng.choice((1, 3, 8, 1000)),
+            queue_timeout=rng.choice((0.3, 2.0, 10.0)),
+            prefetch=rng.choice((1, 2, 4)),
+            boot_timeout=rng.choice((0.5, 3.0, 60.0)),
+            timeout=rng.choice((0.0, 0.4, 1.0, 3.0, 30.0)),
+            graceful_timeout=rng.choice((0.0, 0.5, 3.0, 30.0)),
+        )
+        descriptors = 4 + 6 * num + rng.choice((4, 12, 1000))
+        self.kernel = kernel = Kernel(rng, descriptors, weather.stall)
+        if trace:
+            kernel.trace = [str(self.options), str(weather)]
+        kernel.between_turns = self.check
+        kernel.reported = self.reported
+        self.capacity = rng.choice((1, 2, 4, 8))
+        self.listener = Listener(kernel)
+        self.inboxes: list[Inbox] = []
+        self.signals = Flag(kernel)
+        self.sent_signals: list[signal.Signals] = []
+        self.launcher = Control(kernel) if rng.random() < 0.4 else None
+        if self.launcher is not None:
+            self.launcher.refused = partial(self.stop, quick=True)
+        self.wires: list[Wire] = []
+        self.workers: dict[int, Worker] = {}
+        self.slots = [_SlotSeen() for _ in range(num)]
+        self.decisions = 0
+        self.announced = False
+        self.paused = False
+        self.cramped = 0.0  # until when no process can be started
+        self.fed_at = 0.0  # when an inbox took descriptors again, which nothing announces
+        self.quick = False
+        self.stop_at = math.inf
+        self.stop_by = math.inf
+        self.stalled_before = 0.0
+        self.status = 0
+        self.empty_since = math.inf
+        self.heads_before = 0
+        self.queued_before = 0
+        self.until = kernel.now + rng.choice((1.0, 4.0, 15.0, 30.0))
+        self._write_script()
+        code.install(kernel, self)
+        self.master = code.master.Master(self.options, Program("app:make"), self.launcher)
+        self.ledger = self.master._ledger
+
+    def _write_script(self) -> None:
+        """What will happen, as far as it does not depend on what the master does."""
+        rng, kernel, weather = self.rng, self.kernel, self.weather
+        span = self.until - kernel.now
+        number = 0
+        for _ in range(rng.choice((1, 3, 8))):
+            moment = rng.random() * span * 1.05
+            only = rng.randrange(self.options.num) if rng.random() < 0.5 else None
+            for _ in range(rng.choice((1, 2, 5, 20))):
+                slot = rng.randrange(self.options.num) if only is None else only
+                wire = Wire(kernel, number, slot)
+                self.wires.append(wire)
+                number += 1
+                delay = rng.choice((0.0, 0.0, 0.1, 1.0))
+                kernel.at(moment + delay * rng.random(), Client(self, wire).connect)
+        if rng.random() < weather.starvation:
+            for _ in range(3):
+                kernel.at(rng.random() * span, self.starve)
+        if self.launcher is not None and rng.random() < 0.3:
+            kernel.at(rng.random() * span, self.launcher.end)
+        stops = [(span, rng.choice((signal.SIGTERM, signal.SIGTERM, signal.SIGINT)))]
+        while rng.random() < 0.4:
+            more = span + rng.choice((0.0, 0.02, 0.3, 1.2, 5.0))
+            stops.append((more, rng.choice((signal.SIGTERM, signal.SIGINT, signal.SIGQUIT))))
+        for delay, number_ in stops:
+            kernel.at(delay, self.send_signal, number_)
+
+    # -- what happens to the master -----------------------------------------------------------
+
+    def send_signal(self, number: signal.Signals) -> None:
+        if self.signals.fd >= 0:
+            self.kernel.say("the master gets", number.name)
+            self.sent_signals.append(number)
+            self.signals.raise_()
+
+    def starve(self) -> None:
+        """The system is out of something for a while."""
+        pause = self.rng.choice((0.02, 0.2, 1.0))
+        what = self.rng.randrange(3)
+        self.kernel.say("starving for", pause, "s")
+        if what == 0:
+            self.listener.failing = errno.ENOMEM
+        elif what == 1:
+            for inbox in self.inboxes:
+                inbox.failing = errno.ETOOMANYREFS
+        else:
+            self.cramped = self.kernel.now + pause
+        self.kernel.at(pause, self.feed)
+
+    def feed(self) -> None:
+        self.listener.failing = None
+        self.fed_at = self.kernel.now
+        for inbox in self.inboxes:
+            inbox.failing = None
+        self.kernel.stirred = True
+
+    # -- what the master's modules call -------------------------------------------------------
+
+    def make_inbox(self) -> tuple[Inbox, Any]:
+        inbox = Inbox(self.kernel, len(self.inboxes), self.capacity)
+        self.inboxes.append(inbox)
+        end = Flag(self.kernel)
+        end.messages = inbox.messages  # type: ignore[attr-defined]
+        return inbox, end
+
+    def make_signals(self, numbers: object) -> Any:
+        world = self
+
+        class Signals:
+            def fileno(self) -> int:
+                return world.signals.fd
+
+            def arrived(self) -> list[signal.Signals]:
+                world.signals.up = False
+                arrived, world.sent_signals = world.sent_signals, []
+                for number in arrived:
+                    if number != signal.SIGCHLD:
+                        world.stop(quick=number != signal.SIGTERM)
+                return arrived
+
+            def close(self) -> None:
+                world.signals.close()
+
+        return Signals()
+
+    def start(self, label: str, spec: Mapping[str, Any], *_: object, **__: object) -> Any:
+        """spawn.start."""
+        slot: int = spec["slot"]
+        seen = self.slots[slot]
+        now = self.kernel.now
+        demand(seen.worker is None, "slot", slot, "has a process already:", seen.worker)
+        demand(now >= seen.due - MOMENT, "slot", slot, "is started", seen.due - now, "s early")
+        demand(not self.quick, "a process is started in a quick stop")
+        if now < self.cramped:
+            self.not_started(slot)
+            raise failing(errno.EAGAIN)
+        if not self.kernel.room:
+            self.not_started(slot)
+            raise failing(errno.EMFILE)
+        pid = 5000 + len(self.workers)
+        worker = self.workers[pid] = seen.worker = Worker(self, slot, pid)
+        self.kernel.say(worker, "starts")
+        return pid, worker.control
+
+    def pidfd_open(self, pid: int) -> int:
+        worker = self.workers[pid]
+        try:
+            worker.pidfd = Flag(self.kernel)
+        except OSError:
+            self.kernel.say(worker, "has no pidfd")
+            raise
+        if not worker.alive:
+            worker.ended()
+        return worker.pidfd.fd
+
+    def kill_pid(self, pid: int, number: int) -> None:
+        """os.kill, of a process that could not be watched."""
+        worker = self.workers[pid]
+        demand(worker.pidfd is None, worker, "is killed by its pid")
+        worker.die(-number)
+
+    def kill(self, pidfd: int, number: int) -> None:
+        """signal.pidfd_send_signal."""
+        (worker,) = (w for w in self.workers.values() if w.pidfd and w.pidfd.fd == pidfd)
+        self.kernel.say(worker, "is killed")
+        demand(number == signal.SIGKILL)
+        demand(not worker.killed, worker, "is killed twice")
+        self.judge_kill(worker)
+        worker.kill()
+
+    def reap(self, pid: int) -> int:
+        worker = self.workers[pid]
+        demand(not worker.alive, worker, "is waited for, and lives")
+        assert worker.status is not None
+        self.slots[worker.slot].worker = None
+        self.gone(worker.slot, worker)
+        return worker.status
+
+    def not_started(self, slot: int) -> None:
+        self.kernel.say("slot", slot, "could not start a process")
+        self.gone(slot, None)
+
+    def gone(self, slot: int, worker: Worker | None) -> None:
+        """A process has ended (or could not even start): what is due now."""
+        seen, now = self.slots[slot], self.kernel.now
+        was_ready = worker is not None and worker.known_ready is not None
+        if self.stop_at < math.inf:
+            seen.due = now + BACKOFF_FIRST
+        elif not was_ready and not self.announced:
+            self.status = worker.failure_status if worker is not None else 3
+            self.stop(quick=True)
+        else:
+            lived = was_ready and worker is not None and now - worker.ready_at >= BACKOFF_LAST
+            doubled = seen.backoff * 2 or BACKOFF_FIRST
+            seen.backoff = BACKOFF_FIRST if lived else min(doubled, BACKOFF_LAST)
+            seen.due = now + seen.backoff
+
+    def route(self, buffer: bytearray, length: int, host: str) -> int:
+        """Router.route: what the peeked bytes say."""
+        wire = self.wires[int(host)]
+        verdict = wire.slot
+        if self.proxy:
+            head = bytes(buffer[:length])
+            demand(head == bytes(wire.data[:length]), wire, "was not peeked at")
+            if head[:1] == b"!":
+                verdict = MALFORMED
+            elif b"\n" not in head:
+                verdict = NEED_MORE
+            elif head[:1] == b"?":
+                verdict = MISSING
+        if verdict >= 0:
+            self.decisions += 1
+            wire.decided = self.decisions
+        return verdict
+
+    def explain(self, *_: object) -> tuple[int, bytes, str]:
+        """Router.explain."""
+        return MALFORMED, b"", "it says so"
+
+    # -- what can be seen of it ---------------------------------------------------------------
+
+    def reported(self, fd: int) -> None:
+        if self.launcher is not None and fd == self.launcher.fd and not self.launcher.alive:
+            self.stop(quick=True)
+
+    def told(self, worker: Worker, kind: int) -> None:
+        """A worker is told something."""
+        self.kernel.say(worker, "is told", kind)
+        if kind == channel.END:
+            demand(not self.listener.open, worker, "is told to end before the listeners closed")
+            waiting = self.waiting()
+            demand(not waiting, worker, "is told to end while these wait:", waiting)
+            self.inboxes[worker.slot].told_end = True
+        elif kind == channel.QUIT:
+            demand(self.quick or self.time_over, worker, "is told to quit in a graceful stop")
+        elif kind == channel.CLOSING:
+            demand(self.stop_at < math.inf, worker, "is told to close, and nothing stops")
+
+    def is_ready(self) -> None:
+        """The master learned that one more worker is ready."""
+        everyone = all(s.worker and s.worker.known_ready is not None for s in self.slots)
+        if everyone and self.stop_at == math.inf:
+            self.announced = True
+
+    def stop(self, *, quick: bool) -> None:
+        """The master learned that it is to stop."""
+        now = self.kernel.now
+        if self.stop_at == math.inf:
+            self.stop_at = now
+            self.stop_by = now + self.options.graceful_timeout
+            if quick:
+                self.stop_by = now + QUIT_GRACE
+            self.stalled_before = self.kernel.stalled
+        elif quick:
+            self.stop_by = min(self.stop_by, now + QUIT_GRACE)
+        self.quick = self.quick or quick
+
+    @property
+    def time_over(self) -> bool:
+        return self.kernel.now >= self.stop_by - MOMENT
+
+    def places(self) -> list[tuple[str, int, Wire]]:
+        """Every connection that the ledger knows, and where it is."""
+        book = self.ledger
+        found = [("head", -1, c.sock.wire) for c in book._heads]
+        found += [("refused", -1, c.sock.wire) for c in book._refused]
+        for slot, queue in enumerate(book.queues):
+            found += [("queue", slot, c.sock.wire) for c in queue]
+        return found
+
+    def waiting(self) -> list[Wire]:
+        """Every connection that is still to be given to a worker."""
+        lying = [wire for inbox in self.inboxes for wire in inbox.messages]
+        return lying + [wire for place, _, wire in self.places() if place != "refused"]
+
+    # -- the promises -------------------------------------------------------------------------
+
+    def judge_kill(self, worker: Worker) -> None:
+        """A worker is killed: was it late, by time in which the master ran?"""
+        options, ran = self.options, self.kernel.ran
+        if self.quick or self.time_over:
+            return
+        if worker.known_ready is None and not self.listener.open and not self.waiting():
+            return
+        if worker.known_ready is None:
+            age = ran - worker.started
+            demand(age >= options.boot_timeout - MOMENT, worker, "had only", age, "s to start")
+        else:
+            demand(options.timeout, worker, "is killed, but it may be silent for ever")
+            demand(worker.unanswered is not None, worker, "is killed, but it owes no answer")
+            age = ran - worker.unanswered
+            demand(age >= options.timeout - MOMENT, worker, "had only", age, "s to answer")
+
+    def judge_answer(self, wire: Wire) -> None:
+        """A wire was refused in this turn: was there a reason, the one it was told?"""
+        options, now = self.options, self.kernel.now
+        waited = now - wire.since
+        status = wire.answer
+        if wire.wrong and status == wire.wrong:
+            return
+        if status == 408:
+            demand(wire.waits == "head" or wire.waits is None, wire, "got 408 from", wire.waits)
+            crowded = self.heads_before + self.listener.accepted >= options.max_pending_heads
+            late = wire.waits == "head" and waited >= options.head_timeout - MOMENT
+            if self.stop_at < now:
+                late = late or now - max(self.stop_at, wire.since) >= LAST_HEAD - MOMENT
+            demand(crowded or late, wire, "got 408 after", waited, "s")
+        elif status == 503:
+            late = wire.waits == "queue" and waited >= options.queue_timeout - MOMENT
+            if late and not self.kernel.cut and self.listener.open:
+                inbox = self.inboxes[wire.slot]
+                full = not inbox.writable or inbox.failing
+                retried = now - self.fed_at > RETRY + MOMENT
+                demand(full or not retried, wire, "got 503 though its inbox had room")
+            demand(
+                late or wire.fin or wire.reset or self.quick or self.time_over,
+                wire,
+                "got 503 after",
+                waited,
+                "s in",
+                wire.waits,
+            )
+        elif status == 400:
+            demand(wire.fin or wire.reset, wire, "got 400 for nothing")
+        else:
+            raise Broken(f"{wire} got {status}, and deserved {wire.wrong}")
+
+    def check(self, timeout: float) -> None:
+        """Between two turns of the master, which is going to sleep for ``timeout``."""
+        kernel, listener = self.kernel, self.listener
+        now = kernel.now
+        demand(timeout >= 0, "a timeout of", timeout)
+        demand(not self.ledger.take(), "something was decided and not done")
+        if self.master._status is not None:
+            return
+        demand(kernel.watched.keys() == self.master._handlers.keys(), "handlers without events")
+        deadlines = self.check_places(now, timeout)
+        deadlines += self.check_processes(now)
+        if self.stop_at < math.inf:
+            deadlines.append((max(self.stop_by, now + RETRY), "the stop"))
+            self.check_stop(now)
+        self.check_accepting(now, timeout)
+        for inbox, queue in zip(self.inboxes, self.ledger.queues, strict=True):
+            watched = inbox.fd in kernel.watched
+            demand(queue or not watched, inbox, "is watched for nothing")
+            demand(watched or not queue or timeout <= RETRY + MOMENT, inbox, "is not watched")
+        for deadline, what in deadlines:
+            late = now + timeout - deadline
+            demand(late <= MOMENT or not timeout, "it would sleep", late, "s past a deadline of", what)
+        listener.accepted = 0
+
+    def check_places(self, now: float, timeout: float) -> list[tuple[float, object]]:
+        """Every connection is in one place, for no longer than it may be there."""
+        options = self.options
+        places = self.places()
+        held = {wire for _, _, wire in places}
+        demand(len(held) == len(places), "a connection is in two places:", places)
+        heads = queued = 0
+        deadlines: list[tuple[float, object]] = []
+        for place, slot, wire in places:
+            demand(wire.place == "master", wire, "is", place, "and", wire.place)
+            demand(slot in (-1, wire.slot), wire, "is queued for", slot)
+            demand((place == "refused") == (wire.answer is not None), wire, "is", place)
+            if place != wire.waits:
+                if place == "refused":
+                    self.judge_answer(wire)
+                wire.waits, wire.since = place, now
+            if place == "head":
+                heads += 1
+                deadline = wire.since + options.head_timeout
+                if self.stop_at <= now:
+                    deadline = min(deadline, max(self.stop_at, wire.since) + LAST_HEAD)
+            elif place == "queue":
+                queued += 1
+                deadline = wire.since + options.queue_timeout
+            else:
+                deadline = wire.since + LINGER
+            late = deadline < now - MOMENT and timeout  # with none, it is about to be refused
+            demand(not late, wire, "is", now - deadline, "s too long in", place)
+            deadlines.append((deadline, wire))
+        for file in self.kernel.files.values():
+            wire = getattr(file, "wire", None)
+            demand(wire is None or wire in held, wire, "is held and forgotten")
+        for wire in self.wires:
+            if wire.place == "ended" and wire.waits != "judged":
+                if wire.outcome == "refused" and wire.waits != "refused":
+                    self.judge_answer(wire)
+                elif wire.outcome == "dropped":
+                    starved = self.listener.starved_at == now or self.options.head_timeout == 0
+                    demand(wire.fin or wire.reset or starved, wire, "was dropped for nothing")
+                wire.waits = "judged"
+        demand(heads <= options.max_pending_heads, "too many heads:", heads)
+        self.heads_before, self.queued_before = heads, queued
+        return deadlines
+
+    def check_processes(self, now: float) -> list[tuple[float, object]]:
+        """Slots have their processes, and processes their time."""
+        options, ran = self.options, self.kernel.ran
+        blurred = self.kernel.stalls > 0  # of time not run, the ledger may count less than we do
+        ping = min(options.timeout / 4, 5.0)
+        deadlines: list[tuple[float, object]] = []
+        serving = self.stop_at == math.inf
+        for number, seen in enumerate(self.slots):
+            worker = seen.worker
+            if worker is None:
+                content = self.inboxes[number].messages or self.ledger.queues[number]
+                stopping = content and seen.needed and not self.quick and not self.time_over
+                if serving or stopping:
+                    demand(seen.due > now - MOMENT, "slot", number, "has no process")
+                    deadlines.append((seen.due, "a start"))
+                seen.needed = bool(content) and not self.listener.open
+                continue
+            if worker.killed or not worker.alive or self.inboxes[number].told_end or self.quick:
+                continue
+            if worker.known_ready is None:
+                limits = [worker.started + options.boot_timeout]
+            elif options.timeout:
+                limits = [max(worker.pinged, worker.known_ready) + ping]
+                if worker.unanswered is not None:
+                    limits.append(worker.unanswered + options.timeout)
+            else:
+                limits = []
+            for limit in limits:
+                slack = self.kernel.stalls * LONGEST_STEP + BLUR
+                demand(ran <= limit + slack, worker, "was not seen to", ran, limit)
+                if not blurred:
+                    deadlines.append((now + limit - ran + BLUR, worker))
+        return deadlines
+
+    def check_accepting(self, now: float, timeout: float) -> None:
+        """Accepting pauses only at the limit (or when starved), and is resumed."""
+        listener, options = self.listener, self.options
+        on = listener.fd in self.kernel.watched
+        demand(self.announced or not on, "it accepts before all workers are ready")
+        if not listener.open or not self.announced:
+            return
+        starving = now < listener.starved_at + RETRY + MOMENT
+        queued = self.queued_before
+        if on:
+            demand(queued < options.max_queued, "accepting goes on with", queued, "queued")
+        elif queued <= options.max_queued // 2:
+            demand(starving, "accepting pauses with", queued, "queued")
+            demand(timeout <= RETRY + MOMENT, "it does not come back to accept")
+
+    def check_stop(self, now: float) -> None:
+        """A stop goes on as soon as it can."""
+        demand(not self.listener.open, "the listeners are open in a stop")
+        if self.waiting():
+            self.empty_since = math.inf
+            return
+        self.empty_since = min(self.empty_since, now)
+        late = now - self.empty_since > RETRY + MOMENT
+        if late and not self.quick and not self.time_over:
+            for seen in self.slots:
+                worker = seen.worker
+                if worker is not None and worker.alive and worker.known_ready is not None:
+                    demand(channel.END in worker.told, worker, "was not told to end")
+
+    # -- the whole of it ----------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Let it happen."""
+        kernel = self.kernel
+        status = self.master.run()
+        kernel.say("the master ends with", status)
+        demand(status == self.status, "it ended with", status, "not", self.status)
+        for worker in self.workers.values():
+            demand(not worker.alive, worker, "is left behind")
+        late = kernel.now - self.stop_by - (kernel.stalled - self.stalled_before)
+        demand(late <= LAST_BREATH, "the stop took", late, "s too long")
+        demand(not kernel.files or kernel.files.keys() <= self.left_open(), "descriptors leak")
+        if self.quick or kernel.now >= self.stop_by:
+            return
+        starved = self.listener.starved_at >= self.stop_at
+        for wire in self.wires:
+            fine = wire.place == "ended" or wire.answer is not None
+            if wire.outcome == "lost in the backlog":
+                fine = starved or not self.announced
+            # One that had not connected by then never came.
+            demand(fine or wire.place == "backlog", wire, "was forgotten in", wire.place)
+
+    def left_open(self) -> set[int]:
+        """Refused connections that still linger, and what only this world has open."""
+        held = {file.fd for file in self.kernel.files.values() if hasattr(file, "wire")}
+        return held | {file.fd for file in (self.launcher,) if file is not None}
+
+    def outcomes(self) -> Counter[str]:
+        """What became of the connections."""
+        return Counter(wire.outcome or wire.place for wire in self.wires)
+
+
+class Disproved(AssertionError):
+    """A history in which a promise was broken, with how to see it again."""
+
+
+def run(seed: int, code: Code | None = None) -> World:
+    """One history.
+
+    Raises:
+        Disproved: a promise was broken, or the master itself broke.
+    """
+    code = code or Code()
+    try:
+        world = World(seed, code)
+        world.run()
+    except Exception as error:
+        lines = trace(seed, code)
+        raise Disproved(
+            f"seed {seed}: {type(error).__name__}: {error}\n"
+            f"replay it with: python -m tests.simulation --seed {seed}\n" + "\n".join(lines[-40:])
+        ) from error
+    return world
+
+
+def trace(seed: int, code: Code) -> list[str]:
+    """What happens in a history, a line each, up to where it breaks."""
+    world = World(seed, code, trace=True)
+    lines = world.kernel.trace
+    assert lines is not None
+    try:
+        world.run()
+    except Exception as error:
+        lines.append(f"{type(error).__name__}: {error}")
+    return lines

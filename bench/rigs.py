@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import resource
 import signal
 import socket
 import subprocess
@@ -22,6 +23,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Self
 
 ROOT = Path(__file__).resolve().parent.parent
 SEED = "0123456789abcdef"
@@ -52,6 +54,12 @@ def machine() -> str:
 def cpu_of(pid: int) -> int:
     """Nanoseconds that a process with one thread has spent on a CPU (proc(5), schedstat)."""
     return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0])
+
+
+def sleeps_of(pid: int) -> int:
+    """How often a process has given up its CPU to wait for something, and so was woken up."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.partition("\nvoluntary_ctxt_switches:")[2].split()[0])
 
 
 def memory_of(pid: int) -> tuple[int, int]:
@@ -97,7 +105,11 @@ def rig(kind: str, workers: int, *, app: str = "bench.apps:tiny") -> Iterator[Ri
         command = ["-m", "sticky", app, "-b", "127.0.0.1:0", "-w", str(workers), "--seed", SEED]
         command += ["--proxy"] if kind == "proxy" else []
     process = subprocess.Popen(
-        [sys.executable, *command], cwd=ROOT, stderr=subprocess.PIPE, text=True
+        [sys.executable, *command],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        process_group=0,  # Ctrl-C is for us to pass on, when nothing is measured any more
     )
     said = []
     try:
@@ -126,21 +138,19 @@ def rig(kind: str, workers: int, *, app: str = "bench.apps:tiny") -> Iterator[Ri
 
 def _bare(workers: int) -> None:
     """sticky's own workers behind the plainest loop that can feed them."""
-    from sticky import channel, logs, spawn
-    from sticky.master import Master
+    from sticky import channel, dispatcher, master, spawn
     from sticky.options import Options
 
-    class Bare(Master):
-        def _announce(self) -> None:
-            super()._announce()
-            self._dispatcher.accepting(False)
-            listener = self._listeners[0]
+    class Bare(dispatcher.Dispatcher):
+        """With the first connection the master stops being one, until it is interrupted."""
+
+        def accept(self, listener: socket.socket, _: int = 0) -> int:
             listener.setblocking(True)
             header = channel.pack_header(channel.CONNECTION, ("127.0.0.1", 1))
-            inboxes = [slot.inbox for slot in self._slots]
+            inboxes = list(self._inboxes)
             for inbox in inboxes:
                 inbox.setblocking(True)
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+            handler = signal.signal(signal.SIGINT, signal.default_int_handler)
             turn = 0
             with contextlib.suppress(KeyboardInterrupt):
                 while True:
@@ -148,11 +158,14 @@ def _bare(workers: int) -> None:
                     turn = (turn + 1) % workers
                     socket.send_fds(inboxes[turn], [header], [connection.fileno()])
                     connection.close()
-            self._ledger.stop(0.0, quick=True)
+            signal.signal(signal.SIGINT, handler)
+            listener.setblocking(False)
+            os.kill(os.getpid(), signal.SIGINT)
+            return 0
 
-    logs.set_up("info", patient=True)
+    master.Dispatcher = Bare
     program = spawn.Program(target="bench.apps:tiny", path=[str(ROOT), *sys.path])
-    Bare(Options.make(port=0, num=workers), program).run()
+    sys.exit(master.run(Options.make(port=0, num=workers), program))
 
 
 def _shared(workers: int) -> None:
@@ -217,32 +230,45 @@ def head(size: int, client: str, *, header: bool = True) -> bytes:
     return start + filler + end
 
 
-class Load:
-    """Processes that open new connections, one request on each, and that are not counted.
+class _Helpers:
+    """Processes that are clients, started with numbers as arguments, told what to do in lines."""
 
-    They are started once and wait between rounds, so that a round measures nothing of theirs.
-    """
-
-    def __init__(self) -> None:
+    def __init__(self, what: str, *arguments: Sequence[int]) -> None:
         self._processes = [
             subprocess.Popen(
-                [sys.executable, "-m", "bench.rigs", "load", str(part)],
+                [sys.executable, "-m", "bench.rigs", what, *map(str, numbers)],
                 cwd=ROOT,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
             )
-            for part in range(GENERATORS)
+            for numbers in arguments
         ]
 
-    def __enter__(self) -> Load:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         for process in self._processes:
-            process.stdin.close()
-            process.wait(20)
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.close()
+            process.wait(60)
             process.stdout.close()
+
+    def _wait(self, processes: Sequence[subprocess.Popen[str]]) -> None:
+        for process in processes:
+            if process.stdout.readline() != "done\n":
+                raise RuntimeError("a client failed")
+
+
+class Load(_Helpers):
+    """Opens new connections, one request on each, from processes that are not counted.
+
+    They are started once and wait between rounds, so that a round measures nothing of theirs.
+    """
+
+    def __init__(self) -> None:
+        super().__init__("load", *([part] for part in range(GENERATORS)))
 
     def run(self, port: int, connections: int, size: int, at_once: int, header: bool) -> None:
         """Open so many connections, ``at_once`` at a time in each generator.
@@ -255,9 +281,17 @@ class Load:
             order = (port, connections // len(using), size, at_once, int(header))
             process.stdin.write(" ".join(map(str, order)) + "\n")
             process.stdin.flush()
-        for process in using:
-            if process.stdout.readline() != "done\n":
-                raise RuntimeError("the load generator failed")
+        self._wait(using)
+
+
+class Websockets(_Helpers):
+    """Idle websockets, opened here and closed at the end."""
+
+    def __init__(self, port: int, count: int, processes: int = 5) -> None:
+        super().__init__(
+            "websockets", *([port, count // processes, part] for part in range(processes))
+        )
+        self._wait(self._processes)
 
 
 def _load(part: int) -> None:
@@ -280,6 +314,27 @@ def _load(part: int) -> None:
         while open_ones:
             _answer(open_ones.popleft())
         print("done", flush=True)
+
+
+def _websockets(port: int, count: int, part: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    socks = []
+    for number in range(count):
+        sock = socket.create_connection(("127.0.0.1", port), 30, (f"127.0.0.{10 + part}", 0))
+        sock.sendall(
+            b"GET / HTTP/1.1\r\nHost: example.org\r\nUpgrade: websocket\r\n"
+            b"Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+            b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+            b"X-Forwarded-For: 198.51.%d.%d\r\n\r\n" % (part, number % 256)
+        )
+        answer = sock.recv(4096)
+        if not answer.startswith(b"HTTP/1.1 101 "):
+            raise RuntimeError(f"an answer began with {answer[:100]!r}")
+        socks.append(sock)
+    print("done", flush=True)
+    sys.stdin.read()
 
 
 def _answer(sock: socket.socket) -> None:
@@ -310,5 +365,7 @@ if __name__ == "__main__":
         {"bare": _bare, "shared": _shared}[what](int(rest[0]))
     elif what == "load":
         _load(int(rest[0]))
+    elif what == "websockets":
+        _websockets(*map(int, rest))
     else:
         _alone(what, rest)

@@ -441,6 +441,7 @@ cdef inline int parse_address(
 ) noexcept nogil:
     """How many words the address has; 0 when the text is none."""
     cdef const uint8_t *bracket
+    cdef const uint8_t *after
     if p == end or end - p > MAX_ADDRESS:
         return 0
     if p[0] == c'[':
@@ -450,8 +451,8 @@ cdef inline int parse_address(
         if not parse_zoned(p + 1, bracket, word):
             return 0
     else:
-        bracket = parse_ipv4(p, end, word)
-        if bracket != NULL and is_port(bracket, end):
+        after = parse_ipv4(p, end, word)
+        if after != NULL and is_port(after, end):
             return 1
         if not parse_zoned(p, end, word):
             return 0

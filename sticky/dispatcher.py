@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import select
 import socket
 from collections.abc import Callable, Iterable, Sequence
@@ -44,6 +45,11 @@ _SEND = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 # The type below ``socket.socket``. Making one costs a third, and what the other adds (enums,
 # reference counts of its files) nobody here looks at.
 Socket = socket.SocketType
+
+
+def _accept_unnamed(accept: Callable[[], tuple[int, Any]]) -> tuple[int, Any]:
+    """Accept from a unix socket: what its client may have bound itself to is no address."""
+    return accept()[0], ""
 
 
 class Connection:
@@ -118,6 +124,8 @@ class Dispatcher:
         for it in self._listeners:
             # _accept() is what accept() wraps in a socket.socket; see Socket above.
             accept: Callable[[], tuple[int, Any]] = it._accept  # type: ignore[attr-defined]
+            if it.family == socket.AF_UNIX:
+                accept = partial(_accept_unnamed, accept)
             self._kinds[it] = accept, int(it.family), int(it.type), it.proto
         self.accepting(True)
 
@@ -163,8 +171,8 @@ class Dispatcher:
                     break
                 continue  # the client left before we came, or its network failed: accept(2)
             done += 1
-            sock = Socket(family, kind, protocol, fd)
             if proxy:
+                sock = Socket(family, kind, protocol, fd)
                 try:
                     length = sock.recv_into(buffer, limit, _PEEK)
                 except BlockingIOError:
@@ -178,11 +186,16 @@ class Dispatcher:
                 try:
                     hand_over(inboxes[slot], fd, address)
                 except OSError:
-                    self._undecided(Connection(sock, address), slot, length)
+                    pass  # no room: it is queued below
                 else:
-                    sock.close()
-            else:
-                self._undecided(Connection(sock, address), slot, length)
+                    if proxy:
+                        sock.close()
+                    else:
+                        os.close(fd)
+                    continue
+            if not proxy:  # where nothing is peeked at, a number was enough until here
+                sock = Socket(family, kind, protocol, fd)
+            self._undecided(Connection(sock, address), slot, length)
         else:
             self._full += 1
             if self._full >= _FULL_BATCHES:

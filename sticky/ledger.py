@@ -109,6 +109,8 @@ class Rules(NamedTuple):
     boot_timeout: float = 60.0
     timeout: float = 30.0
     graceful_timeout: float = 30.0
+    first_alone: bool = False
+    """Start one worker, and the others when it is ready: it may say that all must be different."""
 
 
 class Spawn(NamedTuple):
@@ -197,12 +199,13 @@ Action = (
 class _Worker:
     """What is known of one process."""
 
-    __slots__ = ("asked", "killed", "owes", "ready_at", "slot", "started", "state")
+    __slots__ = ("asked", "end_by", "killed", "owes", "ready_at", "slot", "started", "state")
 
     def __init__(self, slot: int, ran: float) -> None:
         self.slot = slot
         self.state = Process.STARTING
         self.ready_at = 0.0
+        self.end_by: float | None = None  # for one that was replaced
         self.killed = False
         # On the clock that runs only while we do:
         self.started = ran
@@ -217,11 +220,12 @@ class _Worker:
 class _Slot:
     """What is known of one slot."""
 
-    __slots__ = ("backoff", "process", "queue", "retry", "start_at", "state")
+    __slots__ = ("backoff", "process", "queue", "retry", "start_at", "state", "successor")
 
     def __init__(self) -> None:
         self.state = Slot.BACKOFF  # nothing runs yet: the first start is due at once
         self.process: Hashable | None = None
+        self.successor: Hashable | None = None  # starting, to take the place of the process
         self.backoff = 0.0
         self.start_at: float | None = 0.0
         self.retry: float | None = None
@@ -248,6 +252,7 @@ class Ledger:
         self._workers: dict[Hashable, _Worker] = {}
         self._heads: dict[Connection, float] = {}
         self._refused: dict[Connection, float] = {}
+        self._to_replace: list[int] = []
         self._queued = 0
         self._paused = False
         self._resume: float | None = None
@@ -373,18 +378,36 @@ class Ledger:
     def start(self, now: float) -> None:
         """Start a process for every slot."""
         self._now = now
+        if self.rules.first_alone:
+            for slot in self._slots[1:]:
+                slot.start_at = None
         self._start_due(now)
+
+    def reload(self, now: float) -> None:
+        """Replace every process by a new one, slot by slot, as each becomes ready.
+
+        One that does not become ready ends the reload: what serves now goes on serving.
+        """
+        if self.stage is Stage.SERVING and self.announced:
+            self._to_replace = list(range(self.rules.num))
+            self._replace_next()
 
     def spawned(self, process: Hashable, slot: int, now: float) -> None:
         """The process that ``Spawn`` asked for was started."""
         self._workers[process] = _Worker(slot, self._running(now))
-        self._slots[slot].process = process
+        if self._slots[slot].process is None:
+            self._slots[slot].process = process
+        else:
+            self._slots[slot].successor = process
         self._remind(now + self.rules.boot_timeout)
         if self.stage is Stage.ENDING:
             self._kill(process, "the server stops")
 
     def not_started(self, slot: int, now: float) -> None:
         """The process that ``Spawn`` asked for could not even be started."""
+        if self._slots[slot].process is not None:
+            self._to_replace.clear()
+            return
         self._vacant(slot, now, 3)
 
     def ready(self, process: Hashable, now: float) -> None:
@@ -396,11 +419,21 @@ class Ledger:
         worker.ready_at = now
         worker.asked = self._running(now)
         self._remind(now + self._ping_every)
+        slot = self._slots[worker.slot]
         if self.stage is not Stage.SERVING:
             self._say(process, Tell.CLOSING)
-        elif not self.announced and all(
-            slot.process is not None and self.state_of(slot.process) is Process.READY
-            for slot in self._slots
+        elif slot.successor == process:
+            self._succeed(slot, now)
+        elif self.rules.first_alone and worker.slot == 0 and not self.announced:
+            for other in self._slots[1:]:
+                other.start_at = self._remind(now)
+        if (
+            self.stage is Stage.SERVING
+            and not self.announced
+            and all(
+                slot.process is not None and self.state_of(slot.process) is Process.READY
+                for slot in self._slots
+            )
         ):
             self.announced = True
             self.actions.append(Announce())
@@ -410,18 +443,52 @@ class Ledger:
         if worker := self._workers.get(process):
             worker.owes = None
 
-    def ended(self, process: Hashable, now: float, status: int = 3) -> None:
+    def ended(self, process: Hashable, now: float, status: int = 3, *, again: bool = False) -> None:
         """The process has ended.
 
         Args:
             status: what everything ends with if no worker can start at all.
+            again: start it once more at once: it said what has to be different.
         """
         worker = self._workers.pop(process)
         started = worker.state is not Process.STARTING
         worker.becomes(Process.GONE)  # STARTING, READY, DRAINING -> GONE
-        self._slots[worker.slot].process = None
+        slot = self._slots[worker.slot]
+        if slot.successor == process:  # it leaves the old one serving
+            slot.successor = None
+            self._to_replace.clear()
+        if slot.process != process:
+            self._proceed()
+            return
+        slot.process, slot.successor = slot.successor, None
+        if slot.process is not None:
+            self._replace_next()
+            return
+        if again and self.stage is Stage.SERVING:
+            slot.becomes(Slot.BACKOFF)  # UP -> BACKOFF
+            slot.start_at = self._remind(now)
+            return
         lived = started and now - worker.ready_at >= BACKOFF_LAST
         self._vacant(worker.slot, now, status, started=started, lived=lived)
+
+    def _replace_next(self) -> None:
+        """Start the successor of the next slot that has a process to replace."""
+        while self._to_replace:
+            number = self._to_replace.pop(0)
+            slot = self._slots[number]
+            if slot.process is not None and slot.successor is None:
+                self.actions.append(Spawn(number))
+                return
+
+    def _succeed(self, slot: _Slot, now: float) -> None:
+        """The successor is ready: it takes the slot, the old process drains."""
+        old, slot.process, slot.successor = slot.process, slot.successor, None
+        if self.state_of(old) is Process.READY:
+            self._end(old)
+            self._workers[old].end_by = self._remind(now + self.rules.graceful_timeout)
+        elif not self._workers[old].killed:
+            self._kill(old, "it was replaced before it was ready")
+        self._replace_next()
 
     def _vacant(
         self, number: int, now: float, status: int, *, started: bool = False, lived: bool = False
@@ -458,6 +525,7 @@ class Ledger:
         """
         if self.stage is Stage.OVER or (self.stage is not Stage.SERVING and not quick):
             return
+        self._to_replace.clear()
         if self.stage is Stage.SERVING:
             self.actions.append(CloseListeners(drain=not quick))
             for process, worker in self._workers.items():
@@ -571,6 +639,8 @@ class Ledger:
             return None
         if worker.state is Process.STARTING:
             return self._missed + worker.started + self.rules.boot_timeout
+        if worker.state is Process.DRAINING:
+            return worker.end_by
         if worker.state is not Process.READY or not self.rules.timeout:
             return None
         ping = self._missed + worker.asked + self._ping_every
@@ -587,6 +657,8 @@ class Ledger:
                 continue
             if worker.state is Process.STARTING:
                 self._kill(process, f"it was not ready within {self.rules.boot_timeout:g} s")
+            elif worker.state is Process.DRAINING:
+                self._kill(process, "it did not end in time")
             elif self._answer_by(worker) <= now:
                 self._kill(process, f"it did not answer for {self.rules.timeout:g} s")
             else:

@@ -96,8 +96,10 @@ class Master:
         self._program = program
         self._launcher = launcher
         self._listeners = Listeners(options, descriptors or {})
-        rules = {name: getattr(options, name) for name in Rules._fields}
-        self._ledger = Ledger(Rules(**rules))
+        auto = options.worker_class == "auto"
+        self._worker_class = "eventlet" if auto else options.worker_class
+        rules = {name: getattr(options, name) for name in Rules._fields if name != "first_alone"}
+        self._ledger = Ledger(Rules(**rules, first_alone=auto))
         self._slots = [_Slot() for _ in range(options.num)]
         self._processes: dict[int, _Process] = {}
         self._reader = channel.Reader()
@@ -106,7 +108,9 @@ class Master:
         self._status: int | None = None
         self._started = 0
         self._explained = False
-        self._signals = Signals((signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGCHLD))
+        self._signals = Signals(
+            (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGCHLD)
+        )
         self._dispatcher = Dispatcher(
             options,
             make_router(options),
@@ -263,7 +267,7 @@ class Master:
             "role": "worker",
             "slot": number,
             "master": os.getpid(),
-            "options": self._options.to_json(),
+            "options": self._options.to_json() | {"worker_class": self._worker_class},
             "target": program.target,
             "script": program.script,
             "module": program.module,
@@ -335,14 +339,22 @@ class Master:
         status = reap(process.pid)
         process.close()
         now = time.monotonic()
-        starting = self._ledger.state_of(key) is ledger.Process.STARTING
+        before = self._ledger.state_of(key)
         was_serving = self._ledger.stage is ledger.Stage.SERVING
         failure = process.failure or {}
-        self._ledger.ended(key, now, failure.get("status", 3))
-        if process.killed_because in _DEATHS_BY_DESIGN or (not was_serving and not status):
+        right = failure.get("worker_class")
+        again = bool(right) and self._options.worker_class == "auto" and right != self._worker_class
+        if again:
+            log.info("This is an app for the worker class %r: all workers are of that class", right)
+            self._worker_class = right
+        self._ledger.ended(key, now, failure.get("status", 3), again=again)
+        if again or process.killed_because in _DEATHS_BY_DESIGN:
             return
         who = f"worker {process.slot} (pid {process.pid})"
-        if starting and not self._ledger.announced:
+        if not status and (before is ledger.Process.DRAINING or not was_serving):
+            log.info("%s ended", who)
+            return
+        if before is ledger.Process.STARTING and not self._ledger.announced:
             if not self._explained:
                 self._explained = True
                 reason = failure.get("reason") or f"it {describe(status)} before it was ready"
@@ -361,12 +373,19 @@ class Master:
             if number == signal.SIGCHLD:
                 if os.getpid() == 1:
                     reap_orphans({process.pid for process in self._processes.values()})
+            elif number == signal.SIGHUP:
+                self.reload()
             elif self._ledger.stage is ledger.Stage.SERVING:
                 quick = number != signal.SIGTERM
                 log.info("%s: stopping%s", number.name, "" if quick else " gracefully")
                 self._ledger.stop(now, quick=quick)
             elif number != signal.SIGTERM:
                 self._ledger.stop(now, quick=True)
+
+    def reload(self) -> None:
+        """Replace all workers by new ones, with what their code is now."""
+        log.info("Reloading: the workers are replaced one after another")
+        self._ledger.reload(time.monotonic())
 
     def _on_launcher(self, _: int) -> None:
         """Nothing is ever sent from there: it has ended, and we with it."""

@@ -24,7 +24,7 @@ ACCESS_LOG_FORMAT = '%(h)s %(l)s %(u)s %(t)s "%(r)s" %(s)s %(b)s "%(f)s" "%(a)s"
 
 LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
 INTERFACES = ("auto", "factory", "wsgi", "asgi")
-WORKER_CLASSES = ("eventlet",)
+WORKER_CLASSES = ("auto", "eventlet", "asgi")
 
 # RFC 9110, 5.6.2: the characters a field name is made of.
 _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
@@ -265,7 +265,11 @@ class Options:
         _whole(1, MAX_WORKERS),
         "number of worker processes (default: $WEB_CONCURRENCY, else the usable CPUs)",
     )
-    worker_class: str = _option("eventlet", _one_of(*WORKER_CLASSES), "server that runs the app")
+    worker_class: str = _option(
+        "auto",
+        _one_of(*WORKER_CLASSES),
+        "server that runs the app: eventlet, asgi; auto is eventlet, unless the app is an ASGI one",
+    )
     interface: str = _option(
         "auto",
         _one_of(*INTERFACES),

@@ -29,7 +29,7 @@ Factory = Callable[[], Any] | Any
 Address = tuple[Any, ...] | str
 OnListening = Callable[[list[Address]], object]
 
-_FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
+_FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)
 # Programs that only run the user's code: running them again would not reach the same call.
 _HOSTS = ("pytest", "py.test", "IPython", "ipykernel", "ipykernel_launcher", "unittest", "doctest")
 
@@ -70,10 +70,10 @@ def listen(
             used, 3 when the workers cannot boot, 4 when the app cannot be loaded.
     """
     base: Options | Mapping[str, Any] | None = None
-    if isinstance(num, int) and not isinstance(num, bool):
-        options["num"] = num
+    if isinstance(num, Options | Mapping):
+        base = num
     elif num is not None:
-        base = num  # type: ignore[assignment]
+        options["num"] = num
     if port is not None:
         options["port"] = port
     server = Server(factory, base, config=config, **options)
@@ -227,6 +227,9 @@ class Server:
     def forwarding_signals(self) -> Iterator[None]:
         """Pass the signals that stop a server on to the master, in the body."""
         before = {}
+        if self._in_worker:  # its signals are its own, and INT is none of its business
+            yield
+            return
         # Python allows handlers in the main thread only, and says which that is only by refusing
         # (after monkey-patching, threading.current_thread() no longer knows).
         with contextlib.suppress(ValueError):

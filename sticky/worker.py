@@ -10,7 +10,6 @@ import builtins
 import ctypes
 import dataclasses
 import importlib
-import inspect
 import json
 import logging
 import os
@@ -27,6 +26,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import adapters, channel, logs, spawn
 from .errors import OptionError, WorkerError
+from .interface import ASGI, WSGI, make_app
 from .options import Options
 
 if TYPE_CHECKING:
@@ -36,6 +36,15 @@ log = logging.getLogger("sticky.worker")
 
 _PR_SET_PDEATHSIG = 1
 _CANNOT_BOOT, _CANNOT_LOAD = 3, 4
+_AN = {WSGI: "a WSGI", ASGI: "an ASGI"}
+
+
+class WrongWorkerClassError(WorkerError):
+    """The app is of a kind that another worker class serves; ``right`` is its name."""
+
+    def __init__(self, message: str, right: str) -> None:
+        super().__init__(message, _CANNOT_LOAD)
+        self.right = right
 
 
 class Worker:
@@ -136,6 +145,8 @@ def main(spec: Mapping[str, Any], fds: Sequence[int]) -> NoReturn:
         if _boot is None:
             raise
         _fail(f"it ended with {end!r} before it could serve", _CANNOT_BOOT)
+    except WrongWorkerClassError as error:
+        _fail(str(error), error.exit_status, worker_class=error.right)
     except (WorkerError, OptionError) as error:
         _fail(str(error), error.exit_status)
     except BaseException as error:
@@ -152,10 +163,11 @@ def _die_with(master: int) -> None:
         os._exit(1)  # it died before
 
 
-def _fail(reason: str, status: int) -> NoReturn:
+def _fail(reason: str, status: int, **more: str) -> NoReturn:
     """Tell the master why this worker cannot serve, and end. The master logs it, once for all."""
     assert _boot is not None
-    payload = json.dumps({"reason": reason[-channel.MAX_INLINE // 2 :], "status": status})
+    what = {"reason": reason[-channel.MAX_INLINE // 2 :], "status": status, **more}
+    payload = json.dumps(what)
     try:
         _boot.control.setblocking(True)
         channel.send(_boot.control, channel.pack_header(channel.FAILED), payload.encode())
@@ -223,49 +235,23 @@ def load(target: str, app_dir: str | None = None) -> Any:
     return found
 
 
-def _is_app(thing: Any) -> bool:
-    """Whether this is an app rather than what makes one: of a known class, or called with what a
-    server passes (WSGI: environ, start_response)."""
-    if not callable(thing):
-        return True
-    for module, name in _APPS:
-        known = getattr(sys.modules.get(module), name, None)
-        if known is not None and isinstance(thing, known):
-            return True
-    if inspect.isclass(thing):
-        return False
-    try:
-        parameters = inspect.signature(thing).parameters.values()
-    except (TypeError, ValueError):
-        return False
-    required = [
-        p
-        for p in parameters
-        if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
-    ]
-    return len(required) >= 2
-
-
-# Compared only with what is loaded already: an app of a class has loaded its module.
-_APPS = (
-    ("flask", "Flask"),
-    ("flask_socketio", "SocketIO"),
-    ("socketio", "Server"),
-    ("socketio", "WSGIApp"),
-    ("engineio", "WSGIApp"),
-)
-
-
 def serve(factory: Callable[[], Any] | Any) -> NoReturn:
     """Make the app and serve it until told to end. ``listen`` comes here in a worker."""
     global _boot
     assert _boot is not None
     boot = _boot
-    worker = boot.worker
-    adapter_class = adapters.load(worker.options.worker_class)
-    app = factory if _is_app(factory) else factory()
+    worker, options = boot.worker, boot.worker.options
+    app, kind = make_app(factory, options.interface)
+    if adapters.KINDS[options.worker_class] != kind:
+        right = next(name for name, serves in adapters.KINDS.items() if serves == kind)
+        raise WrongWorkerClassError(
+            f"this is {_AN[kind]} app, which the worker class {options.worker_class!r} cannot "
+            f"serve: use {right!r} (-k {right})",
+            right,
+        )
+    adapter_class = adapters.load(options.worker_class)
     worker._adapter = adapter = adapter_class(
-        app, worker.options, boot.control, boot.inbox, worker._handlers
+        app, options, boot.control, boot.inbox, worker._handlers
     )
     adapter.run()
     # From here on an exit is an exit, not a failure to boot. SystemExit runs the atexit handlers.

@@ -5,6 +5,8 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING
 
+from ..errors import WorkerError
+
 if TYPE_CHECKING:
     from .base import Adapter
 
@@ -24,11 +26,34 @@ def patch(worker_class: str) -> None:
             eventlet.monkey_patch()
 
 
-def load(worker_class: str) -> type[Adapter]:
-    """The adapter of this name; only its own framework is imported."""
-    match worker_class:
-        case "eventlet":
-            from .eventlet import EventletAdapter
+KINDS = {"eventlet": "wsgi", "asgi": "asgi"}
+"""Which kind of app each worker class serves."""
 
-            return EventletAdapter
+EXTRAS = {"asgi": "asgi"}
+"""The extra of the package that a worker class needs; without an entry it comes with it."""
+
+
+def load(worker_class: str) -> type[Adapter]:
+    """The adapter of this name; only its own framework is imported.
+
+    Raises:
+        WorkerError: that framework is not installed.
+    """
+    try:
+        match worker_class:
+            case "eventlet":
+                from .eventlet import EventletAdapter
+
+                return EventletAdapter
+            case "asgi":
+                from .asgi import AsgiAdapter
+
+                return AsgiAdapter
+    except ModuleNotFoundError as error:
+        extra = EXTRAS.get(worker_class)
+        what = f"socketio-sticky[{extra}]" if extra else error.name
+        raise WorkerError(
+            f"the worker class {worker_class!r} needs {error.name!r}, which is not installed: "
+            f"pip install '{what}'"
+        ) from None
     raise ValueError(worker_class)

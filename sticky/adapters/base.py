@@ -239,6 +239,14 @@ REFUSALS = {
 }
 
 
+def peek(sock: socket.socket, limit: int) -> bytes:
+    """What has arrived on a non-blocking socket, without consuming it."""
+    try:
+        return sock.recv(limit, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+    except OSError:
+        return b""
+
+
 def socket_family(address: channel.Address) -> socket.AddressFamily:
     """The family of a connection's socket, from its client's address."""
     if not address:

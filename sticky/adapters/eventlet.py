@@ -12,7 +12,6 @@ import os
 import signal
 import socket
 import sys
-import types
 from http import HTTPStatus
 from typing import Any
 
@@ -25,7 +24,6 @@ from eventlet.greenio import GreenSocket
 from eventlet.hubs import trampoline
 
 from .. import channel
-from ..errors import WorkerError
 from . import base
 
 log = logging.getLogger("sticky.worker")
@@ -206,25 +204,17 @@ class _Protocol(eventlet.wsgi.HttpProtocol):  # type: ignore[misc]
         log.debug("%s: " + format, self.client_address, *args)
 
 
-# What the app gets to see when a client sends rubbish or leaves in the middle of a body.
-_CLIENTS_DOING = (
-    "eventlet.wsgi.ChunkReadError",
-    "OSError: unexpected end of file while parsing chunked data",
-    "ConnectionResetError",
-    "BrokenPipeError",
-)
-
-
 class _Log:
     """Where eventlet's server writes: tracebacks of the app are errors, the rest is detail."""
 
     def info(self, message: str, *args: Any) -> None:
-        text = message % args if args else message
-        level = logging.DEBUG
-        if text.startswith("Traceback "):
-            last = text.rstrip().rpartition("\n")[2]
-            level = logging.DEBUG if last.startswith(_CLIENTS_DOING) else logging.ERROR
-        log.log(level, "%s", text.rstrip())
+        text = (message % args if args else message).rstrip()
+        if not text.startswith("Traceback "):
+            log.debug("%s", text)
+        elif _is_of_a_client(error := sys.exception()):
+            log.debug("the client was lost: %s", error)
+        else:
+            log.error("%s", text)
 
     debug = info
     error = info
@@ -349,7 +339,7 @@ class EventletAdapter(base.Adapter):
     def _prepare(self, connection: _Connection) -> int:
         """The handlers' turn, and with ``sync`` the wait for the event; 0, or a status."""
         sock = connection[1]
-        head = bytes(getattr(sock, "prefix", b"")) + _peek(sock, self.options.max_head_size)
+        head = bytes(getattr(sock, "prefix", b"")) + base.peek(sock.fd, self.options.max_head_size)
         shown = self.introduce(connection[0], head, "accepted")
         event = self.options.sync
         outcome = eventlet.event.Event()
@@ -408,15 +398,6 @@ class EventletAdapter(base.Adapter):
             self._ended.send()
 
 
-def _peek(sock: GreenSocket, limit: int) -> bytes:
-    """What has arrived, without consuming it and without waiting."""
-    try:
-        data: bytes = sock.fd.recv(limit, socket.MSG_PEEK | socket.MSG_DONTWAIT)
-        return data
-    except OSError:
-        return b""
-
-
 def _refuse(sock: GreenSocket, status: int) -> None:
     """Answer, and read what the client still sends for a moment: closing with bytes unread would
     reset the connection, and the answer with it (RFC 9112, 9.6)."""
@@ -430,10 +411,7 @@ def _refuse(sock: GreenSocket, status: int) -> None:
 
 def _is_silent(sock: GreenSocket) -> bool:
     """Whether nothing has arrived that would still be answered."""
-    try:
-        return not sock.fd.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
-    except OSError:
-        return True
+    return not base.peek(sock.fd, 1)
 
 
 def _shut_down(sock: GreenSocket) -> None:
@@ -442,21 +420,11 @@ def _shut_down(sock: GreenSocket) -> None:
 
 
 def as_wsgi(app: Any) -> Any:
-    """The WSGI callable in what a factory returned.
-
-    Raises:
-        WorkerError: there is none.
-    """
+    """The WSGI callable in what a factory returned."""
     flask_socketio = sys.modules.get("flask_socketio")
     socketio = sys.modules.get("socketio")
     if flask_socketio is not None and isinstance(app, flask_socketio.SocketIO):
         return app.sockio_mw
     if socketio is not None and isinstance(app, socketio.Server):
         return socketio.WSGIApp(app)
-    if callable(app) and not isinstance(app, types.CoroutineType):
-        return app
-    raise WorkerError(
-        f"the factory returned {app!r}, which the eventlet worker cannot serve: it must return a "
-        "WSGI app, a Flask app, a Flask-SocketIO object or a socketio.Server",
-        4,
-    )
+    return app

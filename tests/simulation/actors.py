@@ -136,6 +136,8 @@ class Worker:
         rng, weather = self.rng, self.world.weather
         delay = rng.choice((0.02, 0.1, 0.3, 1.0))
         fate = rng.random()
+        if not self.world.announced:
+            fate *= 5  # or most histories would end before they have begun
         if fate >= weather.bad_boots:
             if rng.random() < weather.slow_boots:
                 delay = self.world.options.boot_timeout * rng.choice((0.5, 0.9, 1.0, 1.1))
@@ -260,6 +262,9 @@ class Worker:
         self.control.unread -= 1
         if kind == channel.PING:
             self.control.say(channel.PONG, {})
+        elif kind == channel.CLOSING:
+            if self.rng.random() < self.world.weather.deaths / 3:
+                self.later(self.rng.choice((0.01, 0.1)), self.crash)
         elif kind == channel.END:
             self.end()
         elif kind == channel.QUIT:

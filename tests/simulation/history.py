@@ -46,7 +46,7 @@ class _SlotSeen:
         self.worker: Worker | None = None
         self.due = 0.0
         self.backoff = 0.0
-        self.needed = False
+        self.needed = math.inf  # since when it has had something to serve, in a stop
 
 
 class World:
@@ -69,7 +69,7 @@ class World:
             queue_timeout=rng.choice((0.3, 2.0, 10.0)),
             prefetch=rng.choice((1, 2, 4)),
             boot_timeout=rng.choice((0.5, 3.0, 60.0)),
-            timeout=rng.choice((0.0, 0.4, 1.0, 3.0, 30.0)),
+            timeout=rng.choice((0.0, 0.0, 0.7, 3.0, 30.0, 30.0)),
             graceful_timeout=rng.choice((0.0, 0.5, 3.0, 30.0)),
         )
         descriptors = 4 + 6 * num + rng.choice((4, 12, 1000))
@@ -77,7 +77,7 @@ class World:
         if trace:
             kernel.trace = [str(self.options), str(weather)]
         kernel.between_turns = self.check
-        kernel.reported = self.reported
+        kernel.unwatched = self.unwatched
         self.capacity = rng.choice((1, 2, 4, 8))
         self.listener = Listener(kernel)
         self.inboxes: list[Inbox] = []
@@ -86,11 +86,13 @@ class World:
         self.launcher = Control(kernel) if rng.random() < 0.4 else None
         if self.launcher is not None:
             self.launcher.refused = partial(self.stop, quick=True)
+            self.launcher.hear = self.announce
         self.wires: list[Wire] = []
         self.workers: dict[int, Worker] = {}
         self.slots = [_SlotSeen() for _ in range(num)]
         self.decisions = 0
         self.announced = False
+        self.announcements = 0
         self.paused = False
         self.cramped = 0.0  # until when no process can be started
         self.fed_at = 0.0  # when an inbox took descriptors again, which nothing announces
@@ -102,7 +104,7 @@ class World:
         self.empty_since = math.inf
         self.heads_before = 0
         self.queued_before = 0
-        self.until = kernel.now + rng.choice((1.0, 4.0, 15.0, 30.0))
+        self.until = kernel.now + rng.choice((1.0, 4.0, 4.0, 15.0))
         self._write_script()
         code.install(kernel, self)
         self.master = code.master.Master(self.options, Program("app:make"), self.launcher)
@@ -115,6 +117,8 @@ class World:
         number = 0
         for _ in range(rng.choice((1, 3, 8))):
             moment = rng.random() * span * 1.05
+            if rng.random() < 0.2:
+                moment = max(0.0, span - rng.choice((0.01, 0.2)))  # just before the stop
             only = rng.randrange(self.options.num) if rng.random() < 0.5 else None
             for _ in range(rng.choice((1, 2, 5, 20))):
                 slot = rng.randrange(self.options.num) if only is None else only
@@ -199,7 +203,8 @@ class World:
         seen = self.slots[slot]
         now = self.kernel.now
         demand(seen.worker is None, "slot", slot, "has a process already:", seen.worker)
-        demand(now >= seen.due - MOMENT, "slot", slot, "is started", seen.due - now, "s early")
+        early = now < seen.due - MOMENT and self.stop_at == math.inf
+        demand(not early, "slot", slot, "is started", seen.due - now, "s early")
         demand(not self.quick, "a process is started in a quick stop")
         if now < self.cramped:
             self.not_started(slot)
@@ -289,7 +294,8 @@ class World:
 
     # -- what can be seen of it ---------------------------------------------------------------
 
-    def reported(self, fd: int) -> None:
+    def unwatched(self, fd: int) -> None:
+        """The master turns away from a descriptor; from the launcher's, because it has ended."""
         if self.launcher is not None and fd == self.launcher.fd and not self.launcher.alive:
             self.stop(quick=True)
 
@@ -311,6 +317,12 @@ class World:
         everyone = all(s.worker and s.worker.known_ready is not None for s in self.slots)
         if everyone and self.stop_at == math.inf:
             self.announced = True
+
+    def announce(self, kind: int) -> None:
+        """The launcher is told that the server listens."""
+        self.announcements += 1
+        demand(kind == channel.READY and self.announcements == 1, "announced again")
+        demand(self.announced, "announced before all workers were ready")
 
     def stop(self, *, quick: bool) -> None:
         """The master learned that it is to stop."""
@@ -377,7 +389,8 @@ class World:
             demand(crowded or late, wire, "got 408 after", waited, "s")
         elif status == 503:
             late = wire.waits == "queue" and waited >= options.queue_timeout - MOMENT
-            if late and not self.kernel.cut and self.listener.open:
+            still = not (wire.fin or wire.reset or self.kernel.cut)
+            if late and still and self.listener.open:
                 inbox = self.inboxes[wire.slot]
                 full = not inbox.writable or inbox.failing
                 retried = now - self.fed_at > RETRY + MOMENT
@@ -473,12 +486,14 @@ class World:
         for number, seen in enumerate(self.slots):
             worker = seen.worker
             if worker is None:
-                content = self.inboxes[number].messages or self.ledger.queues[number]
-                stopping = content and seen.needed and not self.quick and not self.time_over
-                if serving or stopping:
-                    demand(seen.due > now - MOMENT, "slot", number, "has no process")
-                    deadlines.append((seen.due, "a start"))
-                seen.needed = bool(content) and not self.listener.open
+                due = seen.due
+                if not serving:
+                    content = self.inboxes[number].messages or self.ledger.queues[number]
+                    seen.needed = min(seen.needed, now) if content else math.inf
+                    due = max(due, seen.needed + RETRY)
+                if not self.quick and not self.time_over:
+                    demand(due > now - MOMENT, "slot", number, "has no process")
+                    deadlines.append((due, "a start"))
                 continue
             if worker.killed or not worker.alive or self.inboxes[number].told_end or self.quick:
                 continue

@@ -74,8 +74,9 @@ class Kernel:
         self.watched: dict[int, list[Any]] = {}  # fd: [events, file, what it saw last]
         self.files: dict[int, File] = {}
         self.between_turns: Callable[[float], None] = lambda timeout: None
-        self.reported: Callable[[int], None] = lambda fd: None
-        self._free = list(range(3, 3 + descriptors))
+        self.unwatched: Callable[[int], None] = lambda fd: None
+        # Numbers that no real descriptor has, in case a real system call gets one.
+        self._free = list(range(1_000_003, 1_000_003 + descriptors))
         self._agenda: list[tuple[float, int, Callable[..., object], tuple[Any, ...]]] = []
         self._order = itertools.count()
         self._stall = stall
@@ -146,6 +147,7 @@ class Kernel:
     def unregister(self, fd: int) -> None:
         demand(fd in self.watched, "unregistered, but not registered:", fd)
         del self.watched[fd]
+        self.unwatched(fd)
 
     def poll(self, timeout: float) -> list[tuple[int, int]]:
         """Wait, while the world goes on, until something can be reported."""
@@ -179,7 +181,6 @@ class Kernel:
         for fd, events in ready:
             watch = self.watched[fd]
             watch[2] = watch[1].edge
-            self.reported(fd)
             if self.trace is not None:
                 self.say("event", watch[1], events)
         return ready
@@ -207,7 +208,7 @@ class File:
         kernel.open(self)
 
     def __repr__(self) -> str:
-        return f"{self.name}[{self.fd}]"
+        return f"{self.name}[{self.fd - 1_000_000}]"
 
     def fileno(self) -> int:
         return self.fd
@@ -294,7 +295,7 @@ class Socket(File):
         super().__init__(kernel)
 
     def __repr__(self) -> str:
-        return f"{self.wire}[{self.fd}]"
+        return f"{self.wire}[{self.fd - 1_000_000}]"
 
     def ready(self) -> int:
         wire = self.wire
@@ -572,6 +573,7 @@ class Code:
         self.dispatcher.hand_over = _hand_over
         self.dispatcher.Socket = lambda family, kind, protocol, fd: kernel.files[fd]
         self.dispatcher.log = _Log(kernel)
+        self.dispatcher.os = _Over(os, close=lambda fd: kernel.files[fd].close())
         master = self.master
         master.channel = channel
         master.select = _Over(select, epoll=lambda: _Epoll(kernel))
@@ -581,7 +583,7 @@ class Code:
             os,
             environ={},
             pidfd_open=world.pidfd_open,
-            close=lambda fd: kernel.files[fd].close(),
+            close=self.dispatcher.os.close,
             getpid=lambda: 4242,
             kill=world.kill_pid,
         )

@@ -325,6 +325,14 @@ def test_forms_of_one_ipv4_address(twin, text):
 
 @pytest.mark.parametrize(
     "text",
+    ["64:ff9b:1::102:304", "64:ff9b::1:102:304", "::1:ffff:102:304", "::fffe:102:304", "::102:304"],
+)
+def test_only_two_prefixes_of_96_bits_mean_ipv4(twin, text):
+    assert key(twin, xff(text.encode()), ipv6_prefix=128).decode() == text
+
+
+@pytest.mark.parametrize(
+    "text",
     [
         b"2001:db8:1:2:3:4:5:6",
         b"2001:DB8:1:2:3:4:5:6",

@@ -7,7 +7,7 @@ import random
 import h11
 import httptools
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from sticky import _pycore
@@ -23,6 +23,7 @@ from .core_kit import (
     ask,
     build,
     cases,
+    examples,
     fuzz,
     load,
     mutated,
@@ -47,13 +48,13 @@ def test_twenty_thousand_heads_get_the_same_answer():
         assert_same(case)
 
 
-@settings(max_examples=3000, deadline=None)
+@examples(3000)
 @given(cases)
 def test_heads_of_near_misses_get_the_same_answer(case):
     assert_same(case)
 
 
-@settings(max_examples=1000, deadline=None)
+@examples(1000)
 @given(data=st.binary(max_size=300), peer=st.text(max_size=8), cut=st.integers(0, 300))
 def test_any_bytes_get_the_same_answer(data, peer, cut):
     assume(not any(0xD800 <= ord(letter) < 0xE000 for letter in peer))
@@ -62,7 +63,7 @@ def test_any_bytes_get_the_same_answer(data, peer, cut):
         assert_same(Case(head, len(head), peer, {"header": b"x", "proxy": False}))
 
 
-@settings(max_examples=1000, deadline=None)
+@examples(1000)
 @given(randoms)
 def test_texts_that_are_nearly_addresses_get_the_same_answer(draw):
     text = mutated(draw, address(draw))
@@ -92,7 +93,7 @@ def test_addresses_are_what_the_standard_library_says_they_are(twin):
 
 
 @over_both_twins
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(case=cases)
 def test_every_beginning_of_a_head_has_its_answer_or_needs_more(twin, case):
     asked = router(twin, **case.rules)
@@ -108,7 +109,7 @@ def test_every_beginning_of_a_head_has_its_answer_or_needs_more(twin, case):
 
 
 @over_both_twins
-@settings(max_examples=300, deadline=None)
+@examples(300)
 @given(case=cases, behind=st.binary(max_size=80))
 def test_what_lies_behind_the_length_changes_nothing(twin, case, behind):
     asked = router(twin, **case.rules)
@@ -187,7 +188,7 @@ def plain_head(name, draw):
 
 
 @pytest.mark.parametrize("fields_of", [h11_fields, httptools_fields])
-@settings(max_examples=1500, deadline=None)
+@examples(1500)
 @given(name=names, draw=randoms)
 def test_other_parsers_agree_which_header_a_request_carries(fields_of, name, draw):
     assume(name.lower() not in (b"forwarded", b"host"))
@@ -206,6 +207,7 @@ def test_other_parsers_agree_which_header_a_request_carries(fields_of, name, dra
 # --- the portable form ---------------------------------------------------------------------------
 
 
+@pytest.mark.timeout(300)  # it compiles, and then runs tests of its own
 @pytest.mark.skipif("STICKY_CORE_UNDER_TEST" in os.environ, reason="this is that other build")
 def test_the_portable_form_passes_the_same_suite(tmp_path):
     module = build(tmp_path, macros=("STICKY_PORTABLE",))

@@ -31,6 +31,7 @@ MUTANTS = {
 }
 
 
+@pytest.mark.timeout(300)  # it compiles, and then runs tests of its own
 @pytest.mark.skipif("STICKY_CORE_UNDER_TEST" in os.environ, reason="this is a mutant itself")
 def test_each_mutant_is_caught(tmp_path):
     def hunt(number_and_change):

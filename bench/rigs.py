@@ -30,7 +30,7 @@ SEED = "0123456789abcdef"
 KINDS = ("proxy", "direct", "bare", "shared")
 GENERATORS = 2
 CLIENTS = 64
-"""Addresses per generator that the routing header names in turn."""
+"""Addresses per generator: the connections come from them, and the routing header names as many."""
 
 
 # -- the machine ----------------------------------------------------------------------------------
@@ -299,13 +299,13 @@ def _load(part: int) -> None:
     for line in sys.stdin:
         port, connections, size, at_once, header = map(int, line.split())
         heads = [head(size, f"192.0.{part}.{i}", header=bool(header)) for i in range(CLIENTS)]
-        # A source address of its own for each generator: the kernel has so many ports for each.
-        source = (f"127.0.0.{2 + part}", 0)
+        # As many source addresses: by them connections are routed where there is no header.
+        sources = [(f"127.0.{1 + part}.{1 + i}", 0) for i in range(CLIENTS)]
         open_ones: deque[socket.socket] = deque()
         for number in range(connections):
             sock = socket.socket()
             sock.setsockopt(socket.IPPROTO_IP, 24, 1)  # IP_BIND_ADDRESS_NO_PORT
-            sock.bind(source)
+            sock.bind(sources[number % CLIENTS])
             sock.connect(("127.0.0.1", port))
             sock.sendall(heads[number % CLIENTS])
             open_ones.append(sock)

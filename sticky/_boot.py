@@ -39,6 +39,10 @@ def main() -> None:
 
         launched(spec, fds)
         return
+    if spec["role"] == "watcher":
+        from sticky.watcher import main as watch
+
+        watch(spec)
 
     from sticky.adapters import patch
 

@@ -33,6 +33,7 @@ PONG = 7  # worker -> master: yes, with this load (JSON)
 CLOSING = 8  # master -> worker: answer with Connection: close from now on
 END = 9  # master -> worker: nothing more will come; finish what you have, then end
 QUIT = 10  # master -> worker: end now
+CHANGED = 11  # watcher -> master: these files have changed (JSON)
 
 _HEADER = struct.Struct("!BBBBIIHH16s")
 _IPV4_CONNECTION = struct.Struct(
@@ -42,9 +43,11 @@ HEADER_SIZE = _HEADER.size
 _FD = struct.Struct("i")
 _PREFIX_IN_MEMFD = 1
 
-# A packet may be 212,960 bytes at the default buffer sizes; past this the prefix goes in a memfd.
+# A packet may be 212,960 bytes at the default buffer sizes.
 MAX_INLINE = 60_000
 _INBOX_BUFFER = 8192  # about 20 messages: what a dead worker leaves behind stays small
+# Past this a prefix goes in a memfd: no packet is larger than the buffer, and one must not fill it.
+_MAX_PREFIX = _INBOX_BUFFER // 4
 _MAX_FDS = 253  # SCM_MAX_FD
 _FLAGS = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 _RIGHTS = socket.SOL_SOCKET, socket.SCM_RIGHTS
@@ -140,7 +143,7 @@ def send_connection(
     moves: int = 0,
 ) -> None:
     """Send a connection with the bytes already read from it; raises as ``send`` does."""
-    if len(prefix) <= MAX_INLINE:
+    if len(prefix) <= _MAX_PREFIX:
         send(channel, pack_header(kind, address, epoch=epoch, moves=moves), prefix, fd)
         return
     memfd = os.memfd_create("sticky-prefix", os.MFD_CLOEXEC)

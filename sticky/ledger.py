@@ -503,8 +503,7 @@ class Ledger:
             slot.start_at = self._remind(now + BACKOFF_FIRST)
         elif not started and not self.announced:
             slot.becomes(Slot.FATAL)  # UP -> FATAL
-            self.status = status
-            self.stop(now, quick=True)
+            self.fail(now, status)
         else:
             slot.becomes(Slot.BACKOFF)  # UP -> BACKOFF
             slot.backoff = BACKOFF_FIRST if lived else slot.backoff * 2 or BACKOFF_FIRST
@@ -543,6 +542,11 @@ class Ledger:
                 self._refuse(connection, 503, now)
         self._end_all(quick=True)
         self._stop_by = self._remind(min(self._stop_by, now + QUIT_GRACE))
+
+    def fail(self, now: float, status: int) -> None:
+        """Something that the server cannot do without is missing: stop, with this status."""
+        self.status = status
+        self.stop(now, quick=True)
 
     def listeners_closed(self) -> None:
         """Nothing new can arrive."""

@@ -49,14 +49,14 @@ class PatientHandler(logging.Handler):
         self._dropped = 0
 
 
-def set_up(options: Options, *, patient: bool = False) -> None:
+def set_up(options: Options, *, worker: int | None = None) -> None:
     """Log to stderr, or wherever ``log_config`` says.
 
     Only the logger ``sticky`` is touched: the root logger is the app's to configure.
 
     Args:
         options: the settings.
-        patient: never wait for whoever reads it; for the master.
+        worker: the number of the slot; None in the master, which never waits for a reader.
     """
     logger = logging.getLogger("sticky")
     logger.setLevel(options.log_level.upper())
@@ -67,8 +67,10 @@ def set_up(options: Options, *, patient: bool = False) -> None:
     if sys.stderr is None:  # closed by whoever started us
         handler = logging.NullHandler()
     else:
+        patient = worker is None
         handler = PatientHandler(sys.stderr.fileno()) if patient else logging.StreamHandler()
-    handler.setFormatter(logging.Formatter(_FORMAT, _DATES))
+    who = "%(process)d" if worker is None else f"%(process)d worker {worker}"
+    handler.setFormatter(logging.Formatter(_FORMAT.replace("%(process)d", who), _DATES))
     logger.addHandler(handler)
     logger.propagate = False
 

@@ -108,6 +108,7 @@ class Master:
         self._status: int | None = None
         self._started = 0
         self._explained = False
+        self._watcher: _Process | None = None
         self._signals = Signals(
             (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGCHLD)
         )
@@ -129,6 +130,8 @@ class Master:
         if self._launcher is not None:
             self._register(self._launcher.fileno(), select.EPOLLIN, self._on_launcher)
         try:
+            if self._options.reload:
+                self._start_watcher()
             self._ledger.start(time.monotonic())
             self._perform()
             self._loop()
@@ -209,6 +212,10 @@ class Master:
             self._epoll.unregister(fd)
 
     def _close(self) -> None:
+        if self._watcher is not None:
+            signal.pidfd_send_signal(self._watcher.pidfd, signal.SIGKILL)
+            reap(self._watcher.pid)
+            self._watcher.close()
         for process in self._processes.values():
             process.close()
         for slot in self._slots:
@@ -345,8 +352,8 @@ class Master:
         right = failure.get("worker_class")
         again = bool(right) and self._options.worker_class == "auto" and right != self._worker_class
         if again:
-            log.info("This is an app for the worker class %r: all workers are of that class", right)
-            self._worker_class = right
+            self._worker_class = str(right)
+            log.info("This app needs the worker class %r: all workers are of that class", right)
         self._ledger.ended(key, now, failure.get("status", 3), again=again)
         if again or process.killed_because in _DEATHS_BY_DESIGN:
             return
@@ -387,6 +394,37 @@ class Master:
         log.info("Reloading: the workers are replaced one after another")
         self._ledger.reload(time.monotonic())
 
+    def _start_watcher(self) -> None:
+        """``--reload``: a child that says when files change."""
+        spec = {
+            "role": "watcher",
+            "master": os.getpid(),
+            "path": list(self._program.path),
+            "watch": [self._options.app_dir or os.getcwd()],  # noqa: PTH109 - text is wanted
+        }
+        pid, control = spawn.start("watcher", spec, environment=os.environ, stdin=os.devnull)
+        self._watcher = _Process(-1, pid, control)
+        self._register(control.fileno(), select.EPOLLIN, self._on_watcher)
+
+    def _on_watcher(self, _: int) -> None:
+        watcher = self._watcher
+        assert watcher is not None
+        try:
+            message = self._reader.receive(watcher.control)
+        except (BlockingIOError, ConnectionResetError):
+            message = None
+        if message is None:
+            self._unregister(watcher.control.fileno())
+            log.error("the watcher for --reload %s", describe(reap(watcher.pid)))
+            watcher.close()
+            self._watcher = None
+        elif message.kind == channel.CHANGED:
+            log.info("Changed: %s", ", ".join(json.loads(message.payload)))
+            self.reload()
+        elif message.kind == channel.FAILED:
+            log.error("%s", json.loads(message.payload)["reason"])
+            self._ledger.fail(time.monotonic(), 1)
+
     def _on_launcher(self, _: int) -> None:
         """Nothing is ever sent from there: it has ended, and we with it."""
         assert self._launcher is not None
@@ -415,7 +453,7 @@ def run(
         The exit status: 0 when stopped, 1 when the port cannot be used, 3 when the workers cannot
         boot, 4 when the app cannot be loaded.
     """
-    logs.set_up(options, patient=True)
+    logs.set_up(options)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -25,7 +25,7 @@ class Signals:
         self._reader, self._writer = socket.socketpair()
         self._reader.setblocking(False)
         self._writer.setblocking(False)
-        signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
+        self._woken = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
         self._before = {number: signal.signal(number, _recorded) for number in numbers}
 
     def fileno(self) -> int:
@@ -41,7 +41,7 @@ class Signals:
 
     def close(self) -> None:
         """Put things back as they were."""
-        signal.set_wakeup_fd(-1)
+        signal.set_wakeup_fd(self._woken)
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._reader.close()

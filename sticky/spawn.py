@@ -8,6 +8,7 @@ gets on its ``sys.path``; everything it needs to know comes in the first message
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import json
 import os
@@ -24,6 +25,7 @@ from .errors import StickyError
 
 BOOT = str(Path(__file__).with_name("_boot.py"))
 CONTROL_FD = 3
+_PR_SET_PDEATHSIG = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,3 +102,13 @@ def start(
     finally:
         theirs.close()
     return pid, ours
+
+
+def die_with(master: int) -> None:
+    """In a child: have the kernel kill this process when the master dies (prctl(2)).
+
+    A closed control pair says the same to a worker that looks at it; one in a CPU loop does not.
+    """
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != master:
+        os._exit(1)  # it died before

@@ -7,8 +7,8 @@ run again until it calls ``sticky.listen``, which then serves instead of launchi
 from __future__ import annotations
 
 import builtins
-import ctypes
 import dataclasses
+import gc
 import importlib
 import json
 import logging
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("sticky.worker")
 
-_PR_SET_PDEATHSIG = 1
 _CANNOT_BOOT, _CANNOT_LOAD = 3, 4
 _AN = {WSGI: "a WSGI", ASGI: "an ASGI"}
 
@@ -115,11 +114,11 @@ def current_worker() -> Worker | None:
 def main(spec: Mapping[str, Any], fds: Sequence[int]) -> NoReturn:
     """Be the worker that the spec describes (``_boot.py`` calls this, after patching)."""
     global _boot
-    _die_with(spec["master"])
+    spawn.die_with(spec["master"])
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal is the master's business
     signal.signal(signal.SIGQUIT, signal.SIG_IGN)
     options = Options.make(spec["options"])
-    logs.set_up(options)
+    logs.set_up(options, worker=spec["slot"])
     unix, packets = socket.AF_UNIX, socket.SOCK_SEQPACKET
     control = socket.socket(unix, packets, 0, spawn.CONTROL_FD)
     inbox, mailbox, *siblings = fds
@@ -151,16 +150,6 @@ def main(spec: Mapping[str, Any], fds: Sequence[int]) -> NoReturn:
         _fail(str(error), error.exit_status)
     except BaseException as error:
         _fail(_explain(error), _CANNOT_BOOT)
-
-
-def _die_with(master: int) -> None:
-    """Have the kernel kill this process when the master dies, whatever it is busy with (prctl(2)).
-
-    A closed control pair says the same to a worker that looks at it; one in a CPU loop does not.
-    """
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != master:
-        os._exit(1)  # it died before
 
 
 def _fail(reason: str, status: int, **more: str) -> NoReturn:
@@ -256,6 +245,7 @@ def serve(factory: Callable[[], Any] | Any) -> NoReturn:
     adapter.run()
     # From here on an exit is an exit, not a failure to boot. SystemExit runs the atexit handlers.
     _boot = None
+    gc.freeze()  # the interpreter's last collection would take longer than all the rest of the end
     sys.exit(0)
 
 

@@ -12,11 +12,13 @@ import logging
 import signal
 import socket
 import sys
+import time
 from typing import Any
 
 import uvicorn
 
 from .. import channel
+from ..accesslog import AccessLog
 from ..errors import WorkerError
 from . import base
 
@@ -41,8 +43,9 @@ class AsgiAdapter(base.Adapter):
 
     def run(self) -> None:
         options = self.options
+        app = as_asgi(self.app)
         self._config = uvicorn.Config(
-            as_asgi(self.app),
+            app if self.access_log is None else _logged(app, self.access_log),
             interface="auto",
             log_config=None,
             access_log=False,
@@ -215,6 +218,52 @@ class AsgiAdapter(base.Adapter):
     def quit(self) -> None:
         self._server.force_exit = True
         self._server.should_exit = True
+
+
+def _logged(app: Any, access_log: AccessLog) -> Any:
+    """The app, with a line for each of its answers."""
+
+    async def logged(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] not in ("http", "websocket"):
+            await app(scope, receive, send)
+            return
+        begun, status, size = time.monotonic(), 500, 0
+        headers = list[tuple[str, str]]()
+
+        async def watched(message: Any) -> None:
+            nonlocal status, size, headers
+            kind = message["type"]
+            if kind in ("http.response.start", "websocket.accept"):
+                status = message.get("status", 101)
+                headers = _as_text(message.get("headers", ()))
+            elif kind == "http.response.body":
+                size += len(message.get("body", b""))
+            elif kind == "websocket.close" and status == 500:
+                status = 403
+            await send(message)
+
+        try:
+            await app(scope, receive, watched)
+        finally:
+            query = scope["query_string"].decode("latin-1")
+            access_log.write(
+                client=scope["client"][0] if scope["client"] else "",
+                method=scope.get("method", "GET"),
+                target=scope["raw_path"].decode("latin-1") + ("?" + query if query else ""),
+                protocol=f"HTTP/{scope['http_version']}",
+                status=status,
+                size=size,
+                seconds=time.monotonic() - begun,
+                request=dict(_as_text(scope["headers"])),
+                response=headers,
+                environ=scope,
+            )
+
+    return logged
+
+
+def _as_text(headers: Any) -> list[tuple[str, str]]:
+    return [(name.decode("latin-1"), value.decode("latin-1")) for name, value in headers]
 
 
 def as_asgi(app: Any) -> Any:

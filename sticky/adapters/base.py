@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from .. import channel
+from ..accesslog import AccessLog
 from ..answers import answer
 from ..errors import ChannelError
 from ..options import Options
@@ -102,6 +103,7 @@ class Adapter(abc.ABC):
         self.counters = dict.fromkeys(
             ("adopted", "lost", "handler_errors", "sync_timeouts", "left_unreleased"), 0
         )
+        self.access_log = AccessLog(options) if options.access_logfile else None
         self._router = make_router(options)
         self._reader = channel.Reader()
 

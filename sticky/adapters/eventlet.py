@@ -12,6 +12,7 @@ import os
 import signal
 import socket
 import sys
+import time
 from http import HTTPStatus
 from typing import Any
 
@@ -147,11 +148,19 @@ class _Protocol(eventlet.wsgi.HttpProtocol):  # type: ignore[misc]
 
     _deadline: eventlet.Timeout | None = None
     raw_requestline: bytes | None = None
+    environ: dict[str, Any] | None = None
     _refused = False
 
     def parse_request(self) -> bool:
         try:
-            return bool(super().parse_request())
+            if not super().parse_request():
+                return False
+            if self.headers.defects:
+                # A line that is no field ends the fields for this parser, and only for this one:
+                # the master may have routed by what comes after it.
+                self._answer(b"400 Bad Request")
+                return False
+            return True
         except (eventlet.wsgi.HeaderLineTooLong, eventlet.wsgi.HeadersTooLarge):
             self._answer(b"431 Request Header Fields Too Large")
             return False
@@ -180,13 +189,21 @@ class _Protocol(eventlet.wsgi.HttpProtocol):  # type: ignore[misc]
         self.wfile.write(b"HTTP/1.1 %s\r\nConnection: close\r\nContent-Length: 0\r\n\r\n" % status)
 
     def finish(self) -> None:
-        if self._refused:
+        if self._refused or self._body_is_unread():
             self._wait_until_read()
         super().finish()
 
+    def _body_is_unread(self) -> bool:
+        body = self.environ and self.environ["eventlet.input"]
+        if not body:
+            return False
+        if body.chunked_input:
+            return bool(body.chunk_length != 0)
+        return bool(body.position < (body.content_length or 0))
+
     def _wait_until_read(self) -> None:
-        """Let a refused client read its answer: to close while it still sends would reset the
-        connection, and the answer with it (RFC 9112, 9.6)."""
+        """Let a client read its answer: to close while it still sends would reset the connection,
+        and the answer with it (RFC 9112, 9.6)."""
         with contextlib.suppress(OSError), eventlet.Timeout(_LINGER, False):
             self.wfile.flush()
             self.connection.shutdown(socket.SHUT_WR)
@@ -198,6 +215,40 @@ class _Protocol(eventlet.wsgi.HttpProtocol):  # type: ignore[misc]
         environ["wsgi.multiprocess"] = self.server.options.num > 1
         self.conn_state.upgraded = environ.get("HTTP_UPGRADE", "").lower() == "websocket"
         return environ
+
+    def handle_one_response(self) -> None:
+        access_log = self.server.access_log
+        if access_log is None:
+            super().handle_one_response()
+            return
+        begun, app = time.monotonic(), self.server.app
+        status, headers = 0, list[tuple[str, str]]()
+
+        def application(environ: dict[str, Any], start_response: Any) -> Any:
+            def start(line: str, fields: Any, *exc_info: Any) -> Any:
+                nonlocal status, headers
+                status, headers = int(line.split(" ", 1)[0]), list(fields)
+                return start_response(line, fields, *exc_info)
+
+            return app(environ, start)
+
+        self.application = application
+        try:
+            super().handle_one_response()
+        finally:
+            size = {name.lower(): value for name, value in headers}.get("content-length", "")
+            access_log.write(
+                client=str(self.client_address[0]) if self.client_address else "",
+                method=self.command,
+                target=self.path,
+                protocol=self.request_version,
+                status=status or (101 if self.conn_state.upgraded else 500),
+                size=int(size) if size.isdecimal() else None,
+                seconds=time.monotonic() - begun,
+                request={name.lower(): value for name, value in self.headers.items()},
+                response=headers,
+                environ=self.environ or {},
+            )
 
     def log_message(self, format: str, *args: Any) -> None:
         """What BaseHTTPRequestHandler says about bad requests: clients' doing, not the log's."""
@@ -229,14 +280,14 @@ class _Server(eventlet.wsgi.Server):  # type: ignore[misc]
             None,
             None,
             app,
-            log=_Log(),
             protocol=_Protocol,
             keepalive=adapter.options.keep_alive,
-            log_output=True,
+            log_output=False,  # nothing is formatted that nobody reads: see access_log
             url_length_limit=adapter.options.max_head_size,
-            log_format="%(client_ip)s %(request_line)s %(status_code)s",
             debug=False,
         )
+        self.log = _Log()
+        self.access_log = adapter.access_log
 
 
 class EventletAdapter(base.Adapter):

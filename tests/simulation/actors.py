@@ -106,7 +106,9 @@ class Worker:
         self.unanswered: float | None = None
         self.told: list[int] = []
         self.killed = False
+        self.replaced: float | None = None  # when its successor was ready
         self.failure_status = 3
+        self.right_class: str | None = None
         self.pidfd: Flag | None = None
         self.control = Control(self.kernel)
         self.control.hear = self.hear
@@ -135,6 +137,10 @@ class Worker:
     def boot(self) -> None:
         rng, weather = self.rng, self.world.weather
         delay = rng.choice((0.02, 0.1, 0.3, 1.0))
+        if self.world.worker_class != self.world.right_class:
+            self.later(delay, self.fail, 4)
+            self.right_class = self.world.right_class
+            return
         fate = rng.random()
         if not self.world.announced:
             fate *= 5  # or most histories would end before they have begun
@@ -151,14 +157,15 @@ class Worker:
 
     def fail(self, status: int) -> None:
         self.failure_status = status
-        self.control.say(channel.FAILED, {"reason": "it cannot", "status": status})
+        why = {"reason": "it cannot", "status": status, "worker_class": self.right_class}
+        self.control.say(channel.FAILED, why)
         self.die(status)
 
     def is_ready(self) -> None:
         rng, weather = self.rng, self.world.weather
         self.ready = True
         self.control.say(channel.READY)
-        self.inbox.arrived = self.wake
+        self.inbox.readers.append(self.wake)
         self.wake()
         if rng.random() < weather.deaths:
             fate = rng.choice((self.crash, self.crash, self.retire, self.hang))
@@ -168,6 +175,7 @@ class Worker:
         self.die(self.rng.choice((1, -9, -11, 0)))
 
     def retire(self) -> None:
+        self.kernel.say(self, "ends by itself")
         self.end()
 
     def hang(self) -> None:
@@ -188,7 +196,7 @@ class Worker:
         for wire in (*self.not_begun, *self.begun):
             wire.move("worker", "ended", "lost with its worker")
         if self.ready:
-            self.inbox.arrived = lambda: None
+            self.inbox.readers.remove(self.wake)
         # Its descriptors are closed, and then it can be waited for: in this order, soon after.
         self.control.end()
         if self.rng.random() < 0.5:
@@ -283,7 +291,7 @@ class Worker:
         if kind == channel.READY and not self.killed:
             self.known_ready = self.pinged = self.kernel.ran
             self.ready_at = self.kernel.now
-            self.world.is_ready()
+            self.world.is_ready(self)
         elif kind == channel.PONG:
             self.unanswered = None
 
@@ -306,6 +314,7 @@ class Weather:
         self.long_requests = often(0, 0.1, 0.6)
         self.stall = often(0, 0, 0.02, 0.1)
         self.starvation = often(0, 0, 0.5)
+        self.reloads = often(0, 0, 0.5)
 
     def __repr__(self) -> str:
         return json.dumps(vars(self))

@@ -44,6 +44,7 @@ class _SlotSeen:
 
     def __init__(self) -> None:
         self.worker: Worker | None = None
+        self.successor: Worker | None = None
         self.due = 0.0
         self.backoff = 0.0
         self.needed = math.inf  # since when it has had something to serve, in a stop
@@ -61,6 +62,7 @@ class World:
         self.options = Options(
             num=num,
             proxy=self.proxy,
+            worker_class=rng.choice(("auto", "eventlet")),
             seed=b"12345678",
             max_head_size=LIMIT,
             head_timeout=rng.choice((0.2, 2.0, 10.0)),
@@ -90,6 +92,12 @@ class World:
         self.wires: list[Wire] = []
         self.workers: dict[int, Worker] = {}
         self.slots = [_SlotSeen() for _ in range(num)]
+        self.worker_class = self.right_class = "eventlet"
+        if self.options.worker_class == "auto":
+            self.right_class = rng.choice(("eventlet", "eventlet", "asgi"))
+            for seen in self.slots[1:]:
+                seen.due = math.inf  # the first one starts alone
+        self.reloaded = False
         self.decisions = 0
         self.announced = False
         self.announcements = 0
@@ -136,6 +144,8 @@ class World:
         while rng.random() < 0.4:
             more = span + rng.choice((0.0, 0.02, 0.3, 1.2, 5.0))
             stops.append((more, rng.choice((signal.SIGTERM, signal.SIGINT, signal.SIGQUIT))))
+        while rng.random() < weather.reloads:
+            stops.append((rng.random() * span * 1.05, signal.SIGHUP))
         for delay, number_ in stops:
             kernel.at(delay, self.send_signal, number_)
 
@@ -188,7 +198,9 @@ class World:
                 world.signals.up = False
                 arrived, world.sent_signals = world.sent_signals, []
                 for number in arrived:
-                    if number != signal.SIGCHLD:
+                    if number == signal.SIGHUP:
+                        world.reloaded = True
+                    elif number != signal.SIGCHLD:
                         world.stop(quick=number != signal.SIGTERM)
                 return arrived
 
@@ -202,10 +214,15 @@ class World:
         slot: int = spec["slot"]
         seen = self.slots[slot]
         now = self.kernel.now
-        demand(seen.worker is None, "slot", slot, "has a process already:", seen.worker)
-        early = now < seen.due - MOMENT and self.stop_at == math.inf
-        demand(not early, "slot", slot, "is started", seen.due - now, "s early")
+        if seen.worker is None:
+            early = now < seen.due - MOMENT and self.stop_at == math.inf
+            demand(not early, "slot", slot, "is started", seen.due - now, "s early")
+        else:
+            demand(self.reloaded, "slot", slot, "has a process already:", seen.worker)
+            demand(seen.successor is None, "slot", slot, "has a successor:", seen.successor)
+            demand(self.stop_at == math.inf, "a successor is started in a stop")
         demand(not self.quick, "a process is started in a quick stop")
+        self.worker_class = spec["options"]["worker_class"]
         if now < self.cramped:
             self.not_started(slot)
             raise failing(errno.EAGAIN)
@@ -213,7 +230,11 @@ class World:
             self.not_started(slot)
             raise failing(errno.EMFILE)
         pid = 5000 + len(self.workers)
-        worker = self.workers[pid] = seen.worker = Worker(self, slot, pid)
+        worker = self.workers[pid] = Worker(self, slot, pid)
+        if seen.worker is None:
+            seen.worker = worker
+        else:
+            seen.successor = worker
         self.kernel.say(worker, "starts")
         return pid, worker.control
 
@@ -233,6 +254,8 @@ class World:
         worker = self.workers[pid]
         demand(worker.pidfd is None, worker, "is killed by its pid")
         worker.die(-number)
+        seen = self.slots[worker.slot]
+        seen.unwatched.append(worker)
 
     def kill(self, pidfd: int, number: int) -> None:
         """signal.pidfd_send_signal."""
@@ -247,13 +270,21 @@ class World:
         worker = self.workers[pid]
         demand(not worker.alive, worker, "is waited for, and lives")
         assert worker.status is not None
-        self.slots[worker.slot].worker = None
-        self.gone(worker.slot, worker)
+        seen = self.slots[worker.slot]
+        if seen.successor is worker:
+            seen.successor = None
+        elif seen.worker is worker:
+            seen.worker, seen.successor = seen.successor, None
+            if seen.worker is None:
+                self.gone(worker.slot, worker)
+        else:
+            demand(worker.replaced is not None, worker, "is nobody's")
         return worker.status
 
     def not_started(self, slot: int) -> None:
         self.kernel.say("slot", slot, "could not start a process")
-        self.gone(slot, None)
+        if self.slots[slot].worker is None:
+            self.gone(slot, None)
 
     def gone(self, slot: int, worker: Worker | None) -> None:
         """A process has ended (or could not even start): what is due now."""
@@ -261,6 +292,8 @@ class World:
         was_ready = worker is not None and worker.known_ready is not None
         if self.stop_at < math.inf:
             seen.due = now + BACKOFF_FIRST
+        elif worker is not None and worker.right_class:
+            seen.due = now
         elif not was_ready and not self.announced:
             self.status = worker.failure_status if worker is not None else 3
             self.stop(quick=True)
@@ -302,7 +335,9 @@ class World:
     def told(self, worker: Worker, kind: int) -> None:
         """A worker is told something."""
         self.kernel.say(worker, "is told", kind)
-        if kind == channel.END:
+        if kind == channel.END and self.stop_at == math.inf:
+            demand(worker.replaced is not None, worker, "is told to end, and has no successor")
+        elif kind == channel.END:
             demand(not self.listener.open, worker, "is told to end before the listeners closed")
             waiting = self.waiting()
             demand(not waiting, worker, "is told to end while these wait:", waiting)
@@ -312,11 +347,20 @@ class World:
         elif kind == channel.CLOSING:
             demand(self.stop_at < math.inf, worker, "is told to close, and nothing stops")
 
-    def is_ready(self) -> None:
+    def is_ready(self, worker: Worker) -> None:
         """The master learned that one more worker is ready."""
+        seen, now = self.slots[worker.slot], self.kernel.now
+        if self.stop_at < math.inf:
+            return
+        if seen.successor is worker:
+            old, seen.worker, seen.successor = seen.worker, worker, None
+            assert old is not None
+            old.replaced = now
+        if worker.slot == 0 and not self.announced:
+            for other in self.slots[1:]:
+                other.due = now if other.due == math.inf else other.due
         everyone = all(s.worker and s.worker.known_ready is not None for s in self.slots)
-        if everyone and self.stop_at == math.inf:
-            self.announced = True
+        self.announced = self.announced or everyone
 
     def announce(self, kind: int) -> None:
         """The launcher is told that the server listens."""
@@ -364,7 +408,12 @@ class World:
             return
         if worker.known_ready is None and not self.listener.open and not self.waiting():
             return
-        if worker.known_ready is None:
+        if worker.replaced is not None and worker.known_ready is None:
+            return
+        if channel.END in worker.told and worker.replaced is not None:
+            age = self.kernel.now - worker.replaced
+            demand(age >= options.graceful_timeout - MOMENT, worker, "had only", age, "s to end")
+        elif worker.known_ready is None:
             age = ran - worker.started
             demand(age >= options.boot_timeout - MOMENT, worker, "had only", age, "s to start")
         else:
@@ -494,8 +543,16 @@ class World:
                 if not self.quick and not self.time_over:
                     demand(due > now - MOMENT, "slot", number, "has no process")
                     deadlines.append((due, "a start"))
+        for worker in self.workers.values():
+            if worker.killed or not worker.alive or self.quick:
                 continue
-            if worker.killed or not worker.alive or self.inboxes[number].told_end or self.quick:
+            if worker.replaced is not None:
+                deadline = worker.replaced + options.graceful_timeout
+                demand(deadline > now - MOMENT, worker, "was to end", now - deadline, "s ago")
+                demand(channel.END in worker.told, worker, "was not told that it is replaced")
+                deadlines.append((deadline, worker))
+                continue
+            if channel.END in worker.told:
                 continue
             if worker.known_ready is None:
                 limits = [worker.started + options.boot_timeout]
@@ -536,9 +593,8 @@ class World:
         self.empty_since = min(self.empty_since, now)
         late = now - self.empty_since > RETRY + MOMENT
         if late and not self.quick and not self.time_over:
-            for seen in self.slots:
-                worker = seen.worker
-                if worker is not None and worker.alive and worker.known_ready is not None:
+            for worker in self.workers.values():
+                if worker.alive and worker.known_ready is not None:
                     demand(channel.END in worker.told, worker, "was not told to end")
 
     # -- the whole of it ----------------------------------------------------------------------

@@ -414,7 +414,7 @@ class Inbox(File):
         self.capacity = capacity
         self.messages: deque[Wire] = deque()
         self.failing: int | None = None
-        self.arrived: Callable[[], object] = lambda: None
+        self.readers: list[Callable[[], object]] = []
         self.last = 0
         self.told_end = False
 
@@ -444,7 +444,8 @@ class Inbox(File):
         self.last = wire.decided
         wire.move("master", "inbox")
         self.messages.append(wire)
-        self.arrived()
+        for wake in self.readers:
+            wake()
 
     def take(self) -> Wire:
         """The worker picks one up."""

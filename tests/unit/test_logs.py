@@ -1,0 +1,155 @@
+"""The log that never waits for who reads it."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import sys
+import time
+
+import pytest
+
+from sticky import logs
+from sticky.options import Options
+
+
+@pytest.fixture
+def pipe():
+    fds = os.pipe()
+    fcntl.fcntl(fds[1], fcntl.F_SETPIPE_SZ, 4096)
+    yield fds
+    for fd in fds:
+        try:
+            os.close(fd)
+        except OSError:
+            pass
+
+
+@pytest.fixture
+def logger():
+    """The logger "sticky" as it was before, afterwards."""
+    ours = logging.getLogger("sticky")
+    handlers, level, propagate = ours.handlers[:], ours.level, ours.propagate
+    ours.handlers.clear()
+    yield ours
+    ours.handlers[:] = handlers
+    ours.setLevel(level)
+    ours.propagate = propagate
+
+
+def record(text):
+    return logging.LogRecord("sticky.master", logging.WARNING, __file__, 1, text, None, None)
+
+
+def read(fd):
+    os.set_blocking(fd, False)
+    data = b""
+    while True:
+        try:
+            data += os.read(fd, 65536)
+        except BlockingIOError:
+            return data.decode()
+
+
+def test_a_record_is_written_at_once_as_one_line(pipe):
+    logs.PatientHandler(pipe[1]).emit(record("hello"))
+    assert read(pipe[0]) == "hello\n"
+
+
+def test_a_full_pipe_never_blocks_and_what_was_dropped_is_counted(pipe):
+    assert os.get_blocking(pipe[1])
+    handler = logs.PatientHandler(pipe[1])
+    began = time.monotonic()
+    for number in range(500):
+        handler.emit(record(f"line {number} " + "x" * 50))
+    assert time.monotonic() - began < 10.0
+    assert os.get_blocking(pipe[1])  # it is shared with others, and stays as it was
+    first = read(pipe[0]).splitlines()
+    assert first[0].startswith("line 0 ")
+    handler.emit(record("room again"))
+    told, line = read(pipe[0]).splitlines()
+    assert told == f"({500 - len(first)} log lines were dropped: nobody read them)"
+    assert line == "room again"
+    handler.emit(record("and on"))
+    assert read(pipe[0]) == "and on\n"
+
+
+def test_a_record_larger_than_the_pipe_does_not_block(pipe):
+    handler = logs.PatientHandler(pipe[1])
+    handler.emit(record("y" * 100_000))
+    assert set(read(pipe[0])) == {"y"}
+    handler.emit(record("next"))
+    lines = read(pipe[0]).splitlines()
+    assert lines[-2:] == ["(1 log lines were dropped: nobody read them)", "next"]
+
+
+def test_a_pipe_that_nobody_reads_any_more_is_no_error(pipe):
+    handler = logs.PatientHandler(pipe[1])
+    os.close(pipe[0])
+    handler.emit(record("to nobody"))
+    handler.emit(record("to nobody"))
+
+
+def test_text_that_is_no_unicode_is_written_escaped(pipe):
+    logs.PatientHandler(pipe[1]).emit(record("\udcff"))
+    assert read(pipe[0]) == "\\udcff\n"
+
+
+def test_a_file_takes_everything(tmp_path):
+    with open(tmp_path / "log", "wb") as file:
+        handler = logs.PatientHandler(file.fileno())
+        for _ in range(100):
+            handler.emit(record("z" * 10_000))
+    assert (tmp_path / "log").stat().st_size == 100 * 10_001
+
+
+@pytest.mark.parametrize("patient", [False, True])
+def test_only_our_logger_is_set_up(patient, logger, pipe, monkeypatch):
+    root = logging.getLogger()
+    before = root.handlers[:], root.level
+    with open(pipe[1], "w", closefd=False) as stderr:
+        monkeypatch.setattr(sys, "stderr", stderr)
+        logs.set_up(Options(num=1, log_level="warning"), patient=patient)
+        logging.getLogger("sticky.master").info("too little")
+        logging.getLogger("sticky.master").error("an error")
+    assert (root.handlers, root.level) == before
+    assert not logger.propagate
+    line = read(pipe[0])
+    assert f"[{os.getpid()}] [ERROR] an error\n" in line
+    assert line.count("\n") == 1
+    assert isinstance(logger.handlers[0], logs.PatientHandler) == patient
+
+
+def test_without_a_standard_error_nothing_is_written_and_nothing_fails(logger, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", None)
+    logs.set_up(Options(num=1))
+    logging.getLogger("sticky.master").error("to nobody")
+
+
+@pytest.mark.parametrize("kind", ["json", "ini"])
+def test_a_configuration_file_decides_instead(kind, logger, tmp_path):
+    path, target = tmp_path / f"log.{kind}", tmp_path / "out"
+    if kind == "json":
+        path.write_text(
+            '{"version": 1, "disable_existing_loggers": false,'
+            f' "handlers": {{"h": {{"class": "logging.FileHandler", "filename": "{target}"}}}},'
+            ' "loggers": {"sticky": {"handlers": ["h"], "level": "INFO"}}}'
+        )
+    else:
+        path.write_text(
+            "[loggers]\nkeys=root,sticky\n[handlers]\nkeys=h\n[formatters]\nkeys=\n"
+            "[logger_root]\nhandlers=\n"
+            "[logger_sticky]\nhandlers=h\nqualname=sticky\nlevel=INFO\npropagate=0\n"
+            f"[handler_h]\nclass=FileHandler\nargs=('{target}',)\n"
+        )
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    try:
+        logs.set_up(Options(num=1, log_config=str(path)))
+        logging.getLogger("sticky.master").info("into the file")
+    finally:
+        for handler in logger.handlers:
+            handler.close()
+        root.handlers[:], root.level = handlers, level
+    assert target.read_text() == "into the file\n"

@@ -33,6 +33,7 @@ PONG = 7  # worker -> master: yes, with this load (JSON)
 CLOSING = 8  # master -> worker: answer with Connection: close from now on
 END = 9  # master -> worker: nothing more will come; finish what you have, then end
 QUIT = 10  # master -> worker: end now
+NOTICE = 12  # worker -> master: something that should be in the log once (JSON)
 CHANGED = 11  # watcher -> master: these files have changed (JSON)
 
 _HEADER = struct.Struct("!BBBBIIHH16s")

@@ -22,6 +22,7 @@ from typing import Any
 from . import channel
 from .answers import answer
 from .channel import hand_over
+from .diagnosis import Survey
 from .ledger import Connection as Handle
 from .ledger import Ledger
 from .options import Options
@@ -114,6 +115,7 @@ class Dispatcher:
         self._burst, self._full = 1, 0
         self._answers = _answers(options)
         self._told: set[str] = set()
+        self._survey: Survey | None = Survey(options, router, self.tell)
         self.counters = {"accepted": 0, "refused": 0, "starved": 0}
 
     # -- listeners ----------------------------------------------------------------------------
@@ -158,6 +160,7 @@ class Dispatcher:
         accept, family, kind, protocol = self._kinds[listener]
         route, buffer, limit = self._route, self._buffer, self._limit
         queues, inboxes, proxy = self._ledger.queues, self._inboxes, self._proxy
+        survey = self._survey
         done, length = 0, 0
         while done < self._burst:
             try:
@@ -182,6 +185,12 @@ class Dispatcher:
                     sock.close()
                     continue
             slot = route(buffer, length, address[0] if address else "")
+            if (
+                survey is not None
+                and slot >= 0
+                and survey.note(buffer, length, address[0] if address else "")
+            ):
+                self._survey = survey = None
             if slot >= 0 and not queues[slot]:
                 try:
                     hand_over(inboxes[slot], fd, address)

@@ -253,6 +253,7 @@ class Ledger:
         self._heads: dict[Connection, float] = {}
         self._refused: dict[Connection, float] = {}
         self._to_replace: list[int] = []
+        self._replacing: int | None = None  # the slot whose successor was asked for
         self._queued = 0
         self._paused = False
         self._resume: float | None = None
@@ -390,7 +391,8 @@ class Ledger:
         """
         if self.stage is Stage.SERVING and self.announced:
             self._to_replace = list(range(self.rules.num))
-            self._replace_next()
+            if self._replacing is None:
+                self._replace_next()
 
     def spawned(self, process: Hashable, slot: int, now: float) -> None:
         """The process that ``Spawn`` asked for was started."""
@@ -406,7 +408,7 @@ class Ledger:
     def not_started(self, slot: int, now: float) -> None:
         """The process that ``Spawn`` asked for could not even be started."""
         if self._slots[slot].process is not None:
-            self._to_replace.clear()
+            self._end_reload()
             return
         self._vacant(slot, now, 3)
 
@@ -426,7 +428,8 @@ class Ledger:
             self._succeed(slot, now)
         elif self.rules.first_alone and worker.slot == 0 and not self.announced:
             for other in self._slots[1:]:
-                other.start_at = self._remind(now)
+                if other.state is Slot.BACKOFF and other.start_at is None:
+                    other.start_at = self._remind(now)
         if (
             self.stage is Stage.SERVING
             and not self.announced
@@ -456,7 +459,7 @@ class Ledger:
         slot = self._slots[worker.slot]
         if slot.successor == process:  # it leaves the old one serving
             slot.successor = None
-            self._to_replace.clear()
+            self._end_reload()
         if slot.process != process:
             self._proceed()
             return
@@ -473,12 +476,16 @@ class Ledger:
 
     def _replace_next(self) -> None:
         """Start the successor of the next slot that has a process to replace."""
-        while self._to_replace:
+        self._replacing = None
+        while self._to_replace and self._replacing is None:
             number = self._to_replace.pop(0)
-            slot = self._slots[number]
-            if slot.process is not None and slot.successor is None:
+            if self._slots[number].process is not None:
+                self._replacing = number
                 self.actions.append(Spawn(number))
-                return
+
+    def _end_reload(self) -> None:
+        self._to_replace.clear()
+        self._replacing = None
 
     def _succeed(self, slot: _Slot, now: float) -> None:
         """The successor is ready: it takes the slot, the old process drains."""
@@ -524,7 +531,7 @@ class Ledger:
         """
         if self.stage is Stage.OVER or (self.stage is not Stage.SERVING and not quick):
             return
-        self._to_replace.clear()
+        self._end_reload()
         if self.stage is Stage.SERVING:
             self.actions.append(CloseListeners(drain=not quick))
             for process, worker in self._workers.items():
@@ -740,7 +747,7 @@ class Ledger:
 
     def _proceed(self) -> None:
         starting = any(slot.state is Slot.UP for slot in self._slots)
-        if self.stage is Stage.ENDING and not starting:
+        if self.stage is Stage.ENDING and not self._workers and not starting:
             self.stage = Stage.OVER  # ENDING -> OVER
             self.actions.append(Exit(self.status))
 

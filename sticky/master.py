@@ -42,6 +42,9 @@ _TOLD = {
 _DEATHS_BY_DESIGN = ("the server stops",)
 _FIONREAD = termios.FIONREAD
 
+_SPARE_FDS = 100
+"""Descriptors that a worker needs beside its connections: for the app, roughly."""
+
 Handler = Callable[[int], object]
 
 
@@ -335,6 +338,9 @@ class Master:
                 self._ledger.ready(key, time.monotonic())
             elif message.kind == channel.PONG:
                 self._ledger.heard(key)
+            elif message.kind == channel.NOTICE:
+                notice = json.loads(message.payload)
+                self._dispatcher.tell(notice["subject"], notice["text"])
             elif message.kind == channel.FAILED:
                 process.failure = json.loads(message.payload)
 
@@ -457,6 +463,13 @@ def run(
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    if hard < options.max_connections + _SPARE_FDS:
+        log.warning(
+            "a process may have %d files open here, too few for max_connections=%d: raise the "
+            "limit (ulimit -Hn, LimitNOFILE=) or lower that option",
+            hard,
+            options.max_connections,
+        )
     try:
         master = Master(options, program, launcher, descriptors)
     except StickyError as error:

@@ -7,7 +7,6 @@ as if it had just been accepted. Its parsers, its lifespan and its websockets ar
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import signal
 import socket
@@ -68,6 +67,7 @@ class AsgiAdapter(base.Adapter):
         self._loop.add_signal_handler(signal.SIGTERM, self.end)
         self._loop.add_reader(self.control, self.receive_control)
         self._update_reading()
+        self.look_around()
         self.tell(channel.READY)
         await server.main_loop()
         if self._tasks:
@@ -208,7 +208,7 @@ class AsgiAdapter(base.Adapter):
         self._update_reading()
         engineio = sys.modules.get("engineio")
         if engineio is not None:
-            for server in [o for o in gc.get_objects() if isinstance(o, engineio.AsyncServer)]:
+            for server in base.instances(engineio.AsyncServer):
                 for session in list(server.sockets.values()):
                     task = self._loop.create_task(session.close(wait=False))
                     self._tasks.add(task)

@@ -171,6 +171,31 @@ class Adapter(abc.ABC):
         except OSError:
             self.orphaned()
 
+    def notice(self, subject: str, text: str) -> None:
+        """Have the master log this, once for all workers."""
+        self.tell(channel.NOTICE, {"subject": subject, "text": text})
+
+    def look_around(self) -> None:
+        """What is probably not meant, now that the app is there."""
+        if self.options.sync and not self.handlers:
+            self.notice(
+                "sync",
+                f"option 'sync' is {self.options.sync!r}, but the app has registered no handler "
+                "that could release a connection: sticky.current_worker().on('connection', ...)",
+            )
+        socketio = sys.modules.get("socketio")
+        if socketio is None or self.options.num == 1:
+            return
+        for server in instances(socketio.Server, socketio.AsyncServer):
+            if not any("PubSub" in kind.__name__ for kind in type(server.manager).__mro__):
+                self.notice(
+                    "client manager",
+                    "this is a Socket.IO app on several workers without a client manager: what "
+                    "one worker emits does not reach the clients of the others; use "
+                    "socketio.Server(client_manager=sticky.cluster.Manager()), or one for Redis",
+                )
+                return
+
     def orphaned(self) -> NoReturn:
         """The master is gone: nobody will ever send anything, so there is no reason to be."""
         os._exit(1)
@@ -235,6 +260,16 @@ class Adapter(abc.ABC):
         """Let ``run`` return now."""
 
 
+TLS_CLIENT = (
+    "a client speaks TLS to this port, which expects plain HTTP: "
+    "put a proxy in front that terminates TLS, or use http:// in the client's URL"
+)
+
+HTTP2_CLIENT = (
+    "a client speaks HTTP/2 to this port, which expects HTTP/1.1: "
+    "put a proxy in front that speaks HTTP/2 with the clients"
+)
+
 REFUSALS = {
     500: answer(500, "The server could not prepare this connection."),
     503: answer(503, "The server could not begin with this connection in time."),
@@ -256,6 +291,14 @@ def socket_family(address: channel.Address) -> socket.AddressFamily:
     return socket.AF_INET6 if ":" in address[0] else socket.AF_INET
 
 
+def instances(*kinds: type) -> list[Any]:
+    """All objects of these classes in this process.
+
+    By their type, not by what they say their class is: asking a lazy proxy would wake it up.
+    """
+    return [thing for thing in gc.get_objects() if issubclass(type(thing), kinds)]
+
+
 def close_sessions() -> None:
     """Close Engine.IO sessions so that their clients come back.
 
@@ -266,7 +309,7 @@ def close_sessions() -> None:
     engineio = sys.modules.get("engineio")
     if engineio is None:
         return
-    for server in [o for o in gc.get_objects() if isinstance(o, engineio.Server)]:
+    for server in instances(engineio.Server):
         for session in list(server.sockets.values()):
             try:
                 session.close(wait=False)

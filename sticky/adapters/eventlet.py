@@ -123,6 +123,10 @@ class _Protocol(eventlet.wsgi.HttpProtocol):  # type: ignore[misc]
         self.connection.settimeout(options.head_timeout if first else options.keep_alive)
         try:
             begun = self.rfile.peek(1)
+            if first and begun[:2] == b"\x16\x03":
+                self.server.notice("tls", base.TLS_CLIENT)
+            elif first and begun[:14] == b"PRI * HTTP/2.0":
+                self.server.notice("http2", base.HTTP2_CLIENT)
         except TimeoutError:
             if first:
                 self._answer(b"408 Request Timeout")
@@ -288,6 +292,7 @@ class _Server(eventlet.wsgi.Server):  # type: ignore[misc]
         )
         self.log = _Log()
         self.access_log = adapter.access_log
+        self.notice = adapter.notice
 
 
 class EventletAdapter(base.Adapter):
@@ -307,6 +312,7 @@ class EventletAdapter(base.Adapter):
         eventlet.wsgi.MAX_TOTAL_HEADER_SIZE = self.options.max_head_size
         self._server = _Server(as_wsgi(self.app), self)
         self._watch_signals()
+        self.look_around()
         self.tell(channel.READY)
         eventlet.spawn_n(self._obey)
         eventlet.spawn_n(self._watch_departures)

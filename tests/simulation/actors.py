@@ -136,10 +136,9 @@ class Worker:
 
     def boot(self) -> None:
         rng, weather = self.rng, self.world.weather
-        delay = rng.choice((0.02, 0.1, 0.3, 1.0))
+        delay = rng.choice((0.02, 0.1, 0.3))
         if self.world.worker_class != self.world.right_class:
-            self.later(delay, self.fail, 4)
-            self.right_class = self.world.right_class
+            self.later(delay, self.fail, 4, self.world.right_class)
             return
         fate = rng.random()
         if not self.world.announced:
@@ -155,8 +154,8 @@ class Worker:
         elif fate == "dies":
             self.later(delay, self.die, rng.choice((1, -9, -11)))
 
-    def fail(self, status: int) -> None:
-        self.failure_status = status
+    def fail(self, status: int, right_class: str | None = None) -> None:
+        self.failure_status, self.right_class = status, right_class
         why = {"reason": "it cannot", "status": status, "worker_class": self.right_class}
         self.control.say(channel.FAILED, why)
         self.die(status)

@@ -112,7 +112,7 @@ class World:
         self.empty_since = math.inf
         self.heads_before = 0
         self.queued_before = 0
-        self.until = kernel.now + rng.choice((1.0, 4.0, 4.0, 15.0))
+        self.until = kernel.now + rng.choice((2.0, 4.0, 4.0, 12.0))
         self._write_script()
         code.install(kernel, self)
         self.master = code.master.Master(self.options, Program("app:make"), self.launcher)
@@ -220,8 +220,9 @@ class World:
         else:
             demand(self.reloaded, "slot", slot, "has a process already:", seen.worker)
             demand(seen.successor is None, "slot", slot, "has a successor:", seen.successor)
-            demand(self.stop_at == math.inf, "a successor is started in a stop")
-        demand(not self.quick, "a process is started in a quick stop")
+            # A reload may have been decided in the moment before.
+            demand(self.stop_at >= now, "a successor is started in a stop")
+        demand(not self.quick or self.stop_at == now, "a process is started in a quick stop")
         self.worker_class = spec["options"]["worker_class"]
         if now < self.cramped:
             self.not_started(slot)
@@ -254,8 +255,6 @@ class World:
         worker = self.workers[pid]
         demand(worker.pidfd is None, worker, "is killed by its pid")
         worker.die(-number)
-        seen = self.slots[worker.slot]
-        seen.unwatched.append(worker)
 
     def kill(self, pidfd: int, number: int) -> None:
         """signal.pidfd_send_signal."""

@@ -486,7 +486,7 @@ class Control(File):
         if not self.alive:
             self.refused()
             raise failing(errno.EPIPE)
-        if self.unread >= 10:
+        if self.unread >= 100:
             raise BlockingIOError(errno.EAGAIN, "full")
         self.hear(kind)
 

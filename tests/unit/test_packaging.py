@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,7 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import ROOT, Running
+from sticky import Options
+from sticky.cli import _FLAGS
+from tests.harness import ROOT, Running, request
 
 pytestmark = pytest.mark.timeout(300)  # downloads what the package depends on
 
@@ -192,3 +196,45 @@ def test_the_reference_serves_when_it_is_asked_for(bin_dir: Path, elsewhere: Pat
     command = [str(bin_dir / "sticky"), "hello:hello", "-b", "127.0.0.1:0", "-w", "2"]
     with Running(command, num=2, cwd=elsewhere, env={"STICKY_PURE": "1"}) as running:
         assert running.get().body.startswith(b"worker ")
+
+
+# The README says what is true, and only one of the two can be wrong.
+
+
+def options_table() -> str:
+    """The README's table of options; after a change paste it there."""
+    rows = ["| option | flag | default | |", "| --- | --- | --- | --- |"]
+    for field in dataclasses.fields(Options):
+        flags = ", ".join(f"`{flag}`" for flag in _FLAGS.get(field.name, ()))
+        if field.name in ("host", "port"):
+            flags = "`--bind`"
+        default = "" if field.default in (None, (), dataclasses.MISSING) else f"`{field.default}`"
+        text = field.metadata["help"]
+        if field.name == "access_logformat":
+            default = "gunicorn's"
+        flags = flags or f"`--{field.name.replace('_', '-')}`"
+        rows.append(f"| `{field.name}` | {flags} | {default} | {text} |")
+    return "\n".join(rows)
+
+
+def test_the_readme_lists_every_option_with_its_default() -> None:
+    readme = (ROOT / "README.md").read_text()
+    found = [line for line in readme.splitlines() if re.match(r"\| (`[a-z0-9_]+`|option) \|", line)]
+    wanted = [line for line in options_table().splitlines() if not line.startswith("| ---")]
+    assert found == wanted, f"the table is to be:\n{options_table()}"
+
+
+def test_the_first_example_of_the_readme_shows_the_same_worker_twice(
+    bin_dir: Path, elsewhere: Path
+) -> None:
+    readme = (ROOT / "README.md").read_text()
+    source = readme.partition("```python\n")[2].partition("```")[0]
+    assert source.count(", 3000, 4,") == 1
+    (elsewhere / "app.py").write_text(source.replace(", 3000, 4,", ", 0, 4,"))
+    asked = re.findall(r"\$ curl -H '([\w-]+): (\S+)' http://127\.0\.0\.1:3000\n", readme)
+    assert len(asked) == 2
+    command = [str(bin_dir / "python"), "app.py"]
+    with Running(command, num=4, cwd=elsewhere, env={"PYTHONPATH": ""}) as running:
+        answers = [request(running.port, headers=dict([header])).body for header in asked]
+        assert answers[0] == answers[1]
+        assert re.fullmatch(rb"worker [0-3]\n", answers[0])

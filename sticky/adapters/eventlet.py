@@ -31,6 +31,8 @@ log = logging.getLogger("sticky.worker")
 
 _IDLE = eventlet.wsgi.STATE_IDLE
 _EPOLLRDHUP = 0x2000  # the patched select module has no epoll constants
+_LAST_HEAD = 1.0
+"""Seconds for heads that are not complete when the server stops, as in the master."""
 _LINGER = 2.0
 """Seconds for a refused client to read its answer, as in the master."""
 _READ_CHUNKED = eventlet.wsgi.Input._chunked_read.__code__
@@ -107,7 +109,21 @@ class _Connection(list):  # type: ignore[type-arg]
     """eventlet's [address, socket, state], and what we know besides."""
 
     upgraded = False
+    head_is_awaited = False
     __hash__ = object.__hash__  # type: ignore[assignment]
+
+
+class _HeadLines:
+    """The lines of a head, and whether the empty one that completes it has come."""
+
+    def __init__(self, lines: Any) -> None:
+        self._lines = lines
+        self.complete = False
+
+    def readline(self, size: int = -1) -> bytes:
+        line: bytes = self._lines.readline(size)
+        self.complete = line in (b"\r\n", b"\n")
+        return line
 
 
 class _Protocol(eventlet.wsgi.HttpProtocol):  # type: ignore[misc]
@@ -140,6 +156,7 @@ class _Protocol(eventlet.wsgi.HttpProtocol):  # type: ignore[misc]
         head = begun.lstrip(b"\r\n")
         if b"\n\r\n" not in head and b"\n\n" not in head:
             self._deadline = eventlet.Timeout(options.head_timeout, _HeadTimeout)
+            self.conn_state.head_is_awaited = True
         line: bytes | str = super()._read_request_line()
         while line in (b"\r\n", b"\n"):  # RFC 9112, 2.2: to be skipped before a request
             line = super()._read_request_line()
@@ -180,6 +197,7 @@ class _Protocol(eventlet.wsgi.HttpProtocol):  # type: ignore[misc]
             self._head_is_over()
 
     def _head_is_over(self) -> None:
+        self.conn_state.head_is_awaited = False
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
@@ -447,6 +465,11 @@ class EventletAdapter(base.Adapter):
         eventlet.spawn_n(self._wait_for_all)
 
     def _wait_for_all(self) -> None:
+        with eventlet.Timeout(_LAST_HEAD, False):
+            self._pool.waitall()
+        for connection in list(self._connections):
+            if connection.head_is_awaited:
+                _shut_down(connection[1])
         self._pool.waitall()
         self.quit()
 

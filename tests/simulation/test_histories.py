@@ -106,6 +106,31 @@ MUTANTS = {
         "            self.announced = True\n",
         "",
     ),
+    "the master leaves before a process that was replaced has ended": (
+        "ledger",
+        "if self.stage is Stage.ENDING and not self._workers and not starting:",
+        "if self.stage is Stage.ENDING and not starting:",
+    ),
+    "a second reload starts a second successor": (
+        "ledger",
+        "            if self._replacing is None:\n                self._replace_next()",
+        "            self._replace_next()",
+    ),
+    "a process that was replaced goes on": (
+        "ledger",
+        "            self._end(old)\n",
+        "",
+    ),
+    "a process that was replaced may take for ever to end": (
+        "ledger",
+        "            return worker.end_by\n",
+        "            return None\n",
+    ),
+    "the others are started again when the first worker is": (
+        "ledger",
+        "if other.state is Slot.BACKOFF and other.start_at is None:",
+        "if True:",
+    ),
     "an overdue head is answered and stays": (
         "ledger",
         "if self._heads.pop(connection, None) is not None:",

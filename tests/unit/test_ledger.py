@@ -231,6 +231,122 @@ def test_a_worker_that_was_ready_for_a_while_resets_the_back_off():
     assert book.ledger.backoff(0) == BACKOFF_FIRST
 
 
+# -- reloading ------------------------------------------------------------------------------------
+
+
+def test_a_reload_replaces_slot_by_slot_and_ends_the_old_process_when_the_new_one_is_ready():
+    book = Book().serving()
+    book.ledger.reload(book.now)
+    assert book.take() == [Spawn(0)]
+    assert book.ledger.state_of("p0") is Process.READY
+    assert book.ready("p2") == [Say("p0", Tell.END), Spawn(1)]
+    assert book.ledger.state_of("p0") is Process.DRAINING
+    assert book.ended("p0", 0) == []
+    assert book.ready("p3") == [Say("p1", Tell.END)]
+    assert book.ended("p1", 0) == []
+    assert book.ledger.slot_state(0) is book.ledger.slot_state(1) is Slot.UP
+    assert book.ledger.counters["restarts"] == 0
+
+
+@pytest.mark.parametrize("fails", ["dies", "cannot start", "hangs"])
+def test_a_successor_that_does_not_become_ready_leaves_the_old_process_serving(fails):
+    book = Book(timeout=0.0).serving()
+    book.ledger.reload(book.now)
+    if fails == "cannot start":
+        assert book.ledger.take() == [Spawn(0)]
+        book.ledger.not_started(0, book.now)
+    elif fails == "dies":
+        book.take()
+        book.ended("p2")
+    else:
+        book.take()
+        assert kills(book.after(RULES.boot_timeout)) == ["p2"]
+        book.ended("p2")
+    assert book.take() == book.after(10.0) == []
+    assert book.ledger.state_of("p0") is Process.READY
+    book.ledger.reload(book.now)
+    assert Spawn(0) in book.take()  # and it can be tried again
+
+
+def test_a_process_that_ends_while_its_successor_starts_has_its_successor():
+    book = Book(timeout=0.0).serving()
+    book.ledger.reload(book.now)
+    book.take()
+    assert book.ended("p0") == [Spawn(1)]
+    assert book.ready("p2") == []
+    assert book.after(1.0) == []
+    assert book.ended("p2") == []
+    assert book.after(1.0) == [Spawn(0)]
+
+
+def test_a_replaced_process_that_does_not_end_in_time_is_killed():
+    book = Book(num=1, timeout=0.0).serving()
+    book.ledger.reload(book.now)
+    book.take()
+    book.ready("p1")
+    assert kills(book.after(RULES.graceful_timeout - 0.25)) == []
+    assert kills(book.after(0.25)) == ["p0"]
+
+
+def test_a_reload_during_a_reload_begins_again_when_its_turn_comes():
+    book = Book(timeout=0.0).serving()
+    for _ in range(3):
+        book.ledger.reload(book.now)
+    assert book.take() == [Spawn(0)]
+    book.ledger.reload(book.now)
+    assert book.take() == []
+    assert book.ready("p2") == [Say("p0", Tell.END), Spawn(0)]  # its code may be the old one
+    assert book.ready("p3") == [Say("p2", Tell.END), Spawn(1)]
+    assert book.ready("p4") == [Say("p1", Tell.END)]
+
+
+def test_nothing_is_reloaded_before_the_announcement_or_in_a_stop():
+    book = Book()
+    book.take()
+    book.ledger.reload(book.now)
+    assert book.take() == []
+    book.ready("p0", "p1")
+    book.stop()
+    book.ledger.reload(book.now)
+    assert book.take() == []
+
+
+def test_a_stop_waits_for_a_process_that_was_replaced_too():
+    book = Book(num=1, timeout=0.0).serving()
+    book.ledger.reload(book.now)
+    book.take()
+    book.ready("p1")
+    book.stop()
+    book.ledger.inboxes(set())
+    assert book.take() == [Say("p1", Tell.END)]
+    assert book.ended("p1", 0) == []
+    assert book.ended("p0", 0) == [Exit(0)]
+
+
+def test_the_first_worker_can_be_started_alone():
+    book = Book(num=3, first_alone=True, timeout=0.0)
+    assert book.take() == [Spawn(0)]
+    assert book.after(1.0) == []
+    book.ledger.ended("p0", book.now, 4, again=True)  # it said what has to be different
+    assert book.after(0.25) == [Spawn(0)]
+    book.ready("p1")
+    assert book.after(0.25) == [Spawn(1), Spawn(2)]
+    book.ready("p2")
+    assert book.ready("p3") == [Announce()]
+
+
+def test_a_first_worker_that_dies_while_the_others_start_is_replaced_alone():
+    book = Book(num=2, first_alone=True, timeout=0.0)
+    book.take()
+    book.ready("p0")
+    assert book.after(0.25) == [Spawn(1)]
+    book.ended("p0")
+    assert book.after(0.25) == [Spawn(0)]
+    assert book.ready("p2") == []
+    assert book.after(1.0) == []
+    assert book.ready("p1") == [Announce()]
+
+
 # -- heartbeat ------------------------------------------------------------------------------------
 
 

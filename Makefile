@@ -33,7 +33,7 @@ lint: $(VENV)/ready-for-tests
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(BIN)/cython-lint sticky/_core.pyx
+	PATH="$(abspath $(BIN)):$$PATH" cython-lint sticky/_core.pyx
 
 fast: $(VENV)/ready-for-tests
 	$(BIN)/python -m pytest tests/unit tests/simulation tests/process \
@@ -54,13 +54,13 @@ $(BIN)/python:
 
 $(VENV)/installed: $(BUILT_FROM) | $(BIN)/python
 	@.ci/need build $(BIN)/python
-	@echo "Building sticky into $(VENV)"
+	@echo "Building sticky into $(VENV) (a minute or so the first time)"
 	$(PIP) install --editable .
 	@touch $@
 
 $(VENV)/ready-for-tests: $(VENV)/installed
 	$(PIP) install --upgrade "pip>=25.1"
-	$(PIP) install --group test --group lint
+	$(PIP) install --group test --group lint "socketio-sticky[all]"
 	@touch $@
 
 # What is still missing then is named; its tests are skipped, or fail where CI=true.

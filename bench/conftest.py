@@ -66,6 +66,7 @@ def report(request):
 
 
 def pytest_terminal_summary(terminalreporter, config):
+    _report_core(config)
     for page, sections in _report.pages.items():
         terminalreporter.section(f"{page}: {machine()}")
         terminalreporter.write("\n" + "\n".join(sections))
@@ -73,3 +74,21 @@ def pytest_terminal_summary(terminalreporter, config):
             RESULTS.mkdir(exist_ok=True)
             text = "\n".join([f"# {page.capitalize()}\n\n{machine()}\n", *sections])
             (RESULTS / f"{page}.md").write_text(text)
+
+
+def _report_core(config):
+    """What test_core.py measured, by group, beside the compiled twin's time."""
+    session = getattr(config, "_benchmarksession", None)
+    groups: dict[str, dict[str, float]] = {}
+    for it in session.benchmarks if session else ():
+        if "test_core.py" in it.fullname and not it.has_error:
+            who = next(iter(set(it.params.values()) - set(it.extra_info.values())))
+            groups.setdefault(it.group, {})[who] = it.stats.median * 1_000_000_000
+    rows = []
+    for group, times in groups.items():
+        compiled = times.get("compiled")
+        for who, time in sorted(times.items(), key=lambda item: item[1]):
+            over = time / compiled if compiled else None
+            rows.append({"group": group, "who": who, "median_ns": round(time), "ratio": over})
+    if rows:
+        _report.section("core", "Nanoseconds a call, from Python", rows)

@@ -24,8 +24,15 @@ _LEFT_OUT = ("host", "port")  # --bind says both
 _MANY = ("bind", "env")
 
 
-def _parser(prog: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line; argparse puts all options there are in front of it."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def _parser(prog: str) -> Parser:
+    parser = Parser(
         prog=prog,
         description="Serve a Socket.IO (or any WSGI) app with several worker processes behind "
         "one port; every client always reaches the same worker.",

@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Sequence
 
-from .cli import add_options, from_arguments
+from .cli import Parser, add_options, from_arguments
 from .config import settings
 from .errors import OptionError
 from .routing import explain
@@ -30,7 +30,7 @@ def main(argv: Sequence[str], *, prog: str) -> int:
     Raises:
         OptionError: an option is wrong.
     """
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=prog,
         description="Say which worker a client's request goes to, and why. With an address: that "
         "client's. Without: that of the request head on the standard input.",

@@ -464,7 +464,7 @@ class Ledger:
             self._proceed()
             return
         slot.process, slot.successor = slot.successor, None
-        if slot.process is not None:
+        if slot.process is not None or self._replacing == worker.slot:  # its successor is starting
             self._replace_next()
             return
         if again and self.stage is Stage.SERVING:

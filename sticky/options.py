@@ -30,10 +30,12 @@ WORKER_CLASSES = ("auto", "eventlet", "asgi")
 _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 
 
-def _cgroup_cpus(root: Path = Path("/sys/fs/cgroup")) -> float:
+def _cgroup_cpus(
+    root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")
+) -> float:
     """CPUs that the cgroup (v2) of this process grants; infinity where nothing limits it."""
     try:
-        path = Path("/proc/self/cgroup").read_text().split("0::", 1)[1].splitlines()[0]
+        path = membership.read_text().split("0::", 1)[1].splitlines()[0]
     except (OSError, IndexError):
         return float("inf")
     here = root / path.lstrip("/")
@@ -228,10 +230,9 @@ def _snake(name: str) -> str:
 def _app_dir(name: str, value: Any) -> str | None:
     if value is None:
         return None
-    path = os.fspath(value)
-    if not Path(path).is_dir():
+    if not isinstance(value, str | Path) or not Path(value).is_dir():
         raise _fail(name, value, "a folder that exists (modules are looked up in it)")
-    return str(Path(path).absolute())
+    return str(Path(value).absolute())
 
 
 def _option(

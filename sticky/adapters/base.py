@@ -188,11 +188,13 @@ class Adapter(abc.ABC):
             return
         for server in instances(socketio.Server, socketio.AsyncServer):
             if not any("PubSub" in kind.__name__ for kind in type(server.manager).__mro__):
+                use = "socketio.Server(client_manager=sticky.cluster.Manager()), or one for Redis"
+                if isinstance(server, socketio.AsyncServer):
+                    use = "socketio.AsyncServer(client_manager=socketio.AsyncRedisManager(url))"
                 self.notice(
                     "client manager",
                     "this is a Socket.IO app on several workers without a client manager: what "
-                    "one worker emits does not reach the clients of the others; use "
-                    "socketio.Server(client_manager=sticky.cluster.Manager()), or one for Redis",
+                    f"one worker emits does not reach the clients of the others; use {use}",
                 )
                 return
 
@@ -215,16 +217,10 @@ class Adapter(abc.ABC):
         _, key, _ = self._router.explain(head, len(head), address[0] if address else "")
         return Connection(address, key, head, came)
 
-    def call_handlers(self, connection: Connection) -> bool:
-        """Whether all handlers have taken note of the connection; one that raises is logged."""
-        try:
-            for handler in tuple(self.handlers):
-                handler(connection)
-        except Exception:
-            self.counters["handler_errors"] += 1
-            log.exception("a handler of 'connection' failed; %r is answered 500", connection)
-            return False
-        return True
+    def handler_failed(self, connection: Connection) -> None:
+        """Say that a handler raised the exception that is being handled."""
+        self.counters["handler_errors"] += 1
+        log.exception("a handler of 'connection' failed; %r is answered 500", connection)
 
     # -- ending -------------------------------------------------------------------------------
 
@@ -274,6 +270,15 @@ REFUSALS = {
     500: answer(500, "The server could not prepare this connection."),
     503: answer(503, "The server could not begin with this connection in time."),
 }
+
+
+def another_protocol(begun: bytes) -> tuple[str, str] | None:
+    """What to say about a client whose first bytes are not HTTP/1: a subject and a text."""
+    if begun[:2] == b"\x16\x03":
+        return "tls", TLS_CLIENT
+    if begun[:14] == b"PRI * HTTP/2.0":
+        return "http2", HTTP2_CLIENT
+    return None
 
 
 def peek(sock: socket.socket, limit: int) -> bytes:

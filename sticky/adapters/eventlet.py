@@ -139,10 +139,8 @@ class _Protocol(eventlet.wsgi.HttpProtocol):  # type: ignore[misc]
         self.connection.settimeout(options.head_timeout if first else options.keep_alive)
         try:
             begun = self.rfile.peek(1)
-            if first and begun[:2] == b"\x16\x03":
-                self.server.notice("tls", base.TLS_CLIENT)
-            elif first and begun[:14] == b"PRI * HTTP/2.0":
-                self.server.notice("http2", base.HTTP2_CLIENT)
+            if first and (other := base.another_protocol(begun)):
+                self.server.notice(*other)
         except TimeoutError:
             if first:
                 self._answer(b"408 Request Timeout")
@@ -173,12 +171,14 @@ class _Protocol(eventlet.wsgi.HttpProtocol):  # type: ignore[misc]
     _refused = False
 
     def parse_request(self) -> bool:
+        lines = self.rfile = _HeadLines(self.rfile)
         try:
             if not super().parse_request():
                 return False
-            if self.headers.defects:
-                # A line that is no field ends the fields for this parser, and only for this one:
-                # the master may have routed by what comes after it.
+            # A line that is no field ends the fields for this parser, and only for this one: the
+            # master may have routed by what comes after it. And the end of the stream ends them
+            # too, for this parser, where the rest of the head is missing.
+            if self.headers.defects or not lines.complete:
                 self._answer(b"400 Bad Request")
                 return False
             return True
@@ -420,7 +420,11 @@ class EventletAdapter(base.Adapter):
         outcome = eventlet.event.Event()
         if event is not None:
             shown.hold(event, lambda: None if outcome.ready() else outcome.send(0))
-        if not self.call_handlers(shown):
+        try:
+            for handler in tuple(self.handlers):
+                handler(shown)
+        except Exception:
+            self.handler_failed(shown)
             return 500
         if event is None or outcome.ready():
             return 0

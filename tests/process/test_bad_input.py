@@ -490,6 +490,22 @@ def test_a_client_that_half_closes_in_mid_head_is_told_or_closed(either: Server,
     assert parse(answer).status == 400 if cut else not answer
 
 
+@pytest.mark.parametrize("cut", [0, 1, 14, 16, 24, -2, -1])
+def test_a_head_that_is_cut_off_never_reaches_the_app(direct: Server, cut: int) -> None:
+    with direct.connect(head("X-Last: 1")[:cut]) as client:
+        client.half_close()
+        answer = client.rest()
+    assert parse(answer).status == 400 if cut else not answer
+
+
+def test_a_later_head_that_is_cut_off_never_reaches_the_app(server: Server) -> None:
+    asked = head(f"{XFF}: {REAL}")
+    with server.connect(asked + asked[:-2]) as client:
+        assert client.answer().status == 200
+        client.half_close()
+        assert parse(client.rest()).status == 400
+
+
 def test_a_client_that_half_closes_after_its_head_is_answered(either: Server) -> None:
     for _ in range(20):
         assert worker(either.ask(head(f"{XFF}: {REAL}"))) == 0

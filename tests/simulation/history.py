@@ -46,6 +46,7 @@ class _SlotSeen:
         self.worker: Worker | None = None
         self.successor: Worker | None = None
         self.due = 0.0
+        self.ended = 0.0
         self.backoff = 0.0
         self.needed = math.inf  # since when it has had something to serve, in a stop
 
@@ -216,6 +217,8 @@ class World:
         now = self.kernel.now
         if seen.worker is None:
             early = now < seen.due - MOMENT and self.stop_at == math.inf
+            # One that is replaced may end when its successor has just been decided on.
+            early = early and not (self.reloaded and seen.ended == now)
             demand(not early, "slot", slot, "is started", seen.due - now, "s early")
         else:
             demand(self.reloaded, "slot", slot, "has a process already:", seen.worker)
@@ -288,6 +291,7 @@ class World:
     def gone(self, slot: int, worker: Worker | None) -> None:
         """A process has ended (or could not even start): what is due now."""
         seen, now = self.slots[slot], self.kernel.now
+        seen.ended = now
         was_ready = worker is not None and worker.known_ready is not None
         if self.stop_at < math.inf:
             seen.due = now + BACKOFF_FIRST

@@ -300,6 +300,18 @@ def test_a_reload_during_a_reload_begins_again_when_its_turn_comes():
     assert book.ready("p4") == [Say("p1", Tell.END)]
 
 
+def test_a_process_that_ends_when_its_successor_was_just_asked_for_has_that_one():
+    book = Book(num=1, timeout=0.0).serving()
+    book.ledger.reload(book.now)
+    assert book.ledger.take() == [Spawn(0)]  # and the shell is on its way
+    assert book.ended("p0") == []
+    book.ledger.spawned("p1", 0, book.now)
+    assert book.after(1.0) == []
+    assert book.ledger.slot_state(0) is Slot.UP
+    book.ledger.ended("p1", book.now)
+    assert book.after(1.0).count(Spawn(0)) == 1
+
+
 def test_nothing_is_reloaded_before_the_announcement_or_in_a_stop():
     book = Book()
     book.take()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from http import HTTPStatus
 
+from .options import Options
+
 
 def answer(status: int, text: str) -> bytes:
     """A whole response (RFC 9110, 15) that ends the connection.
@@ -19,3 +21,15 @@ def answer(status: int, text: str) -> bytes:
         "Connection: close\r\nContent-Type: text/plain\r\n"
         f"{retry}Content-Length: {len(body)}\r\n\r\n"
     ).encode() + body
+
+
+def refusals(options: Options) -> dict[int, bytes]:
+    """What a refused client is told, by status (RFC 9110, 15)."""
+    header = options.header.title()
+    why = {
+        400: f"The head of the request is malformed, or it has no usable {header} field.",
+        408: f"The head of the request was not complete within {options.head_timeout:g} s.",
+        431: f"The head of the request is longer than {options.max_head_size} bytes.",
+        503: "The worker for this client is busy or restarting. Please try again.",
+    }
+    return {status: answer(status, text) for status, text in why.items()}

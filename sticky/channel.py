@@ -77,6 +77,13 @@ def pair(send_buffer: int | None = None) -> tuple[socket.socket, socket.socket]:
     return ends
 
 
+def socket_family(address: Address) -> socket.AddressFamily:
+    """The family of a connection's socket, from its client's address."""
+    if not address:
+        return socket.AF_UNIX
+    return socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+
+
 def inbox() -> tuple[socket.socket, socket.socket]:
     """The pair of a slot: (where the master writes, where the worker reads)."""
     return pair(_INBOX_BUFFER)

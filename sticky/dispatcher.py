@@ -20,11 +20,11 @@ from functools import partial
 from typing import Any
 
 from . import channel
-from .answers import answer
+from .answers import refusals
 from .channel import hand_over
 from .diagnosis import Survey
 from .ledger import Connection as Handle
-from .ledger import Ledger
+from .ledger import Ledger, Stage
 from .options import Options
 from .routing import Router
 from .verdicts import MALFORMED, MISSING, NEED_MORE
@@ -56,24 +56,16 @@ def _accept_unnamed(accept: Callable[[], tuple[int, Any]]) -> tuple[int, Any]:
 class Connection:
     """One connection that the master holds for longer than a moment."""
 
-    __slots__ = ("address", "slot", "sock")
+    __slots__ = ("address", "moves", "prefix", "slot", "sock")
 
-    def __init__(self, sock: Socket, address: channel.Address) -> None:
+    def __init__(
+        self, sock: Socket, address: channel.Address, prefix: bytes = b"", moves: int = 0
+    ) -> None:
         self.sock = sock
         self.address = address
+        self.prefix = prefix
+        self.moves = moves
         self.slot = -1
-
-
-def _answers(options: Options) -> dict[int, bytes]:
-    """What a refused client is told, by status (RFC 9110, 15)."""
-    header = options.header.title()
-    why = {
-        400: f"The head of the request is malformed, or it has no usable {header} field.",
-        408: f"The head of the request was not complete within {options.head_timeout:g} s.",
-        431: f"The head of the request is longer than {options.max_head_size} bytes.",
-        503: "The worker for this client is busy or restarting. Please try again.",
-    }
-    return {status: answer(status, text) for status, text in why.items()}
 
 
 class Dispatcher:
@@ -113,10 +105,13 @@ class Dispatcher:
         self._listeners: list[socket.socket] = []
         self._kinds: dict[socket.socket, tuple[Callable[[], tuple[int, Any]], int, int, int]] = {}
         self._burst, self._full = 1, 0
-        self._answers = _answers(options)
+        self._answers = refusals(options)
+        self._max_moves = options.max_moves
         self._told: set[str] = set()
         self._survey: Survey | None = Survey(options, router, self.tell)
-        self.counters = {"accepted": 0, "refused": 0, "starved": 0}
+        self.counters = dict.fromkeys(
+            ("accepted", "refused", "starved", "moved", "bytes_carried", "moved_too_often"), 0
+        )
 
     # -- listeners ----------------------------------------------------------------------------
 
@@ -308,13 +303,44 @@ class Dispatcher:
         now = self._clock()
         if not self._ledger.queues[slot]:
             try:
-                hand_over(self._inboxes[slot], connection.sock.fileno(), connection.address)
+                self._send(connection, slot)
             except OSError as error:
                 self._queue(connection, slot, now, starved=error.errno != errno.EAGAIN)
             else:
                 connection.sock.close()
         else:
             self._queue(connection, slot, now, starved=False)
+
+    def _send(self, connection: Connection, slot: int) -> None:
+        channel.send_connection(
+            self._inboxes[slot],
+            channel.CONNECTION,
+            connection.sock.fileno(),
+            connection.address,
+            connection.prefix,
+            moves=connection.moves,
+        )
+
+    def take_back(self, message: channel.Message) -> None:
+        """A worker looked at the next request of a connection and found it to be another's."""
+        family = channel.socket_family(message.address)
+        sock = Socket(family, socket.SOCK_STREAM, 0, message.fds[0])
+        connection = Connection(sock, message.address, message.payload, message.moves + 1)
+        self.counters["moved"] += 1
+        self.counters["bytes_carried"] += len(message.payload)
+        if connection.moves > self._max_moves:
+            self.counters["moved_too_often"] += 1
+            self.tell("moves", "a connection was moved too often for one request: answered 503")
+            self._refuse(connection, 503)
+        elif self._ledger.stage in (Stage.ENDING, Stage.OVER):
+            self._refuse(connection, 503)
+        else:
+            peer = message.address[0] if message.address else ""
+            slot = self._route(message.payload, len(message.payload), peer)
+            if slot >= 0:
+                self.hand_over(connection, slot)
+            else:
+                self._refuse(connection, 400)
 
     def _queue(self, connection: Connection, slot: int, now: float, *, starved: bool) -> None:
         self._ledger.queue(connection, slot, now, starved=starved)
@@ -337,7 +363,7 @@ class Dispatcher:
             fd = connection.sock.fileno()
             self._unregister(fd)
             try:
-                hand_over(self._inboxes[slot], fd, connection.address)
+                self._send(connection, slot)
             except OSError as error:
                 self._watch_queued(connection)
                 self._ledger.blocked(slot, self._clock(), starved=error.errno != errno.EAGAIN)

@@ -338,6 +338,8 @@ class Master:
                 self._ledger.ready(key, time.monotonic())
             elif message.kind == channel.PONG:
                 self._ledger.heard(key)
+            elif message.kind == channel.HAND_BACK:
+                self._dispatcher.take_back(message)
             elif message.kind == channel.NOTICE:
                 notice = json.loads(message.payload)
                 self._dispatcher.tell(notice["subject"], notice["text"])

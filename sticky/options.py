@@ -327,7 +327,12 @@ class Options:
         10.0, _seconds(0.1), "seconds a connection may wait for its worker (503)"
     )
     keep_alive: float = _option(
-        75.0, _seconds(0.1), "seconds an idle connection is kept open for a further request"
+        75.0,
+        _seconds(0),
+        "seconds an idle connection is kept open for a further request; 0: close after each",
+    )
+    max_moves: int = _option(
+        8, _whole(1, 100), "moves of a connection for one request before it is refused (503)"
     )
 
     max_connections: int = _option(

@@ -240,7 +240,7 @@ def serve(factory: Callable[[], Any] | Any) -> NoReturn:
         )
     adapter_class = adapters.load(options.worker_class)
     worker._adapter = adapter = adapter_class(
-        app, options, boot.control, boot.inbox, worker._handlers
+        app, options, boot.control, boot.inbox, worker._handlers, slot=worker.id
     )
     adapter.run()
     # From here on an exit is an exit, not a failure to boot. SystemExit runs the atexit handlers.

@@ -101,8 +101,8 @@ class AsgiAdapter(base.Adapter):
             self._reading = False
             self._loop.remove_reader(self.inbox)
 
-    def adopt(self, fd: int, address: channel.Address, prefix: bytes) -> None:
-        family = base.socket_family(address)
+    def adopt(self, fd: int, address: channel.Address, prefix: bytes, came: str) -> None:
+        family = channel.socket_family(address)
         protocol = 0 if family == socket.AF_UNIX else socket.IPPROTO_TCP
         sock = socket.socket(family, socket.SOCK_STREAM, protocol, fd)
         sock.setblocking(False)

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 from .. import channel
 from ..accesslog import AccessLog
-from ..answers import answer
+from ..answers import answer, refusals
 from ..errors import ChannelError
 from ..options import Options
 from ..routing import make_router
@@ -80,6 +80,7 @@ class Adapter(abc.ABC):
         options: the settings.
         control: our end of the control pair.
         inbox: the worker's end of the slot's inbox.
+        slot: the number of the slot.
         handlers: what is called with each connection before it is served; more may be added.
     """
 
@@ -90,6 +91,8 @@ class Adapter(abc.ABC):
         control: socket.socket,
         inbox: socket.socket,
         handlers: Sequence[Handler] = (),
+        *,
+        slot: int = 0,
     ) -> None:
         self.app = app
         self.options = options
@@ -101,10 +104,24 @@ class Adapter(abc.ABC):
         self.not_begun = 0
         self.open = 0
         self.counters = dict.fromkeys(
-            ("adopted", "lost", "handler_errors", "sync_timeouts", "left_unreleased"), 0
+            (
+                "adopted",
+                "lost",
+                "looked",
+                "handed_back",
+                "handler_errors",
+                "sync_timeouts",
+                "left_unreleased",
+            ),
+            0,
         )
-        self.access_log = AccessLog(options) if options.access_logfile else None
         self._router = make_router(options)
+        self.slot = slot
+        # Behind a proxy a connection may carry another client's request next: it is looked at.
+        self.looking = options.proxy and options.num > 1
+        self.route = self._router.route
+        self.refusals = refusals(options)
+        self.access_log = AccessLog(options) if options.access_logfile else None
         self._reader = channel.Reader()
 
     # -- what the framework's event loop calls ------------------------------------------------
@@ -206,7 +223,8 @@ class Adapter(abc.ABC):
         fd = message.fds[0]
         self.counters["adopted"] += 1
         self.not_begun += 1
-        self.adopt(fd, message.address, message.payload)
+        came = "moved" if message.moves else "accepted"
+        self.adopt(fd, message.address, message.payload, came)
 
     def stats(self) -> dict[str, int]:
         """What was counted since the start, and what is held now."""
@@ -240,7 +258,7 @@ class Adapter(abc.ABC):
         """Serve until ended. Tells READY when it is ready to adopt."""
 
     @abc.abstractmethod
-    def adopt(self, fd: int, address: channel.Address, prefix: bytes) -> None:
+    def adopt(self, fd: int, address: channel.Address, prefix: bytes, came: str) -> None:
         """Serve this connection; lower ``not_begun`` when it has begun."""
 
     @abc.abstractmethod
@@ -287,13 +305,6 @@ def peek(sock: socket.socket, limit: int) -> bytes:
         return sock.recv(limit, socket.MSG_PEEK | socket.MSG_DONTWAIT)
     except OSError:
         return b""
-
-
-def socket_family(address: channel.Address) -> socket.AddressFamily:
-    """The family of a connection's socket, from its client's address."""
-    if not address:
-        return socket.AF_UNIX
-    return socket.AF_INET6 if ":" in address[0] else socket.AF_INET
 
 
 def instances(*kinds: type) -> list[Any]:

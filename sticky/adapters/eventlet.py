@@ -7,6 +7,7 @@ just been accepted. Its parser, its answers and its idea of keep-alive are kept 
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import signal
@@ -20,11 +21,13 @@ import eventlet
 import eventlet.event
 import eventlet.hubs
 import eventlet.patcher
+import eventlet.semaphore
 import eventlet.wsgi
 from eventlet.greenio import GreenSocket
 from eventlet.hubs import trampoline
 
 from .. import channel
+from ..verdicts import NEED_MORE
 from . import base
 
 log = logging.getLogger("sticky.worker")
@@ -33,6 +36,7 @@ _IDLE = eventlet.wsgi.STATE_IDLE
 _EPOLLRDHUP = 0x2000  # the patched select module has no epoll constants
 _LAST_HEAD = 1.0
 """Seconds for heads that are not complete when the server stops, as in the master."""
+_RETRY = 0.05
 _LINGER = 2.0
 """Seconds for a refused client to read its answer, as in the master."""
 _READ_CHUNKED = eventlet.wsgi.Input._chunked_read.__code__
@@ -43,9 +47,19 @@ class _HeadTimeout(BaseException):
 
 
 class _ClientSocket(GreenSocket):  # type: ignore[misc]
-    """A connection whose errors can be told from those of the app's own connections."""
+    """A connection whose errors can be told from those of the app's own connections, and of which
+    some bytes may have been read before: they are what is read first."""
+
+    prefix: bytes | memoryview = b""
 
     def recv_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> int:
+        if self.prefix:
+            view = memoryview(buffer).cast("B")
+            size = min(len(self.prefix), nbytes or len(view), len(view))
+            view[:size] = self.prefix[:size]
+            if not flags & socket.MSG_PEEK:
+                self.prefix = memoryview(self.prefix)[size:]
+            return size
         try:
             return int(super().recv_into(buffer, nbytes, flags))
         except OSError as error:
@@ -53,6 +67,10 @@ class _ClientSocket(GreenSocket):  # type: ignore[misc]
             raise
 
     def recv(self, bufsize: int, flags: int = 0) -> bytes:
+        if self.prefix:
+            data = bytearray(min(bufsize, len(self.prefix)))
+            self.recv_into(data, 0, flags)
+            return bytes(data)
         try:
             return bytes(super().recv(bufsize, flags))
         except OSError as error:
@@ -65,29 +83,6 @@ class _ClientSocket(GreenSocket):  # type: ignore[misc]
         except OSError as error:
             error.of_a_client = True  # type: ignore[attr-defined]
             raise
-
-
-class _PrefixedSocket(_ClientSocket):
-    """A connection of which some bytes were read before: they are what is read first."""
-
-    prefix: bytes | memoryview = b""
-
-    def recv_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> int:
-        if not self.prefix:
-            return int(super().recv_into(buffer, nbytes, flags))
-        view = memoryview(buffer).cast("B")
-        size = min(len(self.prefix), nbytes or len(view), len(view))
-        view[:size] = self.prefix[:size]
-        if not flags & socket.MSG_PEEK:
-            self.prefix = memoryview(self.prefix)[size:]
-        return size
-
-    def recv(self, bufsize: int, flags: int = 0) -> bytes:
-        if not self.prefix:
-            return bytes(super().recv(bufsize, flags))
-        data = bytearray(min(bufsize, len(self.prefix)))
-        self.recv_into(data, 0, flags)
-        return bytes(data)
 
 
 def _is_of_a_client(error: BaseException | None) -> bool:
@@ -108,6 +103,7 @@ def _is_of_a_client(error: BaseException | None) -> bool:
 class _Connection(list):  # type: ignore[type-arg]
     """eventlet's [address, socket, state], and what we know besides."""
 
+    came = "accepted"
     upgraded = False
     head_is_awaited = False
     __hash__ = object.__hash__  # type: ignore[assignment]
@@ -140,7 +136,7 @@ class _Protocol(eventlet.wsgi.HttpProtocol):  # type: ignore[misc]
         try:
             begun = self.rfile.peek(1)
             if first and (other := base.another_protocol(begun)):
-                self.server.notice(*other)
+                self.server.adapter.notice(*other)
         except TimeoutError:
             if first:
                 self._answer(b"408 Request Timeout")
@@ -151,6 +147,9 @@ class _Protocol(eventlet.wsgi.HttpProtocol):  # type: ignore[misc]
             self.close_connection = True
             return b""
         self.connection.settimeout(None)
+        if not first and self.server.adapter.looking and not self._is_ours(begun):
+            self.close_connection = True
+            return b""
         head = begun.lstrip(b"\r\n")
         if b"\n\r\n" not in head and b"\n\n" not in head:
             self._deadline = eventlet.Timeout(options.head_timeout, _HeadTimeout)
@@ -165,6 +164,57 @@ class _Protocol(eventlet.wsgi.HttpProtocol):  # type: ignore[misc]
         self.connection.settimeout(None)
         return line
 
+    def _is_ours(self, begun: bytes) -> bool:
+        """Look at the next request before the server reads it: is it this worker's to serve?
+
+        If not, the connection goes back to the master with all that was read of it, or is refused.
+
+        Args:
+            begun: what the buffered reader holds: all of it, and not consumed.
+        """
+        adapter, peer = self.server.adapter, self.client_address[0] if self.client_address else ""
+        adapter.counters["looked"] += 1
+        slot, read = adapter.route(begun, len(begun), peer), begun
+        if slot == NEED_MORE:
+            read = self._gather(len(begun), peer)
+            slot = adapter.route(read, len(read), peer)
+        if slot == adapter.slot:
+            return True
+        if slot >= 0:
+            self.wfile.flush()
+            carried = begun if read is begun else b""
+            adapter.hand_back(self.conn_state, carried + bytes(self.connection.prefix))
+            self._moved = True
+            return False
+        whole = len(read) < self.server.options.max_head_size
+        self._refuse(431 if slot == NEED_MORE and not whole else 400)
+        return False
+
+    def _gather(self, buffered: int, peer: str) -> bytes:
+        """The whole head, where it is not all in the buffer; put back to be read again.
+
+        It has ``head_timeout`` to come, however slowly. What comes back is incomplete if it is
+        too long or the client has closed its side.
+        """
+        options, route = self.server.options, self.server.adapter.route
+        head = bytearray(self.rfile.read(buffered))
+        with eventlet.Timeout(options.head_timeout, _HeadTimeout):
+            self.conn_state.head_is_awaited = True
+            while route(head, len(head), peer) == NEED_MORE and len(head) < options.max_head_size:
+                more = self.connection.recv(options.max_head_size)
+                if not more:
+                    break
+                head += more
+        self.conn_state.head_is_awaited = False
+        self.connection.prefix = bytes(head) + bytes(self.connection.prefix)
+        return bytes(head)
+
+    def _refuse(self, status: int) -> None:
+        """Answer as the master does."""
+        self.close_connection = self._refused = True
+        self.wfile.write(self.server.adapter.refusals[status])
+
+    _moved = False
     _deadline: eventlet.Timeout | None = None
     raw_requestline: bytes | None = None
     environ: dict[str, Any] | None = None
@@ -211,6 +261,8 @@ class _Protocol(eventlet.wsgi.HttpProtocol):  # type: ignore[misc]
         self.wfile.write(b"HTTP/1.1 %s\r\nConnection: close\r\nContent-Length: 0\r\n\r\n" % status)
 
     def finish(self) -> None:
+        if self._moved:
+            return  # no shutdown: the connection lives on in its new owner
         if self._refused or self._body_is_unread():
             self._wait_until_read()
         super().finish()
@@ -239,22 +291,41 @@ class _Protocol(eventlet.wsgi.HttpProtocol):  # type: ignore[misc]
         return environ
 
     def handle_one_response(self) -> None:
-        access_log = self.server.access_log
+        """eventlet's, with the app between: what it answers must leave the connection at the
+        beginning of the next request."""
+        begun, app = time.monotonic(), self.server.app
+        status, headers = 0, list[tuple[str, str]]()
+        returned = False
+
+        def bodiless() -> bool:
+            return self.command == "HEAD" or status in (204, 304)
+
+        def application(environ: dict[str, Any], start_response: Any) -> Any:
+            nonlocal returned
+
+            def start(line: str, fields: Any, *exc_info: Any) -> Any:
+                nonlocal status, headers
+                status, headers = int(line[:3]), fields
+                if "HTTP_UPGRADE" in environ or (returned and bodiless()):
+                    # Refused, so whatever the client sends next may be no HTTP; or too late to
+                    # take away a body that must not be there (RFC 9110, 9.3.2).
+                    self.close_connection = True
+                write = start_response(line, fields, *exc_info)
+                return (lambda _: write(b"")) if bodiless() else write
+
+            result = app(environ, start)
+            returned = True
+            if status and bodiless():
+                if hasattr(result, "close"):
+                    result.close()
+                return ()
+            return result
+
+        self.application = application
+        access_log = self.server.adapter.access_log
         if access_log is None:
             super().handle_one_response()
             return
-        begun, app = time.monotonic(), self.server.app
-        status, headers = 0, list[tuple[str, str]]()
-
-        def application(environ: dict[str, Any], start_response: Any) -> Any:
-            def start(line: str, fields: Any, *exc_info: Any) -> Any:
-                nonlocal status, headers
-                status, headers = int(line.split(" ", 1)[0]), list(fields)
-                return start_response(line, fields, *exc_info)
-
-            return app(environ, start)
-
-        self.application = application
         try:
             super().handle_one_response()
         finally:
@@ -298,6 +369,7 @@ class _Server(eventlet.wsgi.Server):  # type: ignore[misc]
 
     def __init__(self, app: Any, adapter: EventletAdapter) -> None:
         self.options = adapter.options
+        self.adapter = adapter
         super().__init__(
             None,
             None,
@@ -309,8 +381,6 @@ class _Server(eventlet.wsgi.Server):  # type: ignore[misc]
             debug=False,
         )
         self.log = _Log()
-        self.access_log = adapter.access_log
-        self.notice = adapter.notice
 
 
 class EventletAdapter(base.Adapter):
@@ -319,6 +389,7 @@ class EventletAdapter(base.Adapter):
     def run(self) -> None:
         self._ended = eventlet.event.Event()
         self._more_room = eventlet.event.Event()
+        self._handing_back = eventlet.semaphore.Semaphore(1)
         self._held: dict[int, eventlet.event.Event] = {}
         self._departures = eventlet.patcher.original("select").epoll()
         # No bound: connections are bounded by the descriptors, and a bound on green threads would
@@ -376,14 +447,36 @@ class EventletAdapter(base.Adapter):
 
         eventlet.spawn_n(watch)
 
-    def adopt(self, fd: int, address: channel.Address, prefix: bytes) -> None:
-        family = base.socket_family(address)
+    def adopt(self, fd: int, address: channel.Address, prefix: bytes, came: str) -> None:
+        family = channel.socket_family(address)
         protocol = 0 if family == socket.AF_UNIX else socket.IPPROTO_TCP
-        kind = _PrefixedSocket if prefix else _ClientSocket
-        sock = kind(family, socket.SOCK_STREAM, protocol, fd)
-        if prefix:
-            sock.prefix = prefix
-        self._pool.spawn_n(self._serve, _Connection([address, sock, _IDLE]))
+        sock = _ClientSocket(family, socket.SOCK_STREAM, protocol, fd)
+        sock.prefix = prefix
+        connection = _Connection([address, sock, _IDLE])
+        connection.came = came
+        self._pool.spawn_n(self._serve, connection)
+
+    def hand_back(self, connection: _Connection, prefix: bytes) -> None:
+        """Give a connection to the master, with what was read of its next request.
+
+        Only one green thread may wait for a descriptor to become writable, so they take turns.
+        """
+        fd = connection[1].fileno()
+        with self._handing_back:
+            while True:
+                try:
+                    channel.send_connection(
+                        self.control, channel.HAND_BACK, fd, connection[0], prefix
+                    )
+                except BlockingIOError:
+                    trampoline(self.control, write=True)
+                except OSError as error:
+                    if error.errno != errno.ETOOMANYREFS:
+                        raise
+                    eventlet.sleep(_RETRY)
+                else:
+                    break
+        self.counters["handed_back"] += 1
 
     def _serve(self, connection: _Connection) -> None:
         self.not_begun -= 1
@@ -414,8 +507,8 @@ class EventletAdapter(base.Adapter):
     def _prepare(self, connection: _Connection) -> int:
         """The handlers' turn, and with ``sync`` the wait for the event; 0, or a status."""
         sock = connection[1]
-        head = bytes(getattr(sock, "prefix", b"")) + base.peek(sock.fd, self.options.max_head_size)
-        shown = self.introduce(connection[0], head, "accepted")
+        head = bytes(sock.prefix) + base.peek(sock.fd, self.options.max_head_size)
+        shown = self.introduce(connection[0], head, connection.came)
         event = self.options.sync
         outcome = eventlet.event.Event()
         if event is not None:

@@ -21,25 +21,25 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 BUILT_FROM := sticky/_core.pyx setup.py pyproject.toml
 NODE_MODULES := tests/e2e/node_modules/.package-lock.json
 
-.PHONY: demo test lint fast bench clean programs
+.PHONY: demo test lint fast bench clean ready ready-for-fast programs
 
 demo: $(VENV)/installed
 	@exec $(BIN)/python examples/chat/app.py $(PORT)
 
-test: lint programs $(NODE_MODULES)
+test: ready lint
 	$(BIN)/python -m pytest
 
-lint: $(VENV)/ready-for-tests
+lint: ready-for-fast
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	PATH="$(abspath $(BIN)):$$PATH" cython-lint sticky/_core.pyx
 
-fast: $(VENV)/ready-for-tests
-	$(BIN)/python -m pytest tests/unit tests/simulation tests/process \
-		--deselect tests/unit/test_core_mutants.py --ignore tests/unit/test_packaging.py
+fast: ready-for-fast
+	$(BIN)/python -m pytest -p no:cacheprovider tests/unit tests/process \
+		--ignore tests/unit/test_core_mutants.py --ignore tests/unit/test_packaging.py
 
-bench: $(VENV)/ready-for-tests
+bench: ready-for-fast
 	$(BIN)/python -m pytest bench
 
 clean:
@@ -62,6 +62,10 @@ $(VENV)/ready-for-tests: $(VENV)/installed
 	$(PIP) install --upgrade "pip>=25.1"
 	$(PIP) install --group test --group lint "socketio-sticky[all]"
 	@touch $@
+
+ready-for-fast: $(VENV)/ready-for-tests
+
+ready: ready-for-fast programs $(NODE_MODULES)
 
 # What is still missing then is named; its tests are skipped, or fail where CI=true.
 programs:

@@ -48,20 +48,13 @@ class AccessLog:
         options: the settings; ``access_logfile`` is not None.
 
     Raises:
-        OptionError: the file cannot be written, or the format is none.
+        OptionError: the file cannot be written.
     """
 
     def __init__(self, options: Options) -> None:
         self._format = options.access_logformat
         self._log = logging.getLogger("sticky.access")
         assert options.access_logfile is not None
-        try:
-            self._format % Atoms()
-        except (TypeError, ValueError) as error:
-            raise OptionError(
-                f"option 'access_logformat' is {self._format!r}: {error}; it must be made of "
-                "gunicorn's atoms, as '%(h)s \"%(r)s\" %(s)s'"
-            ) from None
         if options.log_config is not None:
             return  # that file says where it goes
         handler: logging.Handler

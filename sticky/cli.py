@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import difflib
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
@@ -24,8 +25,27 @@ _LEFT_OUT = ("host", "port")  # --bind says both
 _MANY = ("bind", "env")
 
 
+_ELSEWHERE = {"--port": "--bind", "--host": "--bind", "--factory": "--interface factory"}
+"""What other servers call it."""
+
+
 class Parser(argparse.ArgumentParser):
     """Says what is wrong in one line; argparse puts all options there are in front of it."""
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As usual, but an option that does not exist is answered with one that was meant."""
+        found, left = self.parse_known_args(args, namespace)
+        for word in left:
+            name = word.partition("=")[0]
+            close = difflib.get_close_matches(
+                name.lower(), [*_ELSEWHERE, *self._option_string_actions], 1
+            )
+            hint = f"; did you mean {_ELSEWHERE.get(close[0], close[0])}?" if close else ""
+            if name.startswith("-"):
+                self.error(f"there is no option {name}{hint}")
+        if left:
+            self.error(f"this is too much: {' '.join(left)}")
+        return found
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")

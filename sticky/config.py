@@ -6,9 +6,9 @@ Everything here ends in ``Options.make``: names and values are checked there and
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,13 +16,15 @@ from typing import Any
 
 from .errors import OptionError
 from .listeners import from_systemd
-from .options import Options, as_mapping
+from .options import Options, as_mapping, nearest_option
 
 FIELDS = {field.name: field for field in dataclasses.fields(Options)}
 
-# No options. Kubernetes sets STICKY_PORT and STICKY_SERVICE_... for a service named "sticky", so
-# a port is never read from the environment: STICKY_BIND has it.
-_OTHERS = ("STICKY_PORT", "STICKY_SERVICE_", "STICKY_WORKER_ID", "STICKY_PURE", "STICKY_CONFIG")
+# No options. Kubernetes sets STICKY_PORT and STICKY_SERVICE_... for a service named "sticky" (and
+# STICKY_WEB_PORT_... for one named "sticky-web"), so a port is never read from the environment:
+# STICKY_BIND has it.
+_KUBERNETES = re.compile(r"STICKY_(\w+_)?(PORT|PORT_\d+_\w+|SERVICE_HOST|SERVICE_PORT\w*)")
+_OTHERS = ("STICKY_WORKER_ID", "STICKY_PURE", "STICKY_CONFIG")
 
 _WORDS = {
     **dict.fromkeys(("1", "true", "yes", "on"), True),
@@ -61,11 +63,8 @@ def settings(
         elif "host" in source or "port" in source:
             merged.pop("bind", None)
         merged.update(source)
-    if (
-        not isinstance(given, Options)
-        and explicit.get("bind")
-        and ("port" in explicit or "host" in explicit)
-    ):
+    named = options if isinstance(given, Options) else explicit  # an object has all of them
+    if explicit.get("bind") and ("port" in named or "host" in named):
         raise OptionError(
             f"option 'bind' is {explicit['bind']!r}, and there is a host or a port beside it: "
             "say where to listen in one way"
@@ -79,16 +78,17 @@ def from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
     """The options in STICKY_<OPTION>, as ``STICKY_PROXY=1`` or ``STICKY_BIND=:3000,[::1]:3000``."""
     found, names = {}, []
     for name, text in environ.items():
-        if not name.startswith("STICKY_") or name.startswith(_OTHERS):
+        if not name.startswith("STICKY_") or name in _OTHERS or _KUBERNETES.fullmatch(name):
             continue
         option = name.removeprefix("STICKY_").lower()
         if option in FIELDS:
             found[option] = from_text(option, text, source=f"the environment variable {name}")
             names.append(name)
-        elif close := difflib.get_close_matches(option, FIELDS, 1, cutoff=0.8):
+        elif close := nearest_option(option, [*FIELDS, "config"]):
+            close = "bind" if close == "port" else close
             raise OptionError(
                 f"the environment variable {name} names no option; "
-                f"did you mean STICKY_{close[0].upper()}?"
+                f"did you mean STICKY_{close.upper()}?"
             )
     _check(found, "in the environment (" + ", ".join(names) + ")")
     return found
@@ -105,11 +105,11 @@ def from_file(path: str | os.PathLike[str]) -> dict[str, Any]:
         ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise OptionError(f"the file {os.fspath(path)!r} is not TOML: {error}") from None
-    found = {name.replace("-", "_"): value for name, value in content.items()}
-    _check(found, f"in {os.fspath(path)!r}")
+    found = as_mapping({name.replace("-", "_"): value for name, value in content.items()})
     for name in ("app_dir", "log_config"):
-        if name in found:  # what a file names is beside it
+        if isinstance(found.get(name), str):  # what a file names is beside it
             found[name] = str(Path(path).absolute().parent / found[name])
+    _check(found, f"in {os.fspath(path)!r}")
     return found
 
 
@@ -136,10 +136,17 @@ def from_text(option: str, text: str, *, source: str = "") -> Any:
     if kind.startswith("tuple"):
         return [part.strip() for part in text.split(",") if part.strip()]
     if kind.startswith("Mapping"):
-        pairs = [part.partition("=") for part in text.split(",") if part]
-        return {name: value for name, _, value in pairs}
+        parts = [part for part in text.split(",") if part]
+        if not all("=" in part for part in parts):
+            raise OptionError(
+                f"{source or f'option {option!r}'} is {text!r}: it must be written "
+                "NAME=VALUE,NAME=VALUE"
+            )
+        return dict(part.split("=", 1) for part in parts)
     if kind.endswith("| None") and not text:
         return None
+    if option == "sync" and text.lower() in _WORDS:
+        return _WORDS[text.lower()]
     try:
         if kind.startswith("float"):
             return float(text)
@@ -159,8 +166,13 @@ def as_toml(options: Options) -> str:
         if value is None or (name == "bind" and not value):
             lines.append(f"# {name} =")
         elif isinstance(value, dict):
-            pairs = ", ".join(f"{json.dumps(k)} = {json.dumps(v)}" for k, v in value.items())
+            pairs = ", ".join(f"{_toml(k)} = {_toml(v)}" for k, v in value.items())
             lines.append(f"{name} = {{{pairs}}}")
         else:
-            lines.append(f"{name} = {json.dumps(value)}")
+            lines.append(f"{name} = {_toml(value)}")
     return "\n".join(lines) + "\n"
+
+
+def _toml(value: Any) -> str:
+    """As JSON writes it, but for two things in strings: pairs of surrogates, and DEL."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ipaddress
 import re
 import sys
 from collections.abc import Sequence
@@ -61,9 +62,14 @@ def main(argv: Sequence[str], *, prog: str) -> int:
     else:
         peer = given["address"]
     try:
-        found = explain(head, peer, options)
-    except ValueError as error:
-        raise OptionError(f"the address is {peer!r}: {error}") from None
+        if peer:  # the clients of a unix socket have none
+            ipaddress.ip_address(peer)
+    except ValueError:
+        raise OptionError(
+            f"the client's address is {peer!r}: it must be an IPv4 or an IPv6 address, "
+            "for example 203.0.113.7"
+        ) from None
+    found = explain(head, peer, options)
     if found.slot is None:
         print(f"no slot: {found.why}" + (f" ({found.status})" if found.status else ""))
         return 1

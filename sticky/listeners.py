@@ -90,7 +90,12 @@ class Listeners:
             if opened and not port:  # the same port for all addresses of one name
                 bound = self.sockets[-opened].getsockname()[1]
                 address = (address[0], bound, *address[2:])
-            sock = socket.socket(family, socket.SOCK_STREAM)
+            try:
+                sock = socket.socket(family, socket.SOCK_STREAM)
+            except OSError as error:  # a kernel without IPv6
+                if len(found) > 1:
+                    continue
+                raise StickyError(f"cannot listen on {where}: {_reason(error)}") from None
             try:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 if family == socket.AF_INET6:
@@ -109,7 +114,7 @@ class Listeners:
             raise StickyError(f"cannot listen on {where}: this machine has no such address")
 
     def _has_ipv4(self, port: int) -> bool:
-        binds = [parse_bind(bind) for bind in self._options.bind]
+        binds = [parse_bind(bind) for bind in self._options.bind] if port else []
         return any(kind == "tcp" and ":" not in host and p == port for kind, host, p in binds)
 
     def _open_unix(self, path: str) -> None:
@@ -121,9 +126,11 @@ class Listeners:
             self._listen(sock)
         except OSError as error:
             sock.close()
-            raise StickyError(f"cannot listen on unix:{path}: {_reason(error)}") from None
+            reason = "permission denied" if error.errno == errno.EACCES else _reason(error)
+            raise StickyError(f"cannot listen on unix:{path}: {reason}") from None
 
     def _take(self, number: int, descriptor: int) -> None:
+        sock = None
         try:
             sock = socket.socket(fileno=descriptor)
             if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
@@ -133,10 +140,12 @@ class Listeners:
                     errno.EINVAL,
                     "the clients of a unix socket have no address to route by (use proxy)",
                 )
+            sock.set_inheritable(False)
+            self._listen(sock)
         except OSError as error:
+            if sock is not None:
+                sock.close()
             raise StickyError(f"cannot listen on fd://{number}: {_reason(error)}") from None
-        sock.set_inheritable(False)
-        self._listen(sock)
 
     def _listen(self, sock: socket.socket) -> None:
         sock.setblocking(False)
@@ -159,10 +168,13 @@ def _remove_stale(path: str) -> None:
     except FileNotFoundError:
         return
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)  # or one that does not accept would keep us here
         try:
             probe.connect(path)
         except ConnectionRefusedError:
             Path(path).unlink()
+        except BlockingIOError:
+            raise OSError(errno.EADDRINUSE, "another program listens on it") from None
         else:
             raise OSError(errno.EADDRINUSE, "another program listens on it")
 

@@ -8,6 +8,7 @@ import os
 import select
 import sys
 
+from .errors import OptionError
 from .options import Options
 
 _FORMAT = "[%(asctime)s] [%(process)d] [%(levelname)s] %(message)s"
@@ -57,11 +58,21 @@ def set_up(options: Options, *, worker: int | None = None) -> None:
     Args:
         options: the settings.
         worker: the number of the slot; None in the master, which never waits for a reader.
+
+    Raises:
+        OptionError: ``log_config`` cannot be used; nothing of it is in force then.
     """
     logger = logging.getLogger("sticky")
     logger.setLevel(options.log_level.upper())
     if options.log_config is not None:
-        _from_file(options.log_config)
+        try:
+            _from_file(options.log_config)
+        except Exception as error:  # whatever the file makes logging do
+            cause = f" ({error.__cause__})" if error.__cause__ else ""
+            raise OptionError(
+                f"option 'log_config' is {options.log_config!r}, which cannot be used: "
+                f"{type(error).__name__}: {error}{cause}"
+            ) from None
         return
     handler: logging.Handler
     if sys.stderr is None:  # closed by whoever started us
@@ -80,6 +91,7 @@ def _from_file(path: str) -> None:
 
     if path.endswith(".json"):
         with open(path, encoding="utf-8") as file:
-            logging.config.dictConfig(json.load(file))
+            # Our loggers are there already, and not everybody's file names them.
+            logging.config.dictConfig({"disable_existing_loggers": False, **json.load(file)})
     else:
         logging.config.fileConfig(path, disable_existing_loggers=False)

@@ -20,6 +20,7 @@ import sys
 import termios
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from . import channel, ledger, logs, spawn
@@ -326,10 +327,10 @@ class Master:
             except BlockingIOError:
                 return
             except ConnectionResetError:
-                message = None  # it died with something of ours unread
+                continue  # it died with something of ours unread; what it said comes now
             except ChannelError as error:
                 log.error("worker %d (pid %d): %s", process.slot, process.pid, error)
-                return
+                continue
             if message is None:
                 self._unregister(process.control.fileno())  # its end is told by the pidfd
                 return
@@ -404,11 +405,14 @@ class Master:
 
     def _start_watcher(self) -> None:
         """``--reload``: a child that says when files change."""
+        folders = {self._options.app_dir or str(Path.cwd())}
+        if self._program.script:
+            folders.add(str(Path(self._program.script).parent))
         spec = {
             "role": "watcher",
             "master": os.getpid(),
             "path": list(self._program.path),
-            "watch": [self._options.app_dir or os.getcwd()],  # noqa: PTH109 - text is wanted
+            "watch": sorted(folders),
         }
         pid, control = spawn.start("watcher", spec, environment=os.environ, stdin=os.devnull)
         self._watcher = _Process(-1, pid, control)
@@ -461,7 +465,11 @@ def run(
         The exit status: 0 when stopped, 1 when the port cannot be used, 3 when the workers cannot
         boot, 4 when the app cannot be loaded.
     """
-    logs.set_up(options)
+    try:
+        logs.set_up(options)
+    except StickyError as error:
+        sys.stderr.write(f"sticky: {error}\n")
+        return error.exit_status
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -213,6 +213,21 @@ def _log_file(name: str, value: Any) -> str | None:
     return None if value is None else _text(name, value)
 
 
+class _AnyAtom(dict[str, str]):
+    def __missing__(self, atom: str) -> str:
+        return "-"
+
+
+def _log_format(name: str, value: Any) -> str:
+    try:
+        _text(name, value) % _AnyAtom()
+    except (TypeError, ValueError) as error:
+        raise _fail(
+            name, value, f"made of gunicorn's atoms, as '%(h)s \"%(r)s\" %(s)s' ({error})"
+        ) from None
+    return str(value)
+
+
 def _log_config(name: str, value: Any) -> str | None:
     if value is None:
         return None
@@ -362,7 +377,7 @@ class Options:
         None, _log_file, "write a line for each request to this file; - is the standard output"
     )
     access_logformat: str = _option(
-        ACCESS_LOG_FORMAT, _text, "what such a line holds, in gunicorn's atoms"
+        ACCESS_LOG_FORMAT, _log_format, "what such a line holds, in gunicorn's atoms"
     )
 
     def __post_init__(self) -> None:
@@ -405,10 +420,20 @@ class Options:
         return values
 
 
+_ELSEWHERE = {"workers": "num", "proxy_header": "header", "listen": "bind", "reuse_port": "bind"}
+"""Names that options have on the command line or in other servers."""
+
+
+def nearest_option(name: str, known: Sequence[str]) -> str | None:
+    """The option that was probably meant."""
+    close = difflib.get_close_matches(name, [*known, *_ELSEWHERE], 1)
+    return _ELSEWHERE.get(close[0], close[0]) if close else None
+
+
 def unknown_option(name: object, known: Sequence[str]) -> OptionError:
     """The error for a name that no option has."""
-    close = difflib.get_close_matches(str(name), known, 1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
+    close = nearest_option(str(name), known)
+    hint = f"; did you mean {close!r}?" if close else ""
     return OptionError(f"there is no option {name!r}{hint} (the options are {', '.join(known)})")
 
 
@@ -430,6 +455,7 @@ def as_mapping(options: Options | Mapping[str, Any] | None) -> dict[str, Any]:
     for flag in ("is_synced", "is_syncable"):
         if flag in given:
             sync = given.get("sync")
-            event = {"event": sync} if isinstance(sync, str) else dict(sync or {})
+            event = {"event": sync} if isinstance(sync, str) else {}
+            event |= sync if isinstance(sync, Mapping) else {}
             given["sync"] = event | {"is_synced": given.pop(flag)}
     return given

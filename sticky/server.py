@@ -16,6 +16,7 @@ import signal
 import socket
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -170,6 +171,7 @@ class Server:
         except OSError as error:
             raise StickyError(f"the master cannot be started: {error.strerror}") from None
         self._pidfd = os.pidfd_open(self.pid)
+        weakref.finalize(self, os.close, self._pidfd)
         # A plain blocking read: this process may have been monkey-patched, which leaves no other
         # way of waiting that is the same for all (signals interrupt it, PEP 475).
         os.set_blocking(self._control.fileno(), True)

@@ -249,6 +249,20 @@ def serve(factory: Callable[[], Any] | Any) -> NoReturn:
     sys.exit(0)
 
 
+def _check_thread() -> None:
+    """Python has signal handlers in the main thread only. (Which that is it says only by refusing:
+    after monkey-patching, threading no longer knows.)"""
+    try:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    except ValueError:
+        _fail(  # an exception would only end this thread
+            "the server was started with a function in a thread, and workers, which run the "
+            "script again, cannot serve in a thread: start it in the main thread, or name the "
+            "factory: Server('module:factory', ...)",
+            _CANNOT_LOAD,
+        )
+
+
 def listen_called(factory: Callable[[], Any] | Any) -> None:
     """``listen`` was called in a worker: serve, if this is the call that launched us.
 
@@ -260,5 +274,6 @@ def listen_called(factory: Callable[[], Any] | Any) -> None:
     if _boot.calls_before is None or isinstance(factory, str):
         return
     if _boot.calls_before == 0:
+        _check_thread()
         serve(factory)
     _boot.calls_before -= 1

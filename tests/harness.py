@@ -28,7 +28,7 @@ from typing import Any, Self, TypeVar
 import psutil
 
 ROOT = Path(__file__).resolve().parent.parent
-LISTENING = re.compile(r"Listening at: (\S+) \(pid (\d+)\)")
+LISTENING = re.compile(r"Listening at: (\S+)(?:, \S+)* \(pid (\d+)\)")
 WORKER_READY = re.compile(r"worker (\d+) ready \(pid (\d+)\)")
 MARK = "HARNESS_RUN"  # in the environment of everything a run starts, however deep
 

@@ -7,7 +7,9 @@ as if it had just been accepted. Its parsers, its lifespan and its websockets ar
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
+import select
 import signal
 import socket
 import sys
@@ -27,14 +29,19 @@ _CLOSE = (b"connection", b"close")
 
 
 class _Messages(logging.Handler):
-    """What uvicorn says while it starts: the reason, if it does not."""
+    """What uvicorn says. While it starts: the reason, if it does not; later the app's errors are
+    ours to log, and the rest (bad requests, of which clients can make any number) is detail."""
 
     def __init__(self) -> None:
-        super().__init__(logging.ERROR)
-        self.texts: list[str] = []
+        super().__init__()
+        self.texts: list[str] | None = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.texts.append(self.format(record))
+        if self.texts is None:
+            level = record.levelno if record.levelno >= logging.ERROR else logging.DEBUG
+            log.log(level, "%s", record.getMessage().rstrip(), exc_info=record.exc_info)
+        elif record.levelno >= logging.ERROR:
+            self.texts.append(self.format(record))
 
 
 class AsgiAdapter(base.Adapter):
@@ -50,7 +57,7 @@ class AsgiAdapter(base.Adapter):
             access_log=False,
             # The app sees the request as it was sent; whom to trust is its own decision.
             proxy_headers=False,
-            timeout_keep_alive=round(options.keep_alive),
+            timeout_keep_alive=options.keep_alive,  # type: ignore[arg-type]  # any number will do
             h11_max_incomplete_event_size=options.max_head_size,
         )
         with asyncio.Runner(loop_factory=self._config.get_loop_factory()) as runner:
@@ -60,17 +67,25 @@ class AsgiAdapter(base.Adapter):
         self._loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[None]] = set()
         self._reading = False
+        self._held: dict[int, asyncio.Future[int]] = {}
+        self._departures = select.epoll()
         self._config.load()
+        if not self.options.keep_alive:
+            self._config.encoded_headers.append(_CLOSE)
+        self._protocol_class = _watched(self._config.http_protocol_class)
+        if self._config.ws_protocol_class is not None:
+            self._config.ws_protocol_class = _counted(self._config.ws_protocol_class, self)
         self._server = server = uvicorn.Server(self._config)
         server.lifespan = self._config.lifespan_class(self._config)
         await self._start()
         self._loop.add_signal_handler(signal.SIGTERM, self.end)
         self._loop.add_reader(self.control, self.receive_control)
+        self._loop.add_reader(self._departures.fileno(), self._see_departures)
         self._update_reading()
         self.look_around()
         self.tell(channel.READY)
         await server.main_loop()
-        if self._tasks:
+        if self._tasks and not server.force_exit:
             await asyncio.wait(self._tasks, timeout=self.options.graceful_timeout)
         await server.shutdown(sockets=[])
 
@@ -78,12 +93,14 @@ class AsgiAdapter(base.Adapter):
         """uvicorn's start, with the app's lifespan; its reason is ours if that fails."""
         messages, logger = _Messages(), logging.getLogger("uvicorn.error")
         logger.addHandler(messages)
+        logger.propagate = self.options.log_config is not None
         try:
             await self._server.startup(sockets=[])
         except SystemExit:
-            reason = "\n".join(messages.texts) or "the app's lifespan failed"
+            reason = "\n".join(messages.texts or ()) or "the app's lifespan failed"
             raise WorkerError("\n" + reason.rstrip(), 3) from None
-        finally:
+        messages.texts = None
+        if self.options.log_config is not None:  # that file says what becomes of it
             logger.removeHandler(messages)
 
     # -- picking up ---------------------------------------------------------------------------
@@ -106,11 +123,13 @@ class AsgiAdapter(base.Adapter):
         protocol = 0 if family == socket.AF_UNIX else socket.IPPROTO_TCP
         sock = socket.socket(family, socket.SOCK_STREAM, protocol, fd)
         sock.setblocking(False)
-        task = self._loop.create_task(self._begin(sock, address, prefix))
+        task = self._loop.create_task(self._begin(sock, address, prefix, came))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _begin(self, sock: socket.socket, address: channel.Address, prefix: bytes) -> None:
+    async def _begin(
+        self, sock: socket.socket, address: channel.Address, prefix: bytes, came: str
+    ) -> None:
         self.not_begun -= 1
         self.open += 1
         self._update_reading()
@@ -118,7 +137,7 @@ class AsgiAdapter(base.Adapter):
         try:
             refusal = 0
             if self.handlers or self.options.sync:
-                refusal = await self._prepare(sock, address, prefix)
+                refusal = await self._prepare(sock, address, prefix, came)
             if refusal:
                 await self._refuse(sock, refusal)
             else:
@@ -129,54 +148,52 @@ class AsgiAdapter(base.Adapter):
         finally:
             if not adopted:
                 sock.close()
-                self._closed()
+                self.closed()
 
     def _protocol(self, prefix: bytes) -> asyncio.Protocol:
-        """uvicorn's protocol, told what was read before and asked when it ends."""
-        adapter, kind = self, self._config.http_protocol_class
-
-        class Protocol(kind):  # type: ignore[misc, valid-type]
-            def connection_made(self, transport: Any) -> None:
-                super().connection_made(transport)
-                if prefix:
-                    # At once: on uvloop the socket's own data would overtake it later.
-                    self.data_received(prefix)
-
-            def connection_lost(self, error: Exception | None) -> None:
-                super().connection_lost(error)
-                adapter._closed()
-
-        protocol: asyncio.Protocol = Protocol(
+        protocol: asyncio.Protocol = self._protocol_class(
+            self,
+            prefix,
             config=self._config,
             server_state=self._server.server_state,
             app_state=self._server.lifespan.state,
         )
         return protocol
 
-    def _closed(self) -> None:
+    def closed(self) -> None:
+        """A connection has ended."""
         self.open -= 1
         self._update_reading()
 
     # -- events and sync ----------------------------------------------------------------------
 
-    async def _prepare(self, sock: socket.socket, address: channel.Address, prefix: bytes) -> int:
+    async def _prepare(
+        self, sock: socket.socket, address: channel.Address, prefix: bytes, came: str
+    ) -> int:
         """The handlers' turn, and with ``sync`` the wait for the event; 0, or a status."""
-        shown = self.introduce(
-            address, prefix + base.peek(sock, self.options.max_head_size), "accepted"
-        )
+        shown = self.introduce(address, prefix + base.peek(sock, self.options.max_head_size), came)
         event = self.options.sync
         outcome: asyncio.Future[int] = self._loop.create_future()
 
-        def decide(status: int) -> None:
-            if not outcome.done():
-                outcome.set_result(status)
+        def release() -> None:
+            # What takes long belongs into a thread here, so it may be emitted from there.
+            self._loop.call_soon_threadsafe(_decide, outcome, 0)
 
         if event is not None:
-            shown.hold(event, lambda: decide(0))
-        if not self.call_handlers(shown):
+            shown.hold(event, release)
+        try:
+            for handler in tuple(self.handlers):
+                pending = handler(shown)
+                if inspect.isawaitable(pending):
+                    await pending
+        except Exception:
+            self.handler_failed(shown)
             return 500
-        if event is None or outcome.done():
+        if event is None or shown.released:
             return 0
+        fd = sock.fileno()
+        self._held[fd] = outcome
+        self._departures.register(fd, select.EPOLLRDHUP)
         try:
             async with asyncio.timeout(self.options.sync_timeout):
                 return await outcome
@@ -184,7 +201,18 @@ class AsgiAdapter(base.Adapter):
             self.counters["sync_timeouts"] += 1
             return 503
         finally:
-            shown.hold(event, lambda: None)  # too late
+            shown.hold(event, None)  # too late
+            self._departures.unregister(fd)
+            del self._held[fd]
+
+    def _see_departures(self) -> None:
+        """Notice clients that leave while the app has not released them: their first bytes are
+        there and are not read, so only this closing can be waited for."""
+        for fd, _ in self._departures.poll(0):
+            outcome = self._held[fd]
+            if not outcome.done():
+                self.counters["left_unreleased"] += 1
+                outcome.set_result(503)
 
     async def _refuse(self, sock: socket.socket, status: int) -> None:
         """Answer, and read what the client still sends for a moment (RFC 9112, 9.6)."""
@@ -218,6 +246,93 @@ class AsgiAdapter(base.Adapter):
     def quit(self) -> None:
         self._server.force_exit = True
         self._server.should_exit = True
+
+
+def _decide(outcome: asyncio.Future[int], status: int) -> None:
+    if not outcome.done():
+        outcome.set_result(status)
+
+
+def _watched(kind: Any) -> Any:
+    """uvicorn's protocol, told what was read before; with limits for a head, which it lacks."""
+
+    class Protocol(kind):  # type: ignore[misc]
+        def __init__(self, adapter: AsgiAdapter, prefix: bytes, **arguments: Any) -> None:
+            super().__init__(**arguments)
+            self._adapter = adapter
+            self._prefix = prefix
+            self._begun = False
+            self._head_size = 0
+            self._deadline: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            self._await_head()
+            if self._prefix:
+                # At once: on uvloop the socket's own data would overtake it later.
+                self.data_received(self._prefix)
+
+        def connection_lost(self, error: Exception | None) -> None:
+            self._head_is_over()
+            super().connection_lost(error)
+            self._adapter.closed()
+
+        def data_received(self, data: bytes) -> None:
+            if not self._begun:
+                self._begun = True
+                if other := base.another_protocol(data):
+                    self._adapter.notice(*other)
+            super().data_received(data)
+            conn = getattr(self, "conn", None)
+            if conn is not None:  # h11 has no callbacks, but a state
+                if "IDLE" not in str(conn.their_state):
+                    self._head_is_over()
+                elif conn.trailing_data[0] and self._deadline is None:
+                    self._await_head()
+            if self._deadline is not None:
+                self._head_size += len(data)
+                if self._head_size > self._adapter.options.max_head_size:
+                    self._refuse_head(431)
+
+        def on_message_begin(self) -> None:
+            super().on_message_begin()
+            if self._deadline is None:
+                self._await_head()
+
+        def on_headers_complete(self) -> None:
+            self._head_is_over()
+            super().on_headers_complete()
+
+        def _await_head(self) -> None:
+            self._head_size = 0
+            seconds = self._adapter.options.head_timeout
+            self._deadline = self.loop.call_later(seconds, self._refuse_head, 408)
+
+        def _head_is_over(self) -> None:
+            if self._deadline is not None:
+                self._deadline.cancel()
+                self._deadline = None
+
+        def _refuse_head(self, status: int) -> None:
+            self._head_is_over()
+            if not self.transport.is_closing():
+                # A pipelined head may be late while its predecessor is still being answered.
+                if self.cycle is None or self.cycle.response_complete:
+                    self.transport.write(self._adapter.refusals[status])
+                self.transport.close()
+
+    return Protocol
+
+
+def _counted(kind: Any, adapter: AsgiAdapter) -> Any:
+    """uvicorn's protocol for websockets, which takes the place of the other in mid-connection."""
+
+    class Protocol(kind):  # type: ignore[misc]
+        def connection_lost(self, error: Exception | None) -> None:
+            super().connection_lost(error)
+            adapter.closed()
+
+    return Protocol
 
 
 def _logged(app: Any, access_log: AccessLog) -> Any:

@@ -36,6 +36,7 @@ class Connection:
         head: what is there of its request, without anything being consumed. The whole head with
             ``proxy``; possibly less, or nothing yet, without.
         came: how it came: "accepted", or "moved" from another worker.
+        released: whether its event was emitted (option ``sync``).
     """
 
     def __init__(self, address: channel.Address, key: bytes, head: bytes, came: str) -> None:
@@ -43,11 +44,12 @@ class Connection:
         self.key = key
         self.head = head
         self.came = came
+        self.released = False
         self._release: Callable[[], None] | None = None
         self._event: str | None = None
 
-    def hold(self, event: str, release: Callable[[], None]) -> None:
-        """Have ``release`` called when this event is emitted, once."""
+    def hold(self, event: str, release: Callable[[], None] | None) -> None:
+        """Have ``release`` called when this event is emitted, once; None: no longer."""
         self._event, self._release = event, release
 
     def emit(self, event: str) -> bool:
@@ -62,6 +64,7 @@ class Connection:
         if event != self._event or self._release is None:
             return False
         release, self._release = self._release, None
+        self.released = True
         release()
         return True
 

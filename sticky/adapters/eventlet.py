@@ -126,6 +126,7 @@ class _Protocol(eventlet.wsgi.HttpProtocol):  # type: ignore[misc]
     """eventlet's HTTP, with one deadline for a whole head and quiet about bad clients."""
 
     server: _Server
+    rfile: Any
 
     def _read_request_line(self) -> bytes | str:
         """Wait for a request as long as keep-alive says (for a first one: as long as a head may
@@ -531,7 +532,7 @@ class EventletAdapter(base.Adapter):
             self.counters["sync_timeouts"] += 1
             return 503
         finally:
-            shown.hold(event, lambda: None)  # too late
+            shown.hold(event, None)  # too late
             self._departures.unregister(fd)
             del self._held[fd]
 

@@ -19,7 +19,7 @@ from tests.harness import MARK, ROOT, marked, wait_until
 HERE = Path(__file__).resolve().parent
 PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/usr/local/sbin"])
 HOW_TO_INSTALL = {
-    "node": "install Node.js 20 or later (apt install nodejs npm)",
+    "node": "install Node.js 18 or later (apt install nodejs npm)",
     "node_modules": "run `make test`, or `npm ci` in tests/e2e",
     "nginx": "apt install nginx-light",
     "chromium": "apt install chromium, or name another one in $CHROMIUM",

@@ -107,22 +107,10 @@ CONNECTIONS = {
 }
 
 
-NOT_YET = pytest.mark.xfail(
-    reason="a worker does not hand back a shared connection yet", raises=AssertionError
-)
 CASES = [(kind, mode) for kind in CONNECTIONS for mode in MODES]
 
 
-@pytest.mark.parametrize(
-    ("kind", "mode"),
-    [
-        pytest.param(
-            *case,
-            marks=[NOT_YET] if case[0].startswith("shared") and case[1] != "websocket" else [],
-        )
-        for case in CASES
-    ],
-)
+@pytest.mark.parametrize(("kind", "mode"), CASES)
 def test_behind_nginx_every_request_of_a_client_reaches_one_worker(
     tmp_path: Path, script: Start, kind: str, mode: str
 ) -> None:

@@ -235,7 +235,8 @@ class Worker:
     def begin(self, wire: Wire) -> None:
         self.not_begun.remove(wire)
         self.begun.append(wire)
-        demand(len(wire.data) == wire.sent, wire, "reached its worker without all its bytes")
+        arrived = len(wire.prefix) + len(wire.data)
+        demand(arrived == wire.sent, wire, "reached its worker without all its bytes")
         if self.rng.random() < self.world.weather.long_requests:
             self.later(self.rng.choice((1.0, 5.0, 20.0)), self.finish, wire)
         else:
@@ -246,8 +247,28 @@ class Worker:
         demand(wire.slot == self.slot, wire, "was served by", self)
         demand(wire.answer is None, wire, "was served and refused")
         self.begun.remove(wire)
-        wire.move("worker", "ended", "served")
+        self.world.served[self.slot] += 1
+        gone = wire.fin or wire.reset or self.ending or channel.CLOSING in self.told
+        if gone or not self.world.proxy or self.rng.random() >= self.world.weather.shared:
+            wire.move("worker", "ended", "served")
+        else:
+            self.next_request(wire)
         self.end_when_done()
+
+    def next_request(self, wire: Wire) -> None:
+        """Another client's request comes over the same connection; it is read before it is known
+        whose it is."""
+        wire.slot = self.rng.randrange(self.world.options.num)
+        wire.prefix = b"%d%s\n" % (wire.slot, b"y" * self.rng.randrange(9))
+        wire.data.clear()
+        wire.sent = len(wire.prefix)
+        if wire.slot == self.slot:
+            self.not_begun.append(wire)
+            self.begin(wire)
+        else:
+            wire.waits = wire.answer = None
+            wire.move("worker", "moving")
+            self.control.say(channel.HAND_BACK, wire)
 
     # -- what it is told ----------------------------------------------------------------------
 
@@ -314,6 +335,7 @@ class Weather:
         self.stall = often(0, 0, 0.02, 0.1)
         self.starvation = often(0, 0, 0.5)
         self.reloads = often(0, 0, 0.5)
+        self.shared = often(0, 0.3, 0.7)
 
     def __repr__(self) -> str:
         return json.dumps(vars(self))

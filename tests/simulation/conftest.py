@@ -7,7 +7,7 @@ import pytest
 
 def pytest_addoption(parser):
     group = parser.getgroup("simulation")
-    group.addoption("--histories", type=int, help="simulated histories to run (default: 3000)")
+    group.addoption("--histories", type=int, help="simulated histories to run (default: 2000)")
     group.addoption("--first-seed", type=int, default=0, help="the seed of the first of them")
 
 
@@ -21,11 +21,13 @@ def pytest_collection_modifyitems(config, items):
 
 def wanted(config):
     """What was asked for; None when nothing was."""
-    return config.getoption("--histories", None) or int(os.environ.get("STICKY_HISTORIES", 0)) or None
+    return (
+        config.getoption("--histories", None) or int(os.environ.get("STICKY_HISTORIES", 0)) or None
+    )
 
 
 @pytest.fixture
 def seeds(request):
     """The seeds of the histories to run."""
     first = request.config.getoption("--first-seed", 0)
-    return range(first, first + (wanted(request.config) or 3000))
+    return range(first, first + (wanted(request.config) or 2000))

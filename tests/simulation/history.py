@@ -99,6 +99,7 @@ class World:
             for seen in self.slots[1:]:
                 seen.due = math.inf  # the first one starts alone
         self.reloaded = False
+        self.served = [0] * num
         self.decisions = 0
         self.announced = False
         self.announcements = 0
@@ -106,6 +107,7 @@ class World:
         self.cramped = 0.0  # until when no process can be started
         self.fed_at = 0.0  # when an inbox took descriptors again, which nothing announces
         self.quick = False
+        self.ends = False  # the workers were told to end, and nothing moves any more
         self.stop_at = math.inf
         self.stop_by = math.inf
         self.stalled_before = 0.0
@@ -272,6 +274,8 @@ class World:
         worker = self.workers[pid]
         demand(not worker.alive, worker, "is waited for, and lives")
         assert worker.status is not None
+        said = worker.control.said
+        demand(not said or worker.pidfd is None, worker, "was not heard out:", said)
         seen = self.slots[worker.slot]
         if seen.successor is worker:
             seen.successor = None
@@ -312,7 +316,7 @@ class World:
         verdict = wire.slot
         if self.proxy:
             head = bytes(buffer[:length])
-            demand(head == bytes(wire.data[:length]), wire, "was not peeked at")
+            demand(head == (wire.prefix or wire.data)[:length], wire, "was not peeked at")
             if head[:1] == b"!":
                 verdict = MALFORMED
             elif b"\n" not in head:
@@ -344,7 +348,7 @@ class World:
             demand(not self.listener.open, worker, "is told to end before the listeners closed")
             waiting = self.waiting()
             demand(not waiting, worker, "is told to end while these wait:", waiting)
-            self.inboxes[worker.slot].told_end = True
+            self.inboxes[worker.slot].told_end = self.ends = True
         elif kind == channel.QUIT:
             demand(self.quick or self.time_over, worker, "is told to quit in a graceful stop")
         elif kind == channel.CLOSING:
@@ -413,7 +417,7 @@ class World:
             return
         if worker.replaced is not None and worker.known_ready is None:
             return
-        if channel.END in worker.told and worker.replaced is not None:
+        if worker.replaced is not None:
             age = self.kernel.now - worker.replaced
             demand(age >= options.graceful_timeout - MOMENT, worker, "had only", age, "s to end")
         elif worker.known_ready is None:
@@ -448,7 +452,7 @@ class World:
                 retried = now - self.fed_at > RETRY + MOMENT
                 demand(full or not retried, wire, "got 503 though its inbox had room")
             demand(
-                late or wire.fin or wire.reset or self.quick or self.time_over,
+                late or wire.fin or wire.reset or self.quick or self.time_over or self.ends,
                 wire,
                 "got 503 after",
                 waited,
@@ -481,7 +485,9 @@ class World:
             demand(watched or not queue or timeout <= RETRY + MOMENT, inbox, "is not watched")
         for deadline, what in deadlines:
             late = now + timeout - deadline
-            demand(late <= MOMENT or not timeout, "it would sleep", late, "s past a deadline of", what)
+            demand(
+                late <= MOMENT or not timeout, "it would sleep", late, "s past a deadline of", what
+            )
         listener.accepted = 0
 
     def check_places(self, now: float, timeout: float) -> list[tuple[float, object]]:
@@ -620,6 +626,8 @@ class World:
             fine = wire.place == "ended" or wire.answer is not None
             if wire.outcome == "lost in the backlog":
                 fine = starved or not self.announced
+            if wire.place == "moving":
+                fine = self.ends
             # One that had not connected by then never came.
             demand(fine or wire.place == "backlog", wire, "was forgotten in", wire.place)
 

@@ -1,9 +1,10 @@
 """The system calls that the master makes, over a world that is only numbers.
 
 ``sticky.master`` and ``sticky.dispatcher`` run here as they are, on top of this: descriptors (the
-lowest free number first, and only so many), epoll (level- and edge-triggered, and what it does to a
-registration whose file lives on elsewhere), a listener with its backlog, client sockets, the inboxes
-of the slots, control pairs, pidfds, signals, and a clock that moves only in ``epoll.poll``.
+lowest free number first, and only so many), epoll (level- and edge-triggered, and what it does to
+a registration whose file lives on elsewhere), a listener with its backlog, client sockets, the
+inboxes of the slots, control pairs, pidfds, signals, and a clock that moves only in
+``epoll.poll``.
 
 ``load`` makes fresh copies of the three modules that decide, with their system calls replaced, and
 with their source text changed first where a test wants to see that the change is noticed.
@@ -34,12 +35,13 @@ import sticky.channel
 import sticky.dispatcher
 import sticky.ledger
 import sticky.master
+from sticky.errors import ChannelError
 
 IN, OUT, ERR, HUP = select.EPOLLIN, select.EPOLLOUT, select.EPOLLERR, select.EPOLLHUP
 RDHUP, ET = select.EPOLLRDHUP, select.EPOLLET
 GRID = 0.01
 """Things happen at multiples of this many seconds, so that many happen at once."""
-TURNS = 20_000
+TURNS = 4_000
 """A history that takes more turns than this does not end."""
 
 
@@ -234,7 +236,8 @@ class File:
 class Wire:
     """One client's connection, from its connect to its end, wherever it is.
 
-    ``place`` is backlog, master, inbox, worker or ended; only ``move`` changes it.
+    ``place`` is backlog, master, inbox, worker, moving (back to the master) or ended; only ``move``
+    changes it.
     """
 
     def __init__(self, kernel: Kernel, number: int, slot: int) -> None:
@@ -243,7 +246,8 @@ class Wire:
         self.slot = slot  # where it belongs
         self.wrong: int | None = None  # the status that what it sends deserves
         self.data = bytearray()
-        self.sent = 0  # bytes, in all
+        self.sent = 0  # bytes of this request
+        self.prefix = b""  # those that a worker has read and that go with the connection
         self.fin = self.reset = False
         self.place = "backlog"
         self.waits: str | None = None  # where in the ledger, as it was between the last turns
@@ -309,7 +313,7 @@ class Socket(File):
         return found
 
     def lives_elsewhere(self) -> bool:
-        return self.wire.place in ("inbox", "worker")
+        return self.wire.place in ("inbox", "worker", "moving")
 
     def recv_into(self, buffer: bytearray, size: int, flags: int) -> int:
         wire = self.wire
@@ -426,11 +430,12 @@ class Inbox(File):
     def ready(self) -> int:
         return OUT if self.writable else 0
 
-    def put(self, fd: int) -> None:
+    def put(self, fd: int, prefix: bytes) -> None:
         """A connection is handed over."""
         sock = self.kernel.files[fd]
         assert isinstance(sock, Socket)
         wire = sock.wire
+        demand(prefix == wire.prefix, wire, "is handed over with", prefix, "not", wire.prefix)
         demand(fd not in self.kernel.watched, wire, "is handed over without leaving epoll")
         demand(wire.place == "master", wire, "is handed over from", wire.place)
         demand(wire.answer is None, wire, "is handed over after it was refused")
@@ -462,11 +467,12 @@ class Control(File):
 
     def __init__(self, kernel: Kernel) -> None:
         super().__init__(kernel)
-        self.said: deque[tuple[int, bytes]] = deque()
+        self.said: deque[tuple[int, Any]] = deque()
         self.hear: Callable[[int], object] = lambda kind: None
         self.seen: Callable[[int], object] = lambda kind: None
         self.refused: Callable[[], object] = lambda: None
         self.unread = 0
+        self.reset = False
         self.alive = True
 
     def ready(self) -> int:
@@ -474,12 +480,13 @@ class Control(File):
 
     def say(self, kind: int, content: Any = None) -> None:
         """The other side says something."""
-        self.said.append((kind, json.dumps(content).encode()))
+        self.said.append((kind, content))
         self.stir()
 
     def end(self) -> None:
         """The other side is gone."""
         self.alive = False
+        self.reset = self.unread > 0
         self.stir()
 
     def put(self, kind: int) -> None:
@@ -505,7 +512,7 @@ class Flag(File):
         self.stir()
 
 
-# -- the modules, with this kernel under them -------------------------------------------------------
+# -- the modules, with this kernel under them -----------------------------------------------------
 
 
 class _Over:
@@ -549,8 +556,10 @@ class Code:
             exec(compile(source, f"<sticky/{name}.py>", "exec"), module.__dict__)
             setattr(self, name, module)
         self.master.ledger = self.ledger
-        self.master.Ledger, self.master.Rules = self.ledger.Ledger, self.ledger.Rules
-        self.master.Tell = self.ledger.Tell
+        for module in (self.master, self.dispatcher):  # what they import from the ledger by name
+            for name, value in vars(sticky.ledger).items():
+                if value is getattr(module, name, None) and hasattr(value, "__module__"):
+                    setattr(module, name, getattr(self.ledger, name))
         self.master.Dispatcher = self.dispatcher.Dispatcher
         told = {tell.name: kind for tell, kind in sticky.master._TOLD.items()}
         self.master._TOLD = {tell: told[tell.name] for tell in self.ledger.Tell}
@@ -568,6 +577,7 @@ class Code:
             pack_header=lambda kind, *_, **__: kind,
             send=_send,
             hand_over=_hand_over,
+            send_connection=_send_connection,
             Reader=_Reader,
         )
         self.dispatcher.channel = channel
@@ -625,7 +635,7 @@ class _Log:
 
 
 class _Message:
-    __slots__ = ("fds", "kind", "payload")
+    __slots__ = ("address", "fds", "kind", "moves", "payload")
 
     def __init__(self, kind: int, payload: bytes) -> None:
         self.kind, self.payload = kind, payload
@@ -634,15 +644,26 @@ class _Message:
 
 class _Reader:
     def receive(self, control: Control) -> _Message | None:
-        if control.said:
-            kind, payload = control.said.popleft()
-            control.seen(kind)
-            return _Message(kind, payload)
-        if control.alive:
-            raise BlockingIOError(errno.EAGAIN, "nothing said")
-        if control.unread and control.kernel.rng.random() < 0.5:
-            raise ConnectionResetError(errno.ECONNRESET, "it died with something unread")
-        return None
+        if control.reset:  # told once, and before what was said
+            control.reset = False
+            raise failing(errno.ECONNRESET)
+        if not control.said:
+            if control.alive:
+                raise BlockingIOError(errno.EAGAIN, "nothing said")
+            return None
+        kind, content = control.said.popleft()
+        control.seen(kind)
+        if not isinstance(content, Wire):
+            return _Message(kind, json.dumps(content).encode())
+        wire, kernel = content, control.kernel
+        if not kernel.room:
+            wire.move("moving", "ended", "cut off")
+            raise ChannelError("a message was cut off: this process has no file descriptor free")
+        wire.move("moving", "master")
+        wire.sock = Socket(kernel, wire)
+        message = _Message(kind, wire.prefix)
+        message.fds, message.address, message.moves = [wire.sock.fd], (str(wire.number), 0), 0
+        return message
 
 
 def _send(channel: Control, kind: int, payload: bytes = b"", *fds: int) -> None:
@@ -650,7 +671,13 @@ def _send(channel: Control, kind: int, payload: bytes = b"", *fds: int) -> None:
 
 
 def _hand_over(inbox: Inbox, fd: int, address: object) -> None:
-    inbox.put(fd)
+    inbox.put(fd, b"")
+
+
+def _send_connection(
+    inbox: Inbox, kind: int, fd: int, address: object, prefix: bytes = b"", **_: int
+) -> None:
+    inbox.put(fd, prefix)
 
 
 def _ioctl(end: Any, request: int, buffer: bytes) -> bytes:

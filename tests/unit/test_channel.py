@@ -156,11 +156,11 @@ def test_sending_to_a_closed_end_says_so(ends):
 
 
 def test_an_inbox_holds_about_twenty_connections_and_then_has_no_room(inbox, reader, pipe):
-    held = 0
-    with pytest.raises(BlockingIOError):
-        while True:
+    for held in range(1000):
+        try:
             channel.hand_over(inbox[0], pipe[0], ("192.0.2.7", 1))
-            held += 1
+        except BlockingIOError:
+            break
     assert 10 <= held <= 40
     close(reader.receive(inbox[1]))
     channel.hand_over(inbox[0], pipe[0], ("192.0.2.7", 1))  # one read, room for one

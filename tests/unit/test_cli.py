@@ -37,6 +37,7 @@ FLAGS = {
     "max_queued": (["--max-queued", "7"], 7),
     "queue_timeout": (["--queue-timeout", "7"], 7.0),
     "keep_alive": (["--keep-alive", "5"], 5.0),
+    "max_moves": (["--max-moves", "3"], 3),
     "max_connections": (["--max-connections", "5"], 5),
     "prefetch": (["--prefetch", "2"], 2),
     "boot_timeout": (["--boot-timeout", "5"], 5.0),

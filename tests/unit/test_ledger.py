@@ -675,14 +675,14 @@ def test_a_process_that_is_started_while_all_others_are_told_to_end_is_killed():
 
 def test_the_tables_say_what_can_follow_what():
     starting, ready, draining, gone = Process
-    assert _LIVES == {
+    assert {
         starting: {ready, gone},
         ready: {draining, gone},
         draining: {gone},
         gone: set(),
-    }
+    } == _LIVES
     up, backoff, fatal = Slot
-    assert _SLOTS == {up: {backoff, fatal}, backoff: {up, fatal}, fatal: set()}
+    assert {up: {backoff, fatal}, backoff: {up, fatal}, fatal: set()} == _SLOTS
 
 
 def test_a_process_cannot_be_ready_twice():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import logging
 import os
@@ -11,6 +12,7 @@ import time
 import pytest
 
 from sticky import logs
+from sticky.errors import OptionError
 from sticky.options import Options
 
 
@@ -20,10 +22,8 @@ def pipe():
     fcntl.fcntl(fds[1], fcntl.F_SETPIPE_SZ, 4096)
     yield fds
     for fd in fds:
-        try:
+        with contextlib.suppress(OSError):  # a test may have closed it
             os.close(fd)
-        except OSError:
-            pass
 
 
 @pytest.fixture
@@ -153,3 +153,13 @@ def test_a_configuration_file_decides_instead(kind, logger, tmp_path):
             handler.close()
         root.handlers[:], root.level = handlers, level
     assert target.read_text() == "into the file\n"
+
+
+@pytest.mark.parametrize("content", ["{}", "nonsense", '{"version": 1, "handlers": {"h": {}}}'])
+def test_a_configuration_file_that_cannot_be_used_is_an_error_that_names_it(
+    content, logger, tmp_path
+):
+    path = tmp_path / "log.json"
+    path.write_text(content)
+    with pytest.raises(OptionError, match="log.json"):
+        logs.set_up(Options(num=1, log_config=str(path)))

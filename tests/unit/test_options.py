@@ -57,7 +57,10 @@ VALUES = {
         [None, b"12345678", "0123456789abcDEF"],
         [b"1234567", b"123456789", "0123", "x" * 16, 1, bytearray(8)],
     ),
-    "sync": ([None, False, True, "an event", {"is_synced": True, "event": "x"}, {}], ["", 3, {"x": 1}]),
+    "sync": (
+        [None, False, True, "an event", {"is_synced": True, "event": "x"}, {}],
+        ["", 3, {"x": 1}],
+    ),
     "sync_timeout": seconds(0.1),
     "backlog": whole(1, 65535),
     "defer_accept": FLAG,
@@ -66,7 +69,8 @@ VALUES = {
     "max_pending_heads": whole(1, 1_000_000),
     "max_queued": whole(1, 1_000_000),
     "queue_timeout": seconds(0.1),
-    "keep_alive": seconds(0.1),
+    "keep_alive": seconds(0),
+    "max_moves": whole(1, 100),
     "max_connections": whole(1, 10_000_000),
     "prefetch": whole(1, 1000),
     "boot_timeout": seconds(0.1),
@@ -134,7 +138,12 @@ def test_an_option_error_is_ours_and_a_value_error():
 
 @pytest.mark.parametrize(
     ("given", "meant"),
-    [("prefech", "prefetch"), ("head_time", "head_timeout"), ("prot", "port"), ("loglevel", "log_level")],
+    [
+        ("prefech", "prefetch"),
+        ("head_time", "head_timeout"),
+        ("prot", "port"),
+        ("loglevel", "log_level"),
+    ],
 )
 def test_an_unknown_name_is_answered_with_a_close_one_and_all_there_are(given, meant):
     with pytest.raises(OptionError) as caught:
@@ -168,7 +177,9 @@ def test_what_is_no_mapping_is_said_so(value):
 
 
 def test_the_names_of_the_original_are_understood():
-    made = Options.make({"proxy": True, "ignoreMissingHeader": True, "header": "X-Real-IP", "num": 2})
+    made = Options.make(
+        {"proxy": True, "ignoreMissingHeader": True, "header": "X-Real-IP", "num": 2}
+    )
     assert made.ignore_missing_header
     assert made.header == "x-real-ip"
 

@@ -1,0 +1,177 @@
+"""What may load what: the parts of the program know each other in one direction only."""
+
+from __future__ import annotations
+
+import ast
+import graphlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = ROOT / "sticky"
+FILES = sorted(PACKAGE.rglob("*.py"))
+MODULES = {
+    ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): file
+    for file in FILES
+}
+FRAMEWORKS = {
+    "asyncio",
+    "engineio",
+    "eventlet",
+    "flask",
+    "flask_socketio",
+    "gevent",
+    "greenlet",
+    "socketio",
+    "uvicorn",
+    "uvloop",
+    "werkzeug",
+}
+TWINS = {"sticky._core", "sticky._pycore"}
+# What makes input and output, waits, or reads a clock. (os is for the environment and urandom.)
+WORLDLY = {
+    *("asyncio", "fcntl", "io", "multiprocessing", "select", "selectors", "shutil", "signal"),
+    *("socket", "ssl", "subprocess", "sys", "tempfile", "threading", "time", "datetime"),
+    *("logging", "pathlib", "os"),
+}
+
+
+def loaded_by(module: str) -> set[str]:
+    """Everything that is loaded when this is imported, in a clean interpreter."""
+    ended = subprocess.run(
+        [sys.executable, "-c", f"import sys, {module}; print(*sys.modules)"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert ended.returncode == 0, ended.stderr
+    return set(ended.stdout.split())
+
+
+def is_type_checking(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+
+
+def imports(name: str, *, typing: bool = False) -> set[str]:
+    """The modules that a module imports, by their full names.
+
+    typing: also those that only the type checker sees.
+    """
+    file = MODULES[name]
+    package = name if file.name == "__init__.py" else name.rpartition(".")[0]
+    found: set[str] = set()
+    pending: list[ast.AST] = [ast.parse(file.read_text())]
+    while pending:
+        node = pending.pop()
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            parts = package.split(".")
+            base = ".".join(parts[: len(parts) - node.level + 1]) if node.level else ""
+            source = ".".join(filter(None, [base, node.module]))
+            for alias in node.names:
+                whole = f"{source}.{alias.name}"
+                found.add(whole if whole in MODULES or whole in TWINS else source)
+        if is_type_checking(node) and not typing:
+            assert isinstance(node, ast.If)
+            pending.extend(node.orelse)
+        else:
+            pending.extend(ast.iter_child_nodes(node))
+    return found
+
+
+@pytest.mark.parametrize("module", ["sticky", "sticky.master", "sticky.server", "sticky.cli"])
+def test_what_is_not_a_worker_loads_no_framework(module: str) -> None:
+    found = loaded_by(module)
+    assert module in found
+    assert not FRAMEWORKS & found
+
+
+def test_importing_sticky_loads_nothing_of_it_yet() -> None:
+    """A worker imports it before the standard library is monkey-patched."""
+    assert {name for name in loaded_by("sticky") if name.startswith("sticky.")} == set()
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if "adapters." not in name])
+def test_every_module_can_be_imported_alone_and_without_a_warning(name: str) -> None:
+    if name == "sticky.cluster":
+        pytest.importorskip("socketio")
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import {name}"
+    if name == "sticky.__main__":
+        code = code.replace(f"import {name}", "import runpy; runpy.run_module('sticky')")
+    ended = subprocess.run(
+        [sys.executable, "-I", "-W", "error", "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if "sticky.adapters." in name])
+def test_every_adapter_can_be_imported_alone(name: str) -> None:
+    """Their frameworks may warn of themselves."""
+    framework = {"asgi": "uvicorn"}.get(name.rpartition(".")[2])
+    if framework:
+        pytest.importorskip(framework)
+    assert name in loaded_by(name)
+
+
+def test_only_core_imports_a_twin() -> None:
+    users = {name for name in MODULES if imports(name, typing=True) & TWINS}
+    assert users == {"sticky.core"}
+
+
+def test_there_is_no_import_cycle() -> None:
+    """Not even through an import inside of a function."""
+    graph = {name: imports(name) & set(MODULES) - {"sticky"} for name in MODULES}
+    del graph["sticky"]  # its names are loaded when they are used
+    graphlib.TopologicalSorter(graph).prepare()
+
+
+@pytest.mark.parametrize("name", ["ledger", "routing", "core", "_pycore", "verdicts"])
+def test_who_decides_does_no_io_and_reads_no_clock(name: str) -> None:
+    module = f"sticky.{name}"
+    # The environment says which twin, and a server without a seed draws one: nothing else.
+    allowed = {"core": {"os"}, "routing": {"os"}}.get(name, set())
+    assert imports(module) & WORLDLY <= allowed
+    tree = ast.parse(MODULES[module].read_text())
+    used = {
+        node.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "os"
+    }
+    assert used <= {"environ", "urandom"}
+    called = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+    assert not called & {"open", "print", "input", "exec", "eval", "__import__"}
+
+
+@pytest.mark.parametrize(
+    ("name", "known"),
+    [
+        ("errors", set()),
+        ("verdicts", set()),
+        ("ledger", set()),
+        ("_pycore", {"verdicts"}),
+        ("core", {"_core", "_pycore"}),
+        ("routing", {"core", "options", "verdicts"}),
+        ("options", {"errors"}),
+        ("channel", {"errors"}),
+    ],
+)
+def test_the_parts_below_know_only_what_is_below_them(name: str, known: set[str]) -> None:
+    ours = {found for found in imports(f"sticky.{name}") if found.startswith("sticky")}
+    assert ours <= {f"sticky.{other}" for other in known}
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if "sticky.adapters." in name])
+def test_an_adapter_does_not_know_the_master_or_another_adapter(name: str) -> None:
+    found = imports(name)
+    assert not {n for n in found if n.startswith("sticky.adapters.")} - {"sticky.adapters.base"}
+    assert not found & {"sticky.master", "sticky.ledger", "sticky.dispatcher", "sticky.server"}

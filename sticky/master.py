@@ -161,11 +161,12 @@ class Master:
                         if book.actions:  # or the next one would meet what is decided already
                             self._perform()
             now = clock()
-            if book.actions or now >= book.due:  # most turns only hand over: nothing is decided
-                self._decide(now)
+            if book.actions:  # most turns only hand over: nothing is decided
+                self._perform()
+            if now >= book.due:
+                self._tick(now)
 
-    def _decide(self, now: float) -> None:
-        self._perform()
+    def _tick(self, now: float) -> None:
         if self._ledger.stage is ledger.Stage.PLACING:
             self._ledger.inboxes({i for i, slot in enumerate(self._slots) if _unread(slot)})
         self._ledger.tick(now)

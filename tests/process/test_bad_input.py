@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+import psutil
 import pytest
 
 import sticky
@@ -235,7 +236,8 @@ def test_a_head_of_64_kb_is_431_and_the_answer_can_be_read_after_sending_more(
 ) -> None:
     with either.connect() as client:
         client.send(head(f"{XFF}: 10.1.1.1")[:-2] + b"X-Long: ")
-        client.send(b"a" * size)
+        for _ in range(size >> 10):
+            client.send(b"a" * 1024)
         answer = parse(client.rest())
     assert (answer.status, answer.headers["Connection"]) == (431, "close")
 
@@ -248,9 +250,27 @@ def test_a_head_of_64_kb_is_refused_without_a_proxy_too(
     direct: Server, begin: bytes, status: int, size: int
 ) -> None:
     with direct.connect(begin) as client:
-        client.send(b"a" * size)
+        for _ in range(size >> 10):
+            client.send(b"a" * 1024)
         answer = parse(client.rest())
     assert (answer.status, answer.headers["Connection"]) == (status, "close")
+
+
+@pytest.mark.parametrize("mode", ["proxy", "direct"])
+def test_a_refused_client_that_does_not_leave_is_dropped(
+    request: pytest.FixtureRequest, mode: str
+) -> None:
+    server: Server = request.getfixturevalue("server" if mode == "proxy" else "direct")
+    with server.connect(b"GET\r\n\r\n") as client:
+        assert parse(client.rest()).status == 400
+        # It has been told, and keeps its side open: nobody waits for it for ever.
+        address = client.sock.getsockname()
+
+        def is_held() -> bool:
+            processes = [psutil.Process(pid) for pid in server.fds]
+            return any(c.raddr == address for p in processes for c in p.net_connections())
+
+        wait_until(lambda: not is_held(), what="the server lets go")
 
 
 def test_a_head_just_below_the_limit_is_served(server: Server) -> None:

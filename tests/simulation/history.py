@@ -47,7 +47,7 @@ class _SlotSeen:
         self.successor: Worker | None = None
         self.due = 0.0
         self.ended = 0.0
-        self.backoff = 0.0
+        self.backoff = self.backoff_before = 0.0
         self.needed = math.inf  # since when it has had something to serve, in a stop
 
 
@@ -219,8 +219,9 @@ class World:
         now = self.kernel.now
         if seen.worker is None:
             early = now < seen.due - MOMENT and self.stop_at == math.inf
-            # One that is replaced may end when its successor has just been decided on.
-            early = early and not (self.reloaded and seen.ended == now)
+            if early and self.reloaded and seen.ended == now:
+                # It ended when its successor had just been decided on: that one comes at once.
+                early, seen.backoff = False, seen.backoff_before
             demand(not early, "slot", slot, "is started", seen.due - now, "s early")
         else:
             demand(self.reloaded, "slot", slot, "has a process already:", seen.worker)
@@ -307,6 +308,7 @@ class World:
         else:
             lived = was_ready and worker is not None and now - worker.ready_at >= BACKOFF_LAST
             doubled = seen.backoff * 2 or BACKOFF_FIRST
+            seen.backoff_before = seen.backoff
             seen.backoff = BACKOFF_FIRST if lived else min(doubled, BACKOFF_LAST)
             seen.due = now + seen.backoff
 

@@ -99,18 +99,16 @@ def shared(kind: Any) -> Any:
                 return False
             if self.transport.is_closing() or self.cycle is None:
                 return False
-            if b"pgrade" in head and any(
-                name == b"upgrade" for name, _ in self.cycle.scope["headers"]
-            ):
+            if b"pgrade" in head and _field(self.cycle, b"upgrade") is not None:
                 # It was refused, so whatever the client sends next may be no HTTP.
                 self.cycle.default_headers = [*self.cycle.default_headers, CLOSE]
             self._left = self._body_length() if self.cycle.more_body else None
             return True
 
         def _body_length(self) -> int | None:
-            for name, value in self.cycle.scope["headers"]:
-                if name == b"content-length":
-                    return int(value)
+            length = _field(self.cycle, b"content-length")
+            if length is not None:
+                return int(length)
             self._tail = b""
             return _CHUNKED
 
@@ -146,3 +144,8 @@ def shared(kind: Any) -> Any:
             self._adapter.hand_back(transport, self._address, bytes(self._buffer))
 
     return Protocol
+
+
+def _field(cycle: Any, wanted: bytes) -> bytes | None:
+    """The value of a header field of the current request."""
+    return next((value for name, value in cycle.scope["headers"] if name == wanted), None)

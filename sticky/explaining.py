@@ -8,7 +8,7 @@ import re
 import sys
 from collections.abc import Sequence
 
-from .cli import Parser, add_options, from_arguments
+from .arguments import Parser, add_options, from_arguments
 from .config import settings
 from .errors import OptionError
 from .routing import explain

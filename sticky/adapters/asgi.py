@@ -7,6 +7,7 @@ as if it had just been accepted. Its parsers, its lifespan and its websockets ar
 from __future__ import annotations
 
 import asyncio
+import errno
 import inspect
 import logging
 import select
@@ -14,6 +15,7 @@ import signal
 import socket
 import sys
 import time
+from collections import deque
 from typing import Any
 
 import uvicorn
@@ -22,10 +24,11 @@ from .. import channel
 from ..accesslog import AccessLog
 from ..errors import WorkerError
 from . import base
+from .asgi_shared import CLOSE, shared
 
 log = logging.getLogger("sticky.worker")
 
-_CLOSE = (b"connection", b"close")
+_RETRY = 0.05
 
 
 class _Messages(logging.Handler):
@@ -71,8 +74,11 @@ class AsgiAdapter(base.Adapter):
         self._departures = select.epoll()
         self._config.load()
         if not self.options.keep_alive:
-            self._config.encoded_headers.append(_CLOSE)
+            self._config.encoded_headers.append(CLOSE)
         self._protocol_class = _watched(self._config.http_protocol_class)
+        if self.looking:
+            self._protocol_class = shared(self._protocol_class)
+        self._leaving: deque[tuple[Any, channel.Address, bytes]] = deque()
         if self._config.ws_protocol_class is not None:
             self._config.ws_protocol_class = _counted(self._config.ws_protocol_class, self)
         self._server = server = uvicorn.Server(self._config)
@@ -141,7 +147,9 @@ class AsgiAdapter(base.Adapter):
             if refusal:
                 await self._refuse(sock, refusal)
             else:
-                await self._loop.connect_accepted_socket(lambda: self._protocol(prefix), sock)
+                await self._loop.connect_accepted_socket(
+                    lambda: self._protocol(address, prefix), sock
+                )
                 adopted = True
         except OSError as error:
             log.debug("%s: the connection failed: %s", address, error)
@@ -150,15 +158,43 @@ class AsgiAdapter(base.Adapter):
                 sock.close()
                 self.closed()
 
-    def _protocol(self, prefix: bytes) -> asyncio.Protocol:
+    def _protocol(self, address: channel.Address, prefix: bytes) -> asyncio.Protocol:
         protocol: asyncio.Protocol = self._protocol_class(
             self,
+            address,
             prefix,
             config=self._config,
             server_state=self._server.server_state,
             app_state=self._server.lifespan.state,
         )
         return protocol
+
+    def hand_back(self, transport: Any, address: channel.Address, prefix: bytes) -> None:
+        """Give a connection to the master, with what was read of its next request."""
+        self._leaving.append((transport, address, prefix))
+        if len(self._leaving) == 1:
+            self._send_back()
+
+    def _send_back(self) -> None:
+        """Send those that are leaving, in order; go on when there is room for the next."""
+        self._loop.remove_writer(self.control)
+        while self._leaving:
+            transport, address, prefix = self._leaving[0]
+            if not transport.is_closing():  # the client may have left meanwhile
+                fd = transport.get_extra_info("socket").fileno()
+                try:
+                    channel.send_connection(self.control, channel.HAND_BACK, fd, address, prefix)
+                except BlockingIOError:
+                    self._loop.add_writer(self.control, self._send_back)
+                    return
+                except OSError as error:
+                    if error.errno != errno.ETOOMANYREFS:
+                        raise
+                    self._loop.call_later(_RETRY, self._send_back)
+                    return
+                self.counters["handed_back"] += 1
+                transport.abort()  # which is close(2) and no shutdown: it lives on elsewhere
+            self._leaving.popleft()
 
     def closed(self) -> None:
         """A connection has ended."""
@@ -229,8 +265,8 @@ class AsgiAdapter(base.Adapter):
 
     def close_after_answers(self) -> None:
         # Once a second uvicorn makes its default headers anew, from these.
-        self._config.encoded_headers.append(_CLOSE)
-        self._server.server_state.default_headers.append(_CLOSE)
+        self._config.encoded_headers.append(CLOSE)
+        self._server.server_state.default_headers.append(CLOSE)
 
     def finish(self) -> None:
         self._update_reading()
@@ -257,9 +293,16 @@ def _watched(kind: Any) -> Any:
     """uvicorn's protocol, told what was read before; with limits for a head, which it lacks."""
 
     class Protocol(kind):  # type: ignore[misc]
-        def __init__(self, adapter: AsgiAdapter, prefix: bytes, **arguments: Any) -> None:
+        def __init__(
+            self,
+            adapter: AsgiAdapter,
+            address: channel.Address,
+            prefix: bytes,
+            **arguments: Any,
+        ) -> None:
             super().__init__(**arguments)
             self._adapter = adapter
+            self._address = address
             self._prefix = prefix
             self._begun = False
             self._head_size = 0

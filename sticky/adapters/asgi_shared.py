@@ -54,7 +54,7 @@ def shared(kind: Any) -> Any:
             super().connection_lost(error)
 
         def _advance(self) -> None:
-            """Feed what belongs to the current request, and look at the next when it is its turn."""
+            """Feed what belongs to the current request; look at the next when it is its turn."""
             while self._buffer and not self._moving and not self.transport.is_closing():
                 if self._left is not None:
                     self._feed_body()

@@ -167,7 +167,8 @@ class Dispatcher:
                 if error.errno in _OUT_OF_SOMETHING:
                     self._starve()
                     break
-                continue  # the client left before we came, or its network failed: accept(2)
+                done += 1  # the client left before we came, or its network failed: accept(2)
+                continue
             done += 1
             if proxy:
                 sock = Socket(family, kind, protocol, fd)

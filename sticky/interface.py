@@ -61,13 +61,14 @@ def _by_count(required: int | None) -> str | None:
 
 def _innermost(thing: Any) -> Any:
     """What is called in the end, behind partials and decorators that keep a reference."""
-    while True:
+    for _ in range(100):  # an object that has every attribute has this one for ever
         if isinstance(thing, functools.partial):
             thing = thing.func
         elif hasattr(thing, "__wrapped__"):
             thing = thing.__wrapped__
         else:
-            return thing
+            break
+    return thing
 
 
 def _required(thing: Callable[..., Any]) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import os
 import re
@@ -16,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from sticky import Options
-from sticky.cli import _FLAGS
+from sticky.arguments import add_options
 from tests.harness import ROOT, Running, request
 
 pytestmark = pytest.mark.timeout(300)  # downloads what the package depends on
@@ -203,17 +204,17 @@ def test_the_reference_serves_when_it_is_asked_for(bin_dir: Path, elsewhere: Pat
 
 def options_table() -> str:
     """The README's table of options; after a change paste it there."""
+    fields = {field.name: field for field in dataclasses.fields(Options)}
+    parser = argparse.ArgumentParser(add_help=False)
+    add_options(parser, [name for name in fields if name not in ("host", "port")])
+    flags = {action.dest: action.option_strings for action in parser._actions}
     rows = ["| option | flag | default | |", "| --- | --- | --- | --- |"]
-    for field in dataclasses.fields(Options):
-        flags = ", ".join(f"`{flag}`" for flag in _FLAGS.get(field.name, ()))
-        if field.name in ("host", "port"):
-            flags = "`--bind`"
+    for name, field in fields.items():
+        spelled = ", ".join(f"`{flag}`" for flag in flags.get(name, ["--bind"]))
         default = "" if field.default in (None, (), dataclasses.MISSING) else f"`{field.default}`"
-        text = field.metadata["help"]
-        if field.name == "access_logformat":
+        if name == "access_logformat":
             default = "gunicorn's"
-        flags = flags or f"`--{field.name.replace('_', '-')}`"
-        rows.append(f"| `{field.name}` | {flags} | {default} | {text} |")
+        rows.append(f"| `{name}` | {spelled} | {default} | {field.metadata['help']} |")
     return "\n".join(rows)
 
 

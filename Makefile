@@ -37,7 +37,7 @@ lint: ready-for-fast
 
 fast: ready-for-fast
 	$(BIN)/python -m pytest -p no:cacheprovider tests/unit tests/process \
-		--ignore tests/unit/test_core_mutants.py --ignore tests/unit/test_packaging.py
+		$(addprefix --ignore=tests/unit/test_,core_mutants.py core_differential.py packaging.py)
 
 bench: ready-for-fast
 	$(BIN)/python -m pytest bench

@@ -265,14 +265,16 @@ class Dispatcher:
         elif slot == NEED_MORE and length >= self._limit:
             self._refuse(connection, 431)
         else:
-            if slot == MISSING:
+            if self._sniff(length):
+                pass  # and that is said already
+            elif slot == MISSING:
                 self.tell(
                     "missing",
                     f"a request has no usable {self._header!r} header and was answered 400: is "
                     "there a proxy in front that sets it? (health probes and direct clients: "
                     "--ignore-missing-header; another header: --proxy-header)",
                 )
-            elif slot == MALFORMED and not self._sniff(length):
+            elif slot == MALFORMED:
                 _, _, why = self._explain(self._buffer, length, "")
                 self.tell(
                     "malformed",

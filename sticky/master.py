@@ -428,7 +428,9 @@ class Master:
             message = None
         if message is None:
             self._unregister(watcher.control.fileno())
-            log.error("the watcher for --reload %s", describe(reap(watcher.pid)))
+            how = describe(reap(watcher.pid))
+            if self._ledger.stage is ledger.Stage.SERVING:
+                log.error("the watcher for --reload %s: changes are no longer noticed", how)
             watcher.close()
             self._watcher = None
         elif message.kind == channel.CHANGED:
@@ -436,6 +438,7 @@ class Master:
             self.reload()
         elif message.kind == channel.FAILED:
             log.error("%s", json.loads(message.payload)["reason"])
+            self._unregister(watcher.control.fileno())  # that was all; it is collected at the end
             self._ledger.fail(time.monotonic(), 1)
 
     def _on_launcher(self, _: int) -> None:

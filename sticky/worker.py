@@ -7,6 +7,7 @@ run again until it calls ``sticky.listen``, which then serves instead of launchi
 from __future__ import annotations
 
 import builtins
+import contextlib
 import dataclasses
 import gc
 import importlib
@@ -20,7 +21,7 @@ import sys
 import traceback
 import types
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -129,7 +130,7 @@ def main(spec: Mapping[str, Any], fds: Sequence[int]) -> NoReturn:
         None if spec["target"] else spec["call"],
     )
     sys.argv[:] = spec["argv"]
-    try:
+    with _failures_told():
         if spec["target"]:
             serve(load(spec["target"], options.app_dir))
         _run_again(spec["script"], spec["module"])
@@ -140,6 +141,14 @@ def main(spec: Mapping[str, Any], fds: Sequence[int]) -> NoReturn:
             "sticky.listen('module:factory', ...)",
             _CANNOT_LOAD,
         )
+    raise AssertionError("not reached")
+
+
+@contextlib.contextmanager
+def _failures_told() -> Iterator[None]:
+    """Whatever ends the body before the worker can serve is told the master, and ends it."""
+    try:
+        yield
     except SystemExit as end:
         if _boot is None:
             raise
@@ -275,5 +284,6 @@ def listen_called(factory: Callable[[], Any] | Any) -> None:
         return
     if _boot.calls_before == 0:
         _check_thread()
-        serve(factory)
+        with _failures_told():  # the script might take what is raised here for its own
+            serve(factory)
     _boot.calls_before -= 1

@@ -191,6 +191,183 @@ def websocket_echo() -> App:
     return app
 
 
+# -- connections that clients share: one app, as WSGI and as ASGI, with the same answers ----------
+
+
+def _shared_answer(
+    method: str, path: str, query: str, address: str, body: bytes | None
+) -> tuple[int, list[tuple[str, str]], list[bytes]]:
+    """Status, headers and body for a request of whose body this much was read (None: nothing)."""
+    asked = {name: values[0] for name, values in parse_qs(query).items()}
+    headers = [("X-Worker", str(worker_id()))]
+    if path == "/blob":
+        size = int(asked["size"])
+        if "streamed" not in asked:
+            headers.append(("Content-Length", str(size)))
+        pieces = range(0, size, 65536)
+        return 200, headers, [b"x" * min(65536, size - start) for start in pieces]
+    if path == "/stats":
+        import sticky
+
+        worker = sticky.current_worker()
+        seen: Any = worker.stats() if worker else {}
+    elif path == "/forge":
+        seen = _forge(int(asked["moves"]), address)
+    else:
+        seen = {"worker": worker_id(), "pid": os.getpid(), "method": method, "path": path}
+        seen |= {"query": query, "client": address}
+        seen["body"] = body if body is None else body.decode("latin-1")
+    text = json.dumps(seen).encode()
+    status = int(asked.get("status", "200"))
+    if "nothing" in asked:
+        text = b""
+    if "length" in asked:
+        headers.append(("Content-Length", str(len(text))))
+    return status, headers, [text]
+
+
+def _forge(moves: int, address: str) -> str:
+    """What a connection is answered that comes back to the master after so many moves."""
+    import socket
+
+    import sticky
+    from sticky import channel
+
+    worker = sticky.current_worker()
+    assert worker is not None
+    assert worker._adapter is not None
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        client = socket.create_connection(listener.getsockname(), 20)
+        ours, peer = listener.accept()
+    head = f"GET /forged HTTP/1.1\r\nX-Forwarded-For: {address}\r\nConnection: close\r\n\r\n"
+    with client, ours:
+        channel.send_connection(
+            worker._adapter.control,
+            channel.HAND_BACK,
+            ours.fileno(),
+            peer,
+            head.encode(),
+            moves=moves,
+        )
+        ours.close()
+        answer = b""
+        while more := client.recv(65536):
+            answer += more
+    return answer.decode()
+
+
+def _to_read(path: str, query: str) -> int | None:
+    """How much of the body the app reads: nothing, so many bytes, or all (-1)."""
+    if path == "/body":
+        return -1
+    if path == "/part":
+        return int(parse_qs(query)["read"][0])
+    return None
+
+
+def shared_lab() -> App:
+    """For connections that clients share, by path: /body reads the body, /part?read= as much of
+    it, others nothing; /blob?size=&streamed=, /stats, /ws; ?status=&nothing=&length= of others."""
+    from eventlet.websocket import WebSocketWSGI
+
+    def talk(ws: Any) -> None:
+        while (message := ws.wait()) is not None:
+            ws.send(message)
+
+    websocket = WebSocketWSGI(talk)
+
+    def app(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        path, query = environ["PATH_INFO"], environ.get("QUERY_STRING", "")
+        if path == "/ws":
+            return websocket(environ, start_response)
+        size, body = _to_read(path, query), None
+        if size is not None:
+            body = environ["wsgi.input"].read(*(() if size < 0 else (size,)))
+        status, headers, pieces = _shared_answer(
+            environ["REQUEST_METHOD"], path, query, environ.get("HTTP_X_FORWARDED_FOR", ""), body
+        )
+        if path == "/slow":
+            time.sleep(_seconds(environ))
+        start_response(f"{status} Whatever", headers)
+        # Without a length eventlet finds it out itself, unless it does not see all of the body.
+        return iter(pieces) if "streamed" in query else pieces
+
+    return app
+
+
+def shared_lab_asgi() -> Any:
+    """The same for ASGI."""
+    import asyncio
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "websocket":
+            await receive()
+            await send({"type": "websocket.accept"})
+            while (message := await receive())["type"] == "websocket.receive":
+                await send({"type": "websocket.send", "text": message["text"]})
+            return
+        if scope["type"] != "http":
+            return
+        path, query = scope["path"], scope["query_string"].decode()
+        size, body, more = _to_read(path, query), None, True
+        if size is not None:
+            body = b""
+            while more and (size < 0 or len(body) < size):
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    return
+                body += message["body"]
+                more = message["more_body"]
+            body = body if size < 0 else body[:size]
+        address = ",".join(v.decode() for k, v in scope["headers"] if k == b"x-forwarded-for")
+        status, headers, pieces = _shared_answer(scope["method"], path, query, address, body)
+        if path == "/slow":
+            await asyncio.sleep(float(parse_qs(query)["seconds"][0]))
+        raw = [(name.lower().encode(), value.encode()) for name, value in headers]
+        await send({"type": "http.response.start", "status": status, "headers": raw})
+        for piece in pieces:
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+
+    return app
+
+
+def shared_lab_h11() -> Any:
+    """The same, on the parser and the event loop that uvicorn takes where no better ones are."""
+    sys.modules["httptools"] = sys.modules["uvloop"] = None  # type: ignore[assignment]
+    return shared_lab_asgi()
+
+
+def _blind() -> None:
+    """Have no adapter of this process look at further requests: a negative control."""
+    from sticky.adapters import base
+
+    make = base.Adapter.__init__
+
+    def make_blind(self: Any, *arguments: Any, **options: Any) -> None:
+        make(self, *arguments, **options)
+        self.looking = False
+
+    base.Adapter.__init__ = make_blind  # type: ignore[method-assign]
+
+
+def shared_lab_blind() -> App:
+    """As shared_lab, in a worker that does not look."""
+    _blind()
+    return shared_lab()
+
+
+def shared_lab_asgi_blind() -> Any:
+    _blind()
+    return shared_lab_asgi()
+
+
+def socketio_app_blind() -> App:
+    """As socketio_app, in a worker that does not look."""
+    _blind()
+    return socketio_app()
+
+
 def broken() -> App:
     """A factory that fails."""
     raise RuntimeError("the database is not there")

@@ -29,6 +29,8 @@ from .asgi_shared import CLOSE, shared
 log = logging.getLogger("sticky.worker")
 
 _RETRY = 0.05
+_LINGER = 2.0
+"""Seconds for a refused client to read its answer, as in the master."""
 
 
 class _Messages(logging.Handler):
@@ -73,6 +75,7 @@ class AsgiAdapter(base.Adapter):
         self._held: dict[int, asyncio.Future[int]] = {}
         self._departures = select.epoll()
         self._config.load()
+        self._config.loaded_app = _framed(self._config.loaded_app)
         if not self.options.keep_alive:
             self._config.encoded_headers.append(CLOSE)
         self._protocol_class = _watched(self._config.http_protocol_class)
@@ -305,6 +308,7 @@ def _watched(kind: Any) -> Any:
             self._address = address
             self._prefix = prefix
             self._begun = False
+            self._refused = False
             self._head_size = 0
             self._deadline: asyncio.TimerHandle | None = None
 
@@ -321,6 +325,8 @@ def _watched(kind: Any) -> Any:
             self._adapter.closed()
 
         def data_received(self, data: bytes) -> None:
+            if self._refused:
+                return  # read and forgotten
             if not self._begun:
                 self._begun = True
                 if other := base.another_protocol(data):
@@ -358,11 +364,36 @@ def _watched(kind: Any) -> Any:
 
         def _refuse_head(self, status: int) -> None:
             self._head_is_over()
-            if not self.transport.is_closing():
-                # A pipelined head may be late while its predecessor is still being answered.
-                if self.cycle is None or self.cycle.response_complete:
-                    self.transport.write(self._adapter.refusals[status])
+            if self._refused or self.transport.is_closing():
+                return
+            # A pipelined head may be late while its predecessor is still being answered.
+            if self.cycle is not None and not self.cycle.response_complete:
                 self.transport.close()
+            else:
+                self._refuse(status)
+
+        def send_400_response(self, msg: str) -> None:
+            """What uvicorn says about rubbish: in the middle of another answer, if need be."""
+            cycle = self.cycle
+            if cycle is None or cycle.response_complete:
+                self._refuse(400)
+            elif cycle.response_started or not cycle.more_body:
+                self.transport.close()
+            else:  # a body, which the app is waiting for
+                self._refuse(400)
+                cycle.disconnected = True
+                cycle.message_event.set()
+
+        def _refuse(self, status: int) -> None:
+            """Answer, and let the client read it: to close while it still sends would reset the
+            connection, and the answer with it (RFC 9112, 9.6)."""
+            self._head_is_over()
+            self._unset_keepalive_if_required()
+            self._refused = True
+            self.transport.write(self._adapter.refusals[status])
+            self.transport.write_eof()
+            self.transport.resume_reading()
+            self.loop.call_later(_LINGER, self.transport.close)
 
     return Protocol
 
@@ -376,6 +407,41 @@ def _counted(kind: Any, adapter: AsgiAdapter) -> Any:
             adapter.closed()
 
     return Protocol
+
+
+def _framed(app: Any) -> Any:
+    """The app, where its answers could be misread by the next client of the same connection.
+
+    uvicorn writes the body of a 204 or 304 if it was given with its length (RFC 9110, 15.3.5 and
+    15.4.5: there is none), and leaves it open whether a client that waits for 100 will still send
+    the body that nobody asked for.
+    """
+
+    def framed(scope: Any, receive: Any, send: Any) -> Any:
+        if scope["type"] != "http":
+            return app(scope, receive, send)
+        bodiless = False
+
+        def checked(message: Any) -> Any:
+            nonlocal bodiless
+            if message["type"] == "http.response.start":
+                cycle = send.__self__
+                if cycle.waiting_for_100_continue:
+                    cycle.default_headers = [*cycle.default_headers, CLOSE]
+                if bodiless := message["status"] in (204, 304):
+                    headers = [
+                        (name, value)
+                        for name, value in message.get("headers", ())
+                        if name.lower() not in (b"content-length", b"transfer-encoding")
+                    ]
+                    message = {**message, "headers": headers}
+            elif bodiless and message["type"] == "http.response.body":
+                message = {**message, "body": b""}
+            return send(message)
+
+        return app(scope, receive, checked)
+
+    return framed
 
 
 def _logged(app: Any, access_log: AccessLog) -> Any:

@@ -3,7 +3,8 @@
 uvicorn's parsers read ahead, so what they are given must end where a request ends: the bytes are
 kept here, fed one request at a time, and the head of each further request is looked at before the
 parser sees it. Where a request ends is the parser's own word: it says what length a body has, and
-whether a chunked one is over (which can be only at an empty line, so it is asked there).
+whether a chunked one is over (which can be only at an empty line, so it is asked there). A body
+goes to the parser even when its request has been answered already, unread.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from ..verdicts import NEED_MORE
 CLOSE = (b"connection", b"close")
 
 _HEAD = re.compile(rb"[\r\n]*[^\r\n].*?\n\r?\n", re.DOTALL)
+_EMPTY_LINE = re.compile(rb"\n\r?\n")  # h11 takes a bare LF in trailers, as in heads
 _CHUNKED = -1
 _ENOUGH = 65536
 """Bytes of further requests that are kept while one is being answered; then reading pauses."""
@@ -27,25 +29,38 @@ def shared(kind: Any) -> Any:
     instances have: ``_adapter``, ``_address``, and the limits for a head.)"""
 
     class Protocol(kind):  # type: ignore[misc]
+        timeout_keep_alive_task: Any
+
         def __init__(self, *arguments: Any, **options: Any) -> None:
             super().__init__(*arguments, **options)
             self._buffer = bytearray()
             self._left: int | None = None  # of the current request's body; None: between requests
             self._tail = b""  # of a chunked body: what may be the beginning of an empty line
+            self._complete = False  # the current request, as httptools says
             self._first = True
             self._moving = False
             self._full = False
 
         def data_received(self, data: bytes) -> None:
-            self._buffer += data
-            self._advance()
+            if not self._refused:
+                self._buffer += data
+                self._advance()
+
+        def on_message_complete(self) -> None:
+            self._complete = True
+            super().on_message_complete()
+
+        def _is_complete(self) -> bool:
+            """Whether the parser has seen the end of the current request."""
+            conn = getattr(self, "conn", None)
+            return self._complete if conn is None else str(conn.their_state) != "SEND_BODY"
 
         def on_response_complete(self) -> None:
             super().on_response_complete()
             if self._buffer:
                 # Not from here: the parser is in the middle of ending this request.
                 self.loop.call_soon(self._advance)
-            if self._full:
+            if self._full and not self.transport.is_closing():
                 self._full = False
                 self.transport.resume_reading()
 
@@ -56,7 +71,9 @@ def shared(kind: Any) -> Any:
         def _advance(self) -> None:
             """Feed what belongs to the current request; look at the next when it is its turn."""
             while self._buffer and not self._moving and not self.transport.is_closing():
-                if self._left is not None:
+                if self._refused:
+                    self._buffer.clear()
+                elif self._left is not None:
                     self._feed_body()
                 elif self.cycle is not None and not self.cycle.response_complete:
                     if len(self._buffer) > _ENOUGH and not self._full:
@@ -71,15 +88,16 @@ def shared(kind: Any) -> Any:
             adapter, buffer = self._adapter, self._buffer
             peer = self._address[0] if self._address else ""
             slot = adapter.route(buffer, len(buffer), peer)
-            if not self._first:
-                adapter.counters["looked"] += 1
             if slot == NEED_MORE:
+                self._unset_keepalive_if_required()  # it is not idle any more
                 if len(buffer) >= adapter.options.max_head_size:
                     self._refuse_head(431)
                 elif self._deadline is None:
                     self._await_head()  # once: a client that dribbles does not extend it
                 return False
             self._head_is_over()
+            if not self._first:
+                adapter.counters["looked"] += 1
             if slot < 0:
                 self._refuse_head(400)
                 return False
@@ -92,44 +110,63 @@ def shared(kind: Any) -> Any:
             assert found is not None  # the router has seen its end
             head = found[0]
             del buffer[: found.end()]
+            before, self._complete = self.cycle, False
             super().data_received(head)
             if self.transport.get_protocol() is not self:  # a websocket, from here on
                 self.transport.get_protocol().data_received(bytes(buffer))
                 buffer.clear()
                 return False
-            if self.transport.is_closing() or self.cycle is None:
+            if self.transport.is_closing() or self._refused:
                 return False
-            if b"pgrade" in head and _field(self.cycle, b"upgrade") is not None:
+            if self.cycle is before:  # the parser takes this head to be longer than we do
+                self._refuse_head(400)
+                return False
+            cycle = self.cycle
+            upgrade = b"upgrade" in head.lower() and _field(cycle, b"upgrade") is not None
+            if upgrade or cycle.scope["method"] == "CONNECT":
                 # It was refused, so whatever the client sends next may be no HTTP.
-                self.cycle.default_headers = [*self.cycle.default_headers, CLOSE]
-            self._left = self._body_length() if self.cycle.more_body else None
+                cycle.default_headers = [*cycle.default_headers, CLOSE]
+            self._left = None if self._is_complete() else self._body_length()
             return True
 
-        def _body_length(self) -> int | None:
-            length = _field(self.cycle, b"content-length")
-            if length is not None:
-                return int(length)
+        def _body_length(self) -> int:
             self._tail = b""
-            return _CHUNKED
+            length = _field(self.cycle, b"content-length")
+            # With both the parser goes by the chunks (RFC 9112, 6.3), if it takes them at all.
+            if length is None or _field(self.cycle, b"transfer-encoding") is not None:
+                return _CHUNKED
+            return int(length)
 
         def _feed_body(self) -> None:
             buffer, left = self._buffer, self._left
             assert left is not None
             if left == _CHUNKED:
                 seen = len(self._tail)
-                found = (self._tail + buffer).find(b"\r\n\r\n")
-                size = len(buffer) if found < 0 else found + 4 - seen
+                found = _EMPTY_LINE.search(self._tail + buffer)
+                size = len(buffer) if found is None else found.end() - seen
             else:
                 size = min(left, len(buffer))
             piece = bytes(memoryview(buffer)[:size])
             del buffer[:size]
+            answered, idle = self.cycle.response_complete, self.timeout_keep_alive_task
+            if answered:  # nobody waits for the rest of it, so its time is limited
+                self.timeout_keep_alive_task = None
             super().data_received(piece)
+            if answered:
+                self.timeout_keep_alive_task = idle
             if left == _CHUNKED:
-                self._tail = (self._tail + piece)[-3:]
-                if self.cycle is None or not self.cycle.more_body:
-                    self._left = None
+                self._tail = (self._tail + piece)[-2:]
             else:
-                self._left = left - size or None
+                self._left = left - size
+            if self._is_complete():
+                self._left = None
+                if answered:
+                    self._unset_keepalive_if_required()
+                    self.timeout_keep_alive_task = self.loop.call_later(
+                        self.timeout_keep_alive, self.timeout_keep_alive_handler
+                    )
+            elif self._left == 0 and not self._refused and not self.transport.is_closing():
+                self._refuse_head(400)  # the parser takes this body to be longer than we do
 
         def _move(self) -> None:
             """Hand the connection back, once all that was answered on it has left this process."""
@@ -137,10 +174,10 @@ def shared(kind: Any) -> Any:
             if transport.is_closing():
                 return
             transport.pause_reading()
+            self._unset_keepalive_if_required()
             if transport.get_write_buffer_size():
                 self.loop.call_later(_RETRY, self._move)
                 return
-            self._unset_keepalive_if_required()
             self._adapter.hand_back(transport, self._address, bytes(self._buffer))
 
     return Protocol

@@ -138,6 +138,8 @@ class _Protocol(eventlet.wsgi.HttpProtocol):  # type: ignore[misc]
             begun = self.rfile.peek(1)
             if first and (other := base.another_protocol(begun)):
                 self.server.adapter.notice(*other)
+                self._answer(b"400 Bad Request")
+                return b""
         except TimeoutError:
             if first:
                 self._answer(b"408 Request Timeout")
@@ -182,6 +184,7 @@ class _Protocol(eventlet.wsgi.HttpProtocol):  # type: ignore[misc]
         if slot == adapter.slot:
             return True
         if slot >= 0:
+            self.conn_state[2] = eventlet.wsgi.STATE_REQUEST  # not idle: who ends must not close it
             self.wfile.flush()
             carried = begun if read is begun else b""
             adapter.hand_back(self.conn_state, carried + bytes(self.connection.prefix))
@@ -307,7 +310,8 @@ class _Protocol(eventlet.wsgi.HttpProtocol):  # type: ignore[misc]
             def start(line: str, fields: Any, *exc_info: Any) -> Any:
                 nonlocal status, headers
                 status, headers = int(line[:3]), fields
-                if "HTTP_UPGRADE" in environ or (returned and bodiless()):
+                upgrade = "HTTP_UPGRADE" in environ or self.command == "CONNECT"
+                if upgrade or (returned and bodiless()):
                     # Refused, so whatever the client sends next may be no HTTP; or too late to
                     # take away a body that must not be there (RFC 9110, 9.3.2).
                     self.close_connection = True

@@ -245,7 +245,6 @@ def test_a_worker_counts_what_it_does(tmp_path: Path) -> None:
         tmp_path,
         """
         import json
-        assert sticky.current_worker() is None
         def factory():
             worker = sticky.current_worker()
             def app(environ, start_response):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -248,3 +249,15 @@ def test_what_a_handler_is_shown(tmp_path: Path) -> None:
             (address, key, shown, came), body = json.loads(client.answer().body)
         assert (address, key, came, body) == ("127.0.0.1", "2001:db8:1:2::/64", "accepted", "body")
         assert shown.encode().startswith(request)
+
+
+PAGE = (ROOT / "docs" / "sync.md").read_text()
+
+
+@pytest.mark.parametrize("example", re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL))
+def test_the_examples_of_the_page_work(example: str, tmp_path: Path) -> None:
+    script = tmp_path / "serve.py"
+    script.write_text(re.sub(r"listen\(factory, 3000", "listen(factory, 0", example))
+    with serve(str(script), script=True, num=4, env={"PYTHONPATH": str(ROOT)}) as running:
+        answer = running.get("/socket.io/?transport=polling&EIO=4", {XFF: "203.0.113.7"})
+        assert answer.body.startswith(b'0{"sid"')

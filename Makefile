@@ -1,6 +1,7 @@
 # make demo    the example chat on 4 workers: http://127.0.0.1:3000 (PORT=3001 for another port)
 # make test    everything that has to be right before a commit
-# make fast    the tests that need nothing but Python (PYTHON=python3.12 for another Python)
+# make fast    the tests that need nothing but Python, without the slowest of them
+#              (PYTHON=python3.12, here and everywhere, for another Python)
 # make bench   the benchmarks
 # make clean   remove what the others made
 #
@@ -26,8 +27,10 @@ NODE_MODULES := tests/e2e/node_modules/.package-lock.json
 demo: $(VENV)/installed
 	@exec $(BIN)/python examples/chat/app.py $(PORT)
 
-test: ready lint
-	$(BIN)/python -m pytest
+# The tests run also when the linters complain, so that one trouble does not hide another.
+test: ready
+	@status=0; $(MAKE) --no-print-directory lint || status=1; \
+	echo "$(BIN)/python -m pytest"; $(BIN)/python -m pytest || status=1; exit $$status
 
 lint: ready-for-fast
 	$(BIN)/ruff check
@@ -36,8 +39,9 @@ lint: ready-for-fast
 	PATH="$(abspath $(BIN)):$$PATH" cython-lint sticky/_core.pyx
 
 fast: ready-for-fast
-	$(BIN)/python -m pytest -p no:cacheprovider tests/unit tests/process \
-		$(addprefix --ignore=tests/unit/test_,core_mutants.py core_differential.py packaging.py)
+	$(BIN)/python -m pytest -p no:cacheprovider tests/unit tests/simulation \
+		tests/process/test_listen.py tests/process/test_lifecycle.py tests/process/test_asgi.py \
+		--ignore tests/unit/test_core_mutants.py --ignore tests/unit/test_packaging.py
 
 bench: ready-for-fast
 	$(BIN)/python -m pytest bench

@@ -123,7 +123,7 @@ class Line:
         interim = []
         while True:
             version, status = self._take_line().split(b" ", 2)[:2]
-            assert version == b"HTTP/1.1", version
+            assert version in (b"HTTP/1.1", b"HTTP/1.0"), version
             headers = {}
             while line := self._take_line().strip():
                 name, _, value = line.decode("latin-1").partition(":")

@@ -221,11 +221,10 @@ def test_a_graceful_stop_finishes_what_is_in_hand_then_the_lifespan() -> None:
         assert "Traceback" not in running.log()
 
 
-@pytest.mark.parametrize("sig", [signal.SIGINT, signal.SIGQUIT])
-def test_a_quick_stop_waits_for_nobody(sig: int) -> None:
+def test_a_quick_stop_waits_for_nobody() -> None:
     with serve(LAB, num=1) as running, Client(running.port, head(target="/slow?seconds=100")):
         ws = websocket.create_connection(f"ws://127.0.0.1:{running.port}/ws", timeout=20)
-        assert running.stop(sig, timeout=20) == 0
+        assert running.stop(signal.SIGINT, timeout=20) == 0
         ws.shutdown()
 
 
@@ -249,16 +248,15 @@ def test_a_worker_that_is_told_to_end_or_killed_has_a_successor_in_its_slot() ->
 
 
 @pytest.mark.parametrize(
-    ("app", "status", "says"),
+    ("app", "worker_class", "status", "says"),
     [
-        ("broken", 3, "RuntimeError: the database is not there"),
-        ("lifespan_fails", 3, "the cache is not there"),
-        ("nothing", 4, "has no attribute 'nothing'"),
+        ("broken", "asgi", 3, "RuntimeError: the database is not there"),
+        ("lifespan_fails", "auto", 3, "the cache is not there"),
+        ("nothing", "asgi", 4, "has no attribute 'nothing'"),
     ],
 )
-@pytest.mark.parametrize("worker_class", ["auto", "asgi"])
 def test_an_app_that_cannot_start_ends_the_server_and_is_explained_once(
-    app: str, status: int, says: str, worker_class: str
+    app: str, worker_class: str, status: int, says: str
 ) -> None:
     target = f"tests.process.asgi_apps:{app}"
     ended = run("-m", "sticky", target, "-w", "2", "-b", "127.0.0.1:0", "-k", worker_class)

@@ -84,7 +84,7 @@ def test_as_process_1_it_serves_collects_orphans_and_stops_at_a_signal(tmp_path:
 
 
 @pid_1
-@pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
+@pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGINT])
 def test_process_1_gets_no_default_actions_and_ends_all_the_same(sig: int) -> None:
     with contained("", num=1) as running:
         assert end(running, sig) == 0

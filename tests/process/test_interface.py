@@ -36,9 +36,9 @@ ROUTINGS = {
 @pytest.mark.parametrize("how", ROUTINGS)
 def test_a_client_is_told_by_what_the_options_say(how: str) -> None:
     options, lines = ROUTINGS[how]
-    with serve(APP, num=3, proxy=True, options=[*options, "--seed", SEED]) as running:
-        for slot in range(3):
-            for address in addresses_of(slot, 3, 2):
+    with serve(APP, num=2, proxy=True, options=[*options, "--seed", SEED]) as running:
+        for slot in range(2):
+            for address in addresses_of(slot, 2, 3):
                 answer = ask(running, *(line.format(address) for line in lines))
                 assert answer.json()["worker"] == slot, (slot, address)
 

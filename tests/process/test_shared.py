@@ -6,6 +6,7 @@ is tried on each kind of server that a worker can run.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import random
 import re
@@ -128,8 +129,8 @@ def test_a_long_answer_is_read_to_its_end_before_the_next_client_is_served(
 
 
 def test_a_request_cut_at_every_offset_is_the_same(shared: Running) -> None:
-    first = ask(A, "/body", method="POST", chunks=[b"one\r\n\r\ntwo"], trailers=["X-T: 1"])
-    whole = first + ask(B, "/body", method="POST", body=b"three") + ask(C, "/last")
+    first = ask(A, "/body", method="POST", chunks=[b"1\r\n\r\n2"], trailers=["X-T: 1"])
+    whole = first + ask(B, "/body", method="PUT", body=b"three")
     with Line(shared.port) as line, Line(shared.port) as other:
         for cut in range(1, len(whole)):
             line.send(whole[:cut])
@@ -138,9 +139,8 @@ def test_a_request_cut_at_every_offset_is_the_same(shared: Running) -> None:
             other.send(ask(client))
             check(other.reply(), client)
             line.send(whole[cut:])
-            check(line.reply(), A, "/body", "one\r\n\r\ntwo")
+            check(line.reply(), A, "/body", "1\r\n\r\n2")
             check(line.reply(), B, "/body", "three")
-            check(line.reply(), C, "/last")
 
 
 def test_requests_come_byte_by_byte(line: Line) -> None:
@@ -205,9 +205,8 @@ def test_what_follows_a_body_is_the_next_request_whether_the_app_reads_it_or_not
 
 @pytest.mark.parametrize("framing", ["body", "chunks"])
 def test_a_body_may_still_come_when_its_request_is_answered(line: Line, framing: str) -> None:
-    data = ask(
-        A, "/unread", method="POST", **{framing: LOOKALIKE if framing == "body" else [LOOKALIKE]}
-    )
+    body = {"body": LOOKALIKE} if framing == "body" else {"chunks": [LOOKALIKE]}
+    data = ask(A, "/unread", method="POST", **body)  # type: ignore[arg-type]
     end = data.index(b"\r\n\r\n") + 4
     line.send(data[:end])
     check(line.reply(), A, "/unread")
@@ -325,13 +324,12 @@ def test_what_is_sent_over_a_websocket_is_never_looked_at(shared: Running) -> No
         line.send(ask(A))
         check(line.reply(), A)
         before = totals(shared)
-        line.send(ask(B, "/ws", *upgrade) + frame)
-        reply = line.reply()
-        assert reply.status == 101
+        line.send(ask(B, "/ws", *upgrade))
+        assert line.reply().status == 101
         for _ in range(3):
+            line.send(frame[:20], frame[20:])
             header, length = line._take(2)
             assert (header, line._take(length)) == (0x81, text)
-            line.send(frame[:20], frame[20:])
         after = totals(shared)
     assert after["looked"] - before["looked"] == 1
     assert after["handed_back"] - before["handed_back"] == 1
@@ -656,10 +654,8 @@ def test_a_client_that_vanishes_in_mid_move_leaves_nothing_behind(
         )
         line.send(data[: rng.randrange(len(data))])
         if number % 3:  # somewhere in the middle, not always at the beginning
-            try:
+            with contextlib.suppress(EOFError, ConnectionResetError):
                 line.reply()
-            except EOFError:
-                pass
         if how == "reset":
             line.reset()
         else:

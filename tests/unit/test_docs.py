@@ -97,7 +97,7 @@ def test_flags_and_variables_that_are_named_exist(page):
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", text)) <= known
     variables = {f"STICKY_{name.upper()}" for name in FIELDS}
     variables |= {"STICKY_CONFIG", "STICKY_WORKER_ID"}
-    assert set(re.findall(r"\bSTICKY_[A-Z_]+", text)) <= variables
+    assert set(re.findall(r"\bSTICKY_[A-Z0-9_]+", text)) <= variables
 
 
 if __name__ == "__main__":

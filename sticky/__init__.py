@@ -55,11 +55,13 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
+    from importlib import import_module
+
+    if name == "cluster":  # needs python-socketio, which only workers load
+        return import_module(".cluster", __name__)
     home = _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
     value = getattr(import_module("." + home, __name__), name)
     globals()[name] = value
     return value

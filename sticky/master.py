@@ -71,6 +71,7 @@ class _Process:
         self.control = control
         self.failure: dict[str, Any] | None = None
         self.killed_because: str | None = None
+        self.stats: dict[str, int] = {}
 
     def close(self) -> None:
         os.close(self.pidfd)
@@ -114,7 +115,14 @@ class Master:
         self._explained = False
         self._watcher: _Process | None = None
         self._signals = Signals(
-            (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGCHLD)
+            (
+                signal.SIGTERM,
+                signal.SIGINT,
+                signal.SIGQUIT,
+                signal.SIGHUP,
+                signal.SIGUSR1,
+                signal.SIGCHLD,
+            )
         )
         self._dispatcher = Dispatcher(
             options,
@@ -339,6 +347,7 @@ class Master:
                 log.info("worker %d ready (pid %d)", process.slot, process.pid)
                 self._ledger.ready(key, time.monotonic())
             elif message.kind == channel.PONG:
+                process.stats = json.loads(message.payload or b"{}")
                 self._ledger.heard(key)
             elif message.kind == channel.HAND_BACK:
                 self._dispatcher.take_back(message)
@@ -392,12 +401,22 @@ class Master:
                     reap_orphans({process.pid for process in self._processes.values()})
             elif number == signal.SIGHUP:
                 self.reload()
+            elif number == signal.SIGUSR1:
+                log.info("Stats: %s", json.dumps(self.stats()))
             elif self._ledger.stage is ledger.Stage.SERVING:
                 quick = number != signal.SIGTERM
                 log.info("%s: stopping%s", number.name, "" if quick else " gracefully")
                 self._ledger.stop(now, quick=quick)
             elif number != signal.SIGTERM:
                 self._ledger.stop(now, quick=True)
+
+    def stats(self) -> dict[str, Any]:
+        """What was counted: here, and by each worker when it last answered a ping."""
+        workers = {
+            process.slot: {"pid": process.pid, **process.stats}
+            for process in self._processes.values()
+        }
+        return {**self._dispatcher.counters, **self._ledger.counters, "workers": workers}
 
     def reload(self) -> None:
         """Replace all workers by new ones, with what their code is now."""

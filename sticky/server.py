@@ -30,7 +30,7 @@ Factory = Callable[[], Any] | Any
 Address = tuple[Any, ...] | str
 OnListening = Callable[[list[Address]], object]
 
-_FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)
+_FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1)
 # Programs that only run the user's code: running them again would not reach the same call.
 _HOSTS = ("pytest", "py.test", "IPython", "ipykernel", "ipykernel_launcher", "unittest", "doctest")
 

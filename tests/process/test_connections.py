@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import signal
 import time
 from collections.abc import Iterator
 
@@ -211,3 +213,14 @@ def test_a_refused_upgrade_is_an_ordinary_answer(talking: Running) -> None:
     lines = (f"{XFF}: {ADDRESS}", "Connection: Upgrade", "Upgrade: websocket")
     with Client(talking.port, head(*lines, target="/no-websocket")) as client:
         assert client.answer().status == 200
+
+
+def test_what_was_counted_is_logged_when_the_master_is_asked() -> None:
+    with serve("tests.apps:whoami", num=2, proxy=True) as running:
+        for number in range(5):
+            assert running.get("/", {XFF: f"192.0.2.{number}"}).status == 200
+        running.send_signal(signal.SIGUSR1)
+        stats = json.loads(running.wait_for(r"Stats: (\{.*\})")[1])
+    assert stats["accepted"] == 5
+    assert stats["refused"] == 0
+    assert set(stats["workers"]) == {"0", "1"}

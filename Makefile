@@ -22,7 +22,9 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 BUILT_FROM := sticky/_core.pyx setup.py pyproject.toml
 NODE_MODULES := tests/e2e/node_modules/.package-lock.json
 
-.PHONY: demo test lint fast bench clean ready ready-for-fast programs
+AGAIN ?=
+
+.PHONY: demo test test-again lint fast bench clean ready ready-for-fast programs
 
 demo: $(VENV)/installed
 	@exec $(BIN)/python examples/chat/app.py $(PORT)
@@ -39,9 +41,13 @@ lint: ready-for-fast
 	PATH="$(abspath $(BIN)):$$PATH" cython-lint sticky/_core.pyx
 
 fast: ready-for-fast
-	$(BIN)/python -m pytest -p no:cacheprovider tests/unit tests/simulation \
-		tests/process/test_listen.py tests/process/test_lifecycle.py tests/process/test_asgi.py \
+	$(BIN)/python -m pytest -o cache_dir=$(VENV)/pytest-cache $(AGAIN) tests/unit tests/simulation \
+		tests/process/test_listen.py \
 		--ignore tests/unit/test_core_mutants.py --ignore tests/unit/test_packaging.py
+
+# What failed the last time.
+test-again:
+	$(BIN)/python -m pytest --last-failed --last-failed-no-failures none
 
 bench: ready-for-fast
 	$(BIN)/python -m pytest bench

@@ -103,9 +103,11 @@ def test_process_1_replaces_a_worker_that_is_killed() -> None:
         assert end(running) == 0
 
 
-READ_ONLY = """
+# The checkout is mounted once more: it may itself be somewhere in /tmp.
+READ_ONLY = f"""
 mount --make-rprivate /
 mount --rbind / /mnt && mount -o remount,bind,ro /mnt && mount -t tmpfs none /mnt/tmp
+mkdir -p /mnt{ROOT} && mount --bind {ROOT} /mnt{ROOT} && mount -o remount,bind,ro /mnt{ROOT}
 """
 
 

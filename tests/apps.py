@@ -212,7 +212,7 @@ def _shared_answer(
         worker = sticky.current_worker()
         seen: Any = worker.stats() if worker else {}
     elif path == "/forge":
-        seen = _forge(int(asked["moves"]), address)
+        seen = _forge(int(asked["moves"]), asked["client"])
     else:
         seen = {"worker": worker_id(), "pid": os.getpid(), "method": method, "path": path}
         seen |= {"query": query, "client": address}
@@ -239,7 +239,7 @@ def _forge(moves: int, address: str) -> str:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         client = socket.create_connection(listener.getsockname(), 20)
         ours, peer = listener.accept()
-    head = f"GET /forged HTTP/1.1\r\nX-Forwarded-For: {address}\r\nConnection: close\r\n\r\n"
+    head = f"GET / HTTP/1.1\r\nHost: t\r\nX-Forwarded-For: {address}\r\nConnection: close\r\n\r\n"
     with client, ours:
         channel.send_connection(
             worker._adapter.control,

@@ -296,6 +296,8 @@ def _watched(kind: Any) -> Any:
     """uvicorn's protocol, told what was read before; with limits for a head, which it lacks."""
 
     class Protocol(kind):  # type: ignore[misc]
+        headers: Any
+
         def __init__(
             self,
             adapter: AsgiAdapter,
@@ -351,6 +353,9 @@ def _watched(kind: Any) -> Any:
         def on_headers_complete(self) -> None:
             self._head_is_over()
             super().on_headers_complete()
+            # httptools reports trailers as it does headers, and the app has that list already: an
+            # address in a trailer is nothing that we routed by (RFC 9110, 6.5.1).
+            self.headers = list(self.headers)
 
         def _await_head(self) -> None:
             self._head_size = 0

@@ -155,7 +155,8 @@ def shared(kind: Any) -> Any:
             if answered:
                 self.timeout_keep_alive_task = idle
             if left == _CHUNKED:
-                self._tail = (self._tail + piece)[-2:]
+                last = (self._tail + piece)[-2:]
+                self._tail = last if last == b"\n\r" else last[1:] if last[1:] == b"\n" else b""
             else:
                 self._left = left - size
             if self._is_complete():

@@ -82,7 +82,11 @@ class Line:
         if buffer:
             self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.sock.connect(("127.0.0.1", port))
+        try:
+            self.sock.connect(("127.0.0.1", port))
+        except OSError:
+            self.sock.close()
+            raise
         self._read = b""
 
     def __enter__(self) -> Self:
@@ -140,8 +144,13 @@ class Line:
                 body += self._take(size)
                 assert self._take(2) == b"\r\n"
             assert self._take(2) == b"\r\n"
-        else:
+        elif "content-length" in headers:
             body = self._take(int(headers["content-length"]))
+        else:
+            with contextlib.suppress(EOFError):
+                while True:
+                    self._more()
+            body, self._read = self._read, b""
         return Reply(code, headers, body, interim)
 
     def is_over(self) -> bool:

@@ -22,6 +22,7 @@ HOW_TO_INSTALL = {
     "node": "install Node.js 18 or later (apt install nodejs npm)",
     "node_modules": "run `make test`, or `npm ci` in tests/e2e",
     "nginx": "apt install nginx-light",
+    "haproxy": "apt install haproxy",
     "chromium": "apt install chromium, or name another one in $CHROMIUM",
 }
 

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.conftest import Start, requires
+from tests.e2e.shared_kit import BLIND, KINDS, NUM, SEED, Clients
 from tests.e2e.test_clients import CLIENTS, ECHOES, MODES, addresses, check, recorded
-from tests.harness import request, wait_until
+from tests.harness import request, serve, wait_until
 
 CONF = """
 {user}
@@ -130,3 +131,31 @@ def test_behind_nginx_every_request_of_a_client_reaches_one_worker(
         )
         check(clients.answer(), record, mode)
         clients.end()
+
+
+@pytest.mark.parametrize("count", [20, 200])
+@pytest.mark.parametrize("kind", KINDS)
+def test_behind_nginx_every_request_is_answered_by_its_own_worker(
+    tmp_path: Path, kind: str, count: int
+) -> None:
+    requires("nginx")
+    with (
+        serve(KINDS[kind], num=NUM, proxy=True, options=["--seed", SEED]) as running,
+        nginx(tmp_path, running.port, connection="''", keepalive="keepalive 4;") as port,
+    ):
+        requests = int(os.environ.get("STICKY_REQUESTS", "5000"))
+        clients = Clients(port, addresses(count), requests)
+        assert (clients.wrong, clients.failed, clients.served) == ([], [], requests)
+        assert "Traceback" not in running.log()
+
+
+@pytest.mark.parametrize("kind", BLIND)
+def test_without_looking_many_are_answered_by_another_worker(tmp_path: Path, kind: str) -> None:
+    """The negative control: the test above can fail."""
+    requires("nginx")
+    with (
+        serve(BLIND[kind], num=NUM, proxy=True, options=["--seed", SEED]) as running,
+        nginx(tmp_path, running.port, connection="''", keepalive="keepalive 4;") as port,
+    ):
+        clients = Clients(port, addresses(20), 1000)
+        assert len(clients.wrong) > 100

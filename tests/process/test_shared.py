@@ -313,7 +313,9 @@ def test_a_refused_upgrade_ends_the_connection(
     assert line.is_over()
 
 
-@pytest.mark.parametrize("target", ["example.com:443?status=405", "/path?status=405", "http://example.com/?status=405"])
+@pytest.mark.parametrize(
+    "target", ["example.com:443?status=405", "/path?status=405", "http://example.com/?status=405"]
+)
 def test_after_connect_nothing_is_answered(line: Line, target: str) -> None:
     """It would be a tunnel, or it is refused."""
     line.send(ask(A))

@@ -39,7 +39,7 @@ class Clients:
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(110)
+            thread.join(100 + requests / 50)
         assert not any(thread.is_alive() for thread in threads)
 
     def _run(self, addresses: Sequence[str]) -> None:

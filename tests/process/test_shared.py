@@ -297,6 +297,7 @@ def test_a_connection_of_http_1_0_is_kept_only_if_the_answer_says_so(line: Line)
     "lines",
     [
         ("Upgrade: x",),
+        ("UPGRADE: x",),
         ("UPGRADE: x", "Connection: Upgrade"),
         ("uPGRADE: h2c", "Connection: Upgrade, HTTP2-Settings", "HTTP2-Settings: AAMA"),
     ],
@@ -488,26 +489,26 @@ def test_a_connection_that_comes_back_too_often_is_refused_and_counted(shared: R
 # -- what servers disagree about ------------------------------------------------------------------
 
 XA = f"X-Forwarded-For: {A}\r\n".encode()
-HELLO = b"hello" + ask(A, "/after-5") + ask(A, "/more")
+HELLO = b"hello" + ask(B, "/after-5") + ask(C, "/more")
 STRANGE = {
     "bare LF": b"POST /body HTTP/1.1\n" + XA[:-2] + b"\nContent-Length: 5\n\n" + HELLO,
-    "bare LF ends the head": b"GET /bare HTTP/1.1\r\n" + XA + b"\n" + ask(A, "/next"),
-    "a folded line": b"GET /fold HTTP/1.1\r\n" + XA + b"X: a\r\n b\r\n\r\n" + ask(A, "/next"),
+    "bare LF ends the head": b"GET /bare HTTP/1.1\r\n" + XA + b"\n" + ask(B, "/next"),
+    "a folded line": b"GET /fold HTTP/1.1\r\n" + XA + b"X: a\r\n b\r\n\r\n" + ask(B, "/next"),
     "a folded length": b"POST /body HTTP/1.1\r\n" + XA + b"Content-Length:\r\n 5\r\n\r\n" + HELLO,
-    "a space before a colon": b"GET /s HTTP/1.1\r\n" + XA + b"Name : x\r\n\r\n" + ask(A, "/next"),
+    "a space before a colon": b"GET /s HTTP/1.1\r\n" + XA + b"Name : x\r\n\r\n" + ask(B, "/next"),
     "a space after a length's name": b"POST /body HTTP/1.1\r\n"
     + XA
     + b"Content-Length : 5\r\n\r\n"
     + HELLO,
-    "HTTP/0.9": b"GET /old\r\n" + XA + b"\r\n" + ask(A, "/next"),
-    "no version": b"GET /old \r\n" + XA + b"\r\n" + ask(A, "/next"),
-    "an empty line first": b"\r\n" + ask(A, "/crlf") + b"\r\n\n" + ask(A, "/next"),
-    "HTTP/1.2": b"GET / HTTP/1.2\r\n" + XA + b"\r\n" + ask(A, "/next"),
-    "HTTP/2.0": b"GET / HTTP/2.0\r\n" + XA + b"\r\n" + ask(A, "/next"),
-    "an unknown method": ask(A, "/method", method="BREW") + ask(A, "/next"),
-    "a lower-case method": ask(A, "/method", method="get") + ask(A, "/next"),
-    "a line without a colon": b"GET /n HTTP/1.1\r\n" + XA + b"nothing\r\n\r\n" + ask(A, "/next"),
-    "no host": b"GET /nohost HTTP/1.1\r\n" + XA + b"\r\n" + ask(A, "/next"),
+    "HTTP/0.9": b"GET /old\r\n" + XA + b"\r\n" + ask(B, "/next"),
+    "no version": b"GET /old \r\n" + XA + b"\r\n" + ask(B, "/next"),
+    "an empty line first": b"\r\n" + ask(A, "/crlf") + b"\r\n\n" + ask(B, "/next"),
+    "HTTP/1.2": b"GET / HTTP/1.2\r\n" + XA + b"\r\n" + ask(B, "/next"),
+    "HTTP/2.0": b"GET / HTTP/2.0\r\n" + XA + b"\r\n" + ask(B, "/next"),
+    "an unknown method": ask(A, "/method", method="BREW") + ask(B, "/next"),
+    "a lower-case method": ask(A, "/method", method="get") + ask(B, "/next"),
+    "a line without a colon": b"GET /n HTTP/1.1\r\n" + XA + b"nothing\r\n\r\n" + ask(B, "/next"),
+    "no host": b"GET /nohost HTTP/1.1\r\n" + XA + b"\r\n" + ask(B, "/next"),
     **{
         f"Content-Length {value}": b"POST /body HTTP/1.1\r\nHost: t\r\n"
         + XA
@@ -527,7 +528,7 @@ STRANGE = {
         f"Transfer-Encoding {value}": b"POST /body HTTP/1.1\r\nHost: t\r\n"
         + XA
         + b"Transfer-Encoding: %b\r\n\r\n5\r\nhello\r\n0\r\n\r\n" % value.encode()
-        + ask(A, "/next")
+        + ask(B, "/next")
         for value in (
             "Chunked",
             "gzip, chunked",
@@ -542,43 +543,43 @@ STRANGE = {
     "a length and chunks": b"POST /body HTTP/1.1\r\nHost: t\r\n"
     + XA
     + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n1e\r\n"
-    + ask(A, "/in")[:30]
+    + ask(B, "/in")[:30]
     + b"\r\n0\r\n\r\n"
-    + ask(A, "/next"),
+    + ask(B, "/next"),
     "chunks and a length": b"POST /body HTTP/1.1\r\nHost: t\r\n"
     + XA
     + b"Transfer-Encoding: chunked\r\nContent-Length: 100\r\n\r\n5\r\nhello\r\n0\r\n\r\n"
-    + ask(A, "/next")
-    + ask(A, "/third"),
+    + ask(B, "/next")
+    + ask(C, "/third"),
     "chunks in HTTP/1.0": ask(A, "/body", "Connection: keep-alive", version="1.0", chunks=[b"x"])
-    + ask(A, "/next"),
+    + ask(B, "/next"),
     **{
         f"a chunk of {size!r}": b"POST /body HTTP/1.1\r\nHost: t\r\n"
         + XA
         + b"Transfer-Encoding: chunked\r\n\r\n%b\r\nhello\r\n0\r\n\r\n" % size
-        + ask(A, "/next")
+        + ask(B, "/next")
         for size in (b"0x5", b"+5", b"5 ", b" 5", b"05", b"5;a=b", b"5_", b"", b"-5", b"5\t", b"5g")
     },
     "a chunk without its line end": b"POST /body HTTP/1.1\r\nHost: t\r\n"
     + XA
     + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhelloXX0\r\n\r\n"
-    + ask(A, "/next"),
+    + ask(B, "/next"),
     "chunks with bare LF": b"POST /body HTTP/1.1\r\nHost: t\r\n"
     + XA
     + b"Transfer-Encoding: chunked\r\n\r\n5\nhello\n0\n\n"
-    + ask(A, "/next"),
+    + ask(B, "/next"),
     "trailers with bare LF": b"POST /body HTTP/1.1\r\nHost: t\r\n"
     + XA
     + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\nX: y\n\n"
-    + ask(A, "/next"),
+    + ask(B, "/next"),
     "a last chunk with bare LF": b"POST /body HTTP/1.1\r\nHost: t\r\n"
     + XA
     + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\n"
-    + ask(A, "/next"),
+    + ask(B, "/next"),
     "broken trailers": b"POST /body HTTP/1.1\r\nHost: t\r\n"
     + XA
     + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n: :\x01\r\n\r\n"
-    + ask(A, "/next"),
+    + ask(B, "/next"),
 }
 
 

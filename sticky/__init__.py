@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .errors import ChannelError, OptionError, StickyError, WorkerError
     from .options import Options
     from .routing import Explanation, explain
-    from .server import Server, listen
+    from .server import Server, listen, stats
     from .worker import Worker, current_worker
 
 __version__ = "0.1.0"
@@ -34,6 +34,7 @@ _HOMES = {
     "explain": "routing",
     "Server": "server",
     "listen": "server",
+    "stats": "server",
     "Worker": "worker",
     "current_worker": "worker",
 }
@@ -51,6 +52,7 @@ __all__ = [
     "current_worker",
     "explain",
     "listen",
+    "stats",
 ]
 
 

@@ -15,7 +15,7 @@ import logging
 import os
 import select
 import socket
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, MutableMapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -78,6 +78,7 @@ class Dispatcher:
         inboxes: where the connections of each slot are sent.
         register, unregister: the loop's, to be told of events on a descriptor.
         clock: the monotonic time, in seconds.
+        counters: where to count.
     """
 
     def __init__(
@@ -90,6 +91,7 @@ class Dispatcher:
         register: Callable[[int, int, Callable[[int], object]], None],
         unregister: Callable[[int], None],
         clock: Callable[[], float],
+        counters: MutableMapping[str, int],
     ) -> None:
         self._proxy = options.proxy
         self._header = options.header
@@ -109,9 +111,7 @@ class Dispatcher:
         self._max_moves = options.max_moves
         self._told: set[str] = set()
         self._survey: Survey | None = Survey(options, router, self.tell)
-        self.counters = dict.fromkeys(
-            ("accepted", "refused", "starved", "moved", "bytes_carried", "moved_too_often"), 0
-        )
+        self.counters = counters
 
     # -- listeners ----------------------------------------------------------------------------
 

@@ -23,7 +23,8 @@ from __future__ import annotations
 
 import enum
 import math
-from collections.abc import Hashable
+from collections import Counter
+from collections.abc import Hashable, MutableMapping
 from typing import NamedTuple
 
 Connection = Hashable
@@ -237,16 +238,19 @@ class _Slot:
 
 
 class Ledger:
-    """Which connection is where, who may have it, what a deadline or a death changes."""
+    """Which connection is where, who may have it, what a deadline or a death changes.
 
-    def __init__(self, rules: Rules) -> None:
+    Args:
+        rules: the limits.
+        counters: where to count.
+    """
+
+    def __init__(self, rules: Rules, counters: MutableMapping[str, int] | None = None) -> None:
         self.rules = rules
         self.stage = Stage.SERVING
         self.announced = False
         self.status = 0
-        self.counters = dict.fromkeys(
-            ("head_timeouts", "heads_evicted", "queued", "queue_timeouts", "left", "restarts"), 0
-        )
+        self.counters = Counter() if counters is None else counters
         self._slots = [_Slot() for _ in range(rules.num)]
         self.queues = [slot.queue for slot in self._slots]
         self._workers: dict[Hashable, _Worker] = {}

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from . import channel, ledger, logs, spawn
+from .counters import Board
 from .dispatcher import Dispatcher
 from .errors import ChannelError, StickyError
 from .ledger import Ledger, Rules, Tell
@@ -64,14 +65,14 @@ class _Slot:
 class _Process:
     """What the shell holds for a worker process."""
 
-    def __init__(self, slot: int, pid: int, control: socket.socket) -> None:
+    def __init__(self, slot: int, pid: int, control: socket.socket, row: int = 0) -> None:
         self.slot = slot
+        self.row = row
         self.pid = pid
         self.pidfd = os.pidfd_open(pid)
         self.control = control
         self.failure: dict[str, Any] | None = None
         self.killed_because: str | None = None
-        self.stats: dict[str, int] = {}
 
     def close(self) -> None:
         os.close(self.pidfd)
@@ -86,6 +87,7 @@ class Master:
         program: what the workers run.
         launcher: the control pair's end of the process that started us, or None for the CLI.
         descriptors: for each N of an fd://N in the options, the descriptor it has here.
+        board: where to count, for others to see.
     """
 
     def __init__(
@@ -94,6 +96,7 @@ class Master:
         program: spawn.Program,
         launcher: socket.socket | None = None,
         descriptors: Mapping[int, int] | None = None,
+        board: Board | None = None,
     ) -> None:
         if options.seed is None:
             options = dataclasses.replace(options, seed=os.urandom(8))
@@ -104,7 +107,8 @@ class Master:
         auto = options.worker_class == "auto"
         self._worker_class = "eventlet" if auto else options.worker_class
         rules = {name: getattr(options, name) for name in Rules._fields if name != "first_alone"}
-        self._ledger = Ledger(Rules(**rules, first_alone=auto))
+        self._board = board or Board(options.num)
+        self._ledger = Ledger(Rules(**rules, first_alone=auto), self._board.master)
         self._slots = [_Slot() for _ in range(options.num)]
         self._processes: dict[int, _Process] = {}
         self._reader = channel.Reader()
@@ -132,6 +136,7 @@ class Master:
             register=self._register,
             unregister=self._unregister,
             clock=time.monotonic,
+            counters=self._board.master,
         )
 
     # -- the loop -----------------------------------------------------------------------------
@@ -283,6 +288,7 @@ class Master:
     def _start(self, number: int) -> _Process:
         slot = self._slots[number]
         program = self._program
+        row = self._board.give()
         spec = {
             "role": "worker",
             "slot": number,
@@ -294,18 +300,24 @@ class Master:
             "call": program.call,
             "argv": list(program.argv),
             "path": list(program.path),
+            "row": row,
         }
-        fds = [slot.inbox_end.fileno(), slot.mailbox.fileno()]
+        fds = [slot.inbox_end.fileno(), slot.mailbox.fileno(), self._board.fd]
         fds += [other.sibling.fileno() for other in self._slots]
         environment = os.environ | dict(self._options.env) | {"STICKY_WORKER_ID": str(number)}
         for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"):
             environment.pop(name, None)  # those were for us
-        pid, control = spawn.start(
-            f"worker {number}", spec, fds, environment=environment, stdin=os.devnull
-        )
         try:
-            return _Process(number, pid, control)
+            pid, control = spawn.start(
+                f"worker {number}", spec, fds, environment=environment, stdin=os.devnull
+            )
+        except OSError:
+            self._board.take_back(row)
+            raise
+        try:
+            return _Process(number, pid, control, row)
         except OSError:  # without a pidfd its end would not be noticed
+            self._board.take_back(row)
             control.close()
             os.kill(pid, signal.SIGKILL)
             reap(pid)
@@ -345,9 +357,9 @@ class Master:
                 return
             if message.kind == channel.READY:
                 log.info("worker %d ready (pid %d)", process.slot, process.pid)
+                self._board.show(process.row, process.slot, process.pid)
                 self._ledger.ready(key, time.monotonic())
             elif message.kind == channel.PONG:
-                process.stats = json.loads(message.payload or b"{}")
                 self._ledger.heard(key)
             elif message.kind == channel.HAND_BACK:
                 self._dispatcher.take_back(message)
@@ -364,6 +376,7 @@ class Master:
         self._unregister(process.control.fileno())
         status = reap(process.pid)
         process.close()
+        self._board.take_back(process.row)
         now = time.monotonic()
         before = self._ledger.state_of(key)
         was_serving = self._ledger.stage is ledger.Stage.SERVING
@@ -402,21 +415,13 @@ class Master:
             elif number == signal.SIGHUP:
                 self.reload()
             elif number == signal.SIGUSR1:
-                log.info("Stats: %s", json.dumps(self.stats()))
+                log.info("Stats: %s", json.dumps(self._board.stats()))
             elif self._ledger.stage is ledger.Stage.SERVING:
                 quick = number != signal.SIGTERM
                 log.info("%s: stopping%s", number.name, "" if quick else " gracefully")
                 self._ledger.stop(now, quick=quick)
             elif number != signal.SIGTERM:
                 self._ledger.stop(now, quick=True)
-
-    def stats(self) -> dict[str, Any]:
-        """What was counted: here, and by each worker when it last answered a ping."""
-        workers = {
-            process.slot: {"pid": process.pid, **process.stats}
-            for process in self._processes.values()
-        }
-        return {**self._dispatcher.counters, **self._ledger.counters, "workers": workers}
 
     def reload(self) -> None:
         """Replace all workers by new ones, with what their code is now."""
@@ -478,11 +483,12 @@ def run(
     program: spawn.Program,
     launcher: socket.socket | None = None,
     descriptors: Mapping[int, int] | None = None,
+    board: Board | None = None,
 ) -> int:
     """Be the master: serve until stopped.
 
     Args:
-        options, program, launcher, descriptors: as for ``Master``.
+        options, program, launcher, descriptors, board: as for ``Master``.
 
     Returns:
         The exit status: 0 when stopped, 1 when the port cannot be used, 3 when the workers cannot
@@ -504,7 +510,7 @@ def run(
             options.max_connections,
         )
     try:
-        master = Master(options, program, launcher, descriptors)
+        master = Master(options, program, launcher, descriptors, board)
     except StickyError as error:
         log.error("%s", error)
         return error.exit_status
@@ -515,6 +521,7 @@ def launched(spec: Mapping[str, Any], fds: Sequence[int]) -> None:
     """Be the master that a script's ``listen`` started (``_boot.py`` calls this)."""
     launcher = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, spawn.CONTROL_FD)
     launcher.setblocking(False)
-    descriptors = dict(zip(spec["inherited"], fds, strict=True))
+    board, *inherited = fds
+    descriptors = dict(zip(spec["inherited"], inherited, strict=True))
     options, program = Options.make(spec["options"]), spawn.Program(**spec["program"])
-    sys.exit(run(options, program, launcher, descriptors))
+    sys.exit(run(options, program, launcher, descriptors, Board(options.num, board)))

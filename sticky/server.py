@@ -23,6 +23,7 @@ from typing import Any
 
 from . import channel, listeners, spawn, worker
 from .config import settings
+from .counters import Board
 from .errors import OptionError, StickyError, WorkerError
 from .options import Options
 
@@ -35,6 +36,7 @@ _FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, sign
 _HOSTS = ("pytest", "py.test", "IPython", "ipykernel", "ipykernel_launcher", "unittest", "doctest")
 
 _calls = 0
+_last: Server | None = None
 
 
 def listen(
@@ -94,6 +96,32 @@ def listen(
         sys.exit(status)
 
 
+def stats() -> dict[str, Any]:
+    """What the server has counted since its start, and what it holds now.
+
+    In a worker: the server that it is a worker of. Elsewhere: the one that this process started
+    last, with ``listen`` or ``Server``; after its end what it had counted. Neither waits for
+    anybody, and the figures are of this moment.
+
+    Returns:
+        The master's counters by name, and under "workers" for each slot "pid" and the counters
+        of the process that serves it, which begin again with each process. docs/stats.md says
+        what each of them counts.
+
+    Raises:
+        StickyError: this process is no worker and has started no server.
+    """
+    current = worker.current_worker()
+    if current is not None:
+        return current.board.stats()
+    if _last is None:
+        raise StickyError(
+            "sticky.stats() has no server to ask: this process is no worker of one and has "
+            "started none (the command 'sticky' logs its counters on the signal USR1)"
+        )
+    return _last.stats()
+
+
 class Server:
     """The same as ``listen``, for tests and for embedding: started, stopped, waited for.
 
@@ -134,6 +162,7 @@ class Server:
         self.pid: int | None = None
         self._factory = factory
         self._control: socket.socket | None = None
+        self._board: Board | None = None
         self._pidfd = -1
         self._status: int | None = None
         self._lock = threading.Lock()
@@ -148,7 +177,7 @@ class Server:
         Raises:
             StickyError: it ended before that; the log says why, ``exit_status`` as for ``listen``.
         """
-        global _calls
+        global _calls, _last
         if self._in_worker:
             worker.listen_called(self._factory)
             return self
@@ -159,6 +188,7 @@ class Server:
             program = dataclasses.replace(program, call=_calls)
             _calls += 1
         given = listeners.inherited(self.options)
+        self._board = Board(self.options.num)
         spec = {
             "role": "master",
             "options": self.options.to_json(),
@@ -167,9 +197,13 @@ class Server:
             "inherited": given,
         }
         try:
-            self.pid, self._control = spawn.start("master", spec, given, environment=os.environ)
+            self.pid, self._control = spawn.start(
+                "master", spec, [self._board.fd, *given], environment=os.environ
+            )
         except OSError as error:
             raise StickyError(f"the master cannot be started: {error.strerror}") from None
+        finally:
+            self._board.close()
         self._pidfd = os.pidfd_open(self.pid)
         weakref.finalize(self, os.close, self._pidfd)
         # A plain blocking read: this process may have been monkey-patched, which leaves no other
@@ -183,6 +217,7 @@ class Server:
             )
         bound = json.loads(message[channel.HEADER_SIZE :])
         self.addresses = [tuple(at) if isinstance(at, list) else at for at in bound]
+        _last = self
         return self
 
     def stop(self, *, quick: bool = False) -> int:
@@ -209,6 +244,16 @@ class Server:
                 self._status = code if code >= 0 else 128 - code
         self.close()
         return self._status
+
+    def stats(self) -> dict[str, Any]:
+        """What the server has counted; as ``sticky.stats()``, for this one of several servers.
+
+        Raises:
+            StickyError: it was never started.
+        """
+        if self._board is None:
+            raise StickyError("the server was not started, so it has counted nothing")
+        return self._board.stats()
 
     def close(self) -> None:
         """Let go of the master, which then stops at once if it still runs."""

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import adapters, channel, logs, spawn
+from .counters import Board
 from .errors import OptionError, WorkerError
 from .interface import ASGI, WSGI, make_app
 from .options import Options
@@ -54,17 +55,28 @@ class Worker:
         id: the number of its slot, from 0; a respawned worker has the same.
         pid: its process id.
         options: the settings of the server.
+        board: what all processes of the server have counted.
         mailbox: a descriptor: what siblings send arrives here (AF_UNIX SOCK_SEQPACKET).
         siblings: descriptors to send to, one a slot, by number, the own one included.
     """
 
-    def __init__(self, id: int, options: Options, mailbox: int, siblings: Sequence[int]) -> None:
+    def __init__(
+        self,
+        id: int,
+        options: Options,
+        mailbox: int,
+        siblings: Sequence[int],
+        board: Board | None = None,
+        row: int = 0,
+    ) -> None:
         self.id = id
         self.pid = os.getpid()
         self.options = options
         self.mailbox = mailbox
         self.siblings = tuple(siblings)
         self._handlers: list[Handler] = []
+        self.board = board or Board(options.num)
+        self._counters = self.board.process(row)
         self._adapter: Adapter | None = None
 
     def on(self, event: str, handler: Handler) -> Handler:
@@ -87,7 +99,7 @@ class Worker:
 
     def stats(self) -> dict[str, int]:
         """What this process has counted since it started, and what it holds now."""
-        return self._adapter.stats() if self._adapter else {}
+        return dict(self._counters)
 
     def __repr__(self) -> str:
         return f"<sticky worker {self.id} (pid {self.pid})>"
@@ -122,9 +134,11 @@ def main(spec: Mapping[str, Any], fds: Sequence[int]) -> NoReturn:
     logs.set_up(options, worker=spec["slot"])
     unix, packets = socket.AF_UNIX, socket.SOCK_SEQPACKET
     control = socket.socket(unix, packets, 0, spawn.CONTROL_FD)
-    inbox, mailbox, *siblings = fds
+    inbox, mailbox, memory, *siblings = fds
+    board = Board(options.num, memory)
+    board.close()
     _boot = _Boot(
-        Worker(spec["slot"], options, mailbox, siblings),
+        Worker(spec["slot"], options, mailbox, siblings, board, spec["row"]),
         control,
         socket.socket(unix, packets, 0, inbox),
         None if spec["target"] else spec["call"],
@@ -249,7 +263,13 @@ def serve(factory: Callable[[], Any] | Any) -> NoReturn:
         )
     adapter_class = adapters.load(options.worker_class)
     worker._adapter = adapter = adapter_class(
-        app, options, boot.control, boot.inbox, worker._handlers, slot=worker.id
+        app,
+        options,
+        boot.control,
+        boot.inbox,
+        worker._handlers,
+        slot=worker.id,
+        counters=worker._counters,
     )
     adapter.run()
     # From here on an exit is an exit, not a failure to boot. SystemExit runs the atexit handlers.

@@ -211,6 +211,10 @@ def _shared_answer(
 
         worker = sticky.current_worker()
         seen: Any = worker.stats() if worker else {}
+    elif path == "/all-stats":
+        import sticky
+
+        seen = sticky.stats()
     elif path == "/forge":
         seen = _forge(int(asked["moves"]), asked["client"])
     else:

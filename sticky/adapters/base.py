@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 from .. import channel
 from ..accesslog import AccessLog
 from ..answers import answer, refusals
+from ..counters import WORKER, Row, private
 from ..errors import ChannelError
 from ..options import Options
 from ..routing import make_router
@@ -85,6 +86,7 @@ class Adapter(abc.ABC):
         inbox: the worker's end of the slot's inbox.
         slot: the number of the slot.
         handlers: what is called with each connection before it is served; more may be added.
+        counters: where to count.
     """
 
     def __init__(
@@ -96,6 +98,7 @@ class Adapter(abc.ABC):
         handlers: Sequence[Handler] = (),
         *,
         slot: int = 0,
+        counters: Row | None = None,
     ) -> None:
         self.app = app
         self.options = options
@@ -104,20 +107,7 @@ class Adapter(abc.ABC):
         self.handlers = handlers
         self.ending = False
         self.closing = False
-        self.not_begun = 0
-        self.open = 0
-        self.counters = dict.fromkeys(
-            (
-                "adopted",
-                "lost",
-                "looked",
-                "handed_back",
-                "handler_errors",
-                "sync_timeouts",
-                "left_unreleased",
-            ),
-            0,
-        )
+        self.counters = private(WORKER) if counters is None else counters
         self._router = make_router(options)
         self.slot = slot
         # Behind a proxy a connection may carry another client's request next: it is looked at.
@@ -126,6 +116,24 @@ class Adapter(abc.ABC):
         self.refusals = refusals(options)
         self.access_log = AccessLog(options) if options.access_logfile else None
         self._reader = channel.Reader()
+
+    @property
+    def open(self) -> int:
+        """Connections that are open now."""
+        return self.counters["open"]
+
+    @open.setter
+    def open(self, count: int) -> None:
+        self.counters["open"] = count
+
+    @property
+    def not_begun(self) -> int:
+        """Connections that were picked up and not yet given to the app."""
+        return self.counters["not_begun"]
+
+    @not_begun.setter
+    def not_begun(self, count: int) -> None:
+        self.counters["not_begun"] = count
 
     # -- what the framework's event loop calls ------------------------------------------------
 
@@ -170,7 +178,7 @@ class Adapter(abc.ABC):
             if message is None:
                 self.orphaned()
             if message.kind == channel.PING:
-                self.tell(channel.PONG, self.stats())
+                self.tell(channel.PONG)
             elif message.kind == channel.CONNECTION:
                 self._adopt(message)
             elif message.kind == channel.CLOSING:
@@ -228,10 +236,6 @@ class Adapter(abc.ABC):
         self.not_begun += 1
         came = "moved" if message.moves else "accepted"
         self.adopt(fd, message.address, message.payload, came)
-
-    def stats(self) -> dict[str, int]:
-        """What was counted since the start, and what is held now."""
-        return {**self.counters, "open": self.open, "not_begun": self.not_begun}
 
     def introduce(self, address: channel.Address, head: bytes, came: str) -> Connection:
         """The connection as the handlers see it."""

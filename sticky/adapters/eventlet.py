@@ -122,6 +122,17 @@ class _HeadLines:
         return line
 
 
+class _Body(eventlet.wsgi.Input):  # type: ignore[misc]
+    """eventlet's body of a request, with a limit for what the app has left unread of it."""
+
+    patience: float
+
+    def discard(self, buffer_size: int = 16384) -> None:
+        # Nobody waits for the rest of it, so it has as long as an idle connection.
+        with eventlet.Timeout(self.patience, TimeoutError()):
+            super().discard(buffer_size)
+
+
 class _Protocol(eventlet.wsgi.HttpProtocol):  # type: ignore[misc]
     """eventlet's HTTP, with one deadline for a whole head and quiet about bad clients."""
 
@@ -404,6 +415,7 @@ class EventletAdapter(base.Adapter):
         # What the master lets through is to be served: eventlet's own limits are lower.
         eventlet.wsgi.MAX_HEADER_LINE = self.options.max_head_size
         eventlet.wsgi.MAX_TOTAL_HEADER_SIZE = self.options.max_head_size
+        eventlet.wsgi.Input, _Body.patience = _Body, self.options.keep_alive
         self._server = _Server(as_wsgi(self.app), self)
         self._watch_signals()
         self.look_around()

@@ -11,9 +11,11 @@ import psutil
 import pytest
 import websocket
 
-from tests.harness import Running, serve, wait_until
+import sticky
+from tests.harness import ROOT, Running, serve, wait_until
 
 from .clients import SEED, XFF, Client, addresses_of, head
+from .shared_kit import NUM, A, B, Line, ask
 
 OPTIONS = ("--seed", SEED, "--keep-alive", "1.5")
 
@@ -224,3 +226,24 @@ def test_what_was_counted_is_logged_when_the_master_is_asked() -> None:
     assert stats["accepted"] == 5
     assert stats["refused"] == 0
     assert set(stats["workers"]) == {"0", "1"}
+
+
+def test_every_process_of_a_server_can_say_what_was_counted() -> None:
+    options = {"port": 0, "num": NUM, "proxy": True, "seed": SEED, "app_dir": ROOT}
+    with sticky.Server("tests.apps:shared_lab", options) as server:
+        port = server.addresses[0][1]
+        assert sticky.stats()["accepted"] == 0
+        with Line(port) as line:
+            for client in (A, B, A, A):
+                line.send(ask(client))
+                assert line.reply().status == 200
+            line.send(ask(A, "/all-stats"))
+            seen = line.reply().json()
+            for stats in (seen, server.stats(), sticky.stats()):
+                workers = {int(slot): counted for slot, counted in stats["workers"].items()}
+                assert (stats["accepted"], stats["moved"], stats["refused"]) == (1, 2, 0)
+                assert [workers[slot]["looked"] for slot in (0, 1)] == [3, 1]
+                assert [workers[slot]["handed_back"] for slot in (0, 1)] == [1, 1]
+                assert [workers[slot]["open"] for slot in (0, 1)] == [1, 0]
+    assert server.stats() == sticky.stats()  # what it had counted when it ended
+    assert sticky.stats()["workers"] == {}

@@ -466,10 +466,8 @@ def test_a_request_may_take_longer_than_an_idle_connection(impatient: Running) -
 
 
 def test_a_body_that_nobody_waits_for_has_as_long_as_an_idle_connection(
-    impatient: Running, kind: str
+    impatient: Running,
 ) -> None:
-    if kind == "eventlet":
-        pytest.skip("eventlet waits for a body that the app has not read for as long as it takes")
     with Line(impatient.port) as line:
         line.send(ask(A), ask(B, "/unread", "Content-Length: 100", method="POST"), b"begun")
         check(line.reply(), A)

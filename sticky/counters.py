@@ -1,0 +1,137 @@
+"""What is counted, in memory that all processes of a server share: each writes its own row and
+may read all of them, at any time and without a message.
+
+    row 0        the master's counters
+    row 1 ...    one for each process: slot + 1 (0 while it does not serve), pid, counters
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Iterator, MutableMapping
+from typing import Any
+
+MASTER = (
+    "accepted",  # connections
+    "refused",  # answered by the master: 400, 408, 431, 503
+    "head_timeouts",
+    "heads_evicted",  # refused because more than max_pending_heads were awaited
+    "queued",  # waited in the master because an inbox was full
+    "queue_timeouts",
+    "left",  # their client closed while the master held them
+    "starved",  # times that a connection could not be accepted for want of descriptors
+    "moved",  # handed back by one worker and on to another
+    "bytes_carried",  # of further requests, with connections that moved
+    "moved_too_often",  # refused at max_moves
+    "restarts",  # processes started in place of one that had ended
+)
+WORKER = (
+    "open",  # connections, now
+    "not_begun",  # of these: picked up and not yet given to the app
+    "adopted",  # connections
+    "lost",  # came without their descriptor: this process had none free
+    "looked",  # further requests looked at
+    "handed_back",  # connections whose next request belongs to another worker
+    "handler_errors",
+    "sync_timeouts",
+    "left_unreleased",  # their client closed before the app had released them
+)
+_CELLS = 32  # in a row, of 8 bytes
+_ROW = _CELLS * 8
+_BEFORE = 2  # cells of a process's row that are no counters
+_PROCESSES = 4  # rows for each slot: of one that serves, and of several that are being replaced
+
+
+class Row(MutableMapping[str, int]):
+    """Counters by name."""
+
+    def __init__(self, names: tuple[str, ...], cells: memoryview) -> None:
+        self._at = {name: index for index, name in enumerate(names)}
+        self._cells = cells
+
+    def __getitem__(self, name: str) -> int:
+        return self._cells[self._at[name]]
+
+    def __setitem__(self, name: str, value: int) -> None:
+        self._cells[self._at[name]] = value
+
+    def __delitem__(self, name: str) -> None:
+        raise TypeError("counters stay")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._at)
+
+    def __len__(self) -> int:
+        return len(self._at)
+
+
+def private(names: tuple[str, ...]) -> Row:
+    """Counters that no other process sees."""
+    return Row(names, memoryview(bytearray(_ROW)).cast("Q"))
+
+
+class Board:
+    """All the rows of a server.
+
+    Args:
+        num: the number of slots.
+        fd: the memory, from another process's board; None makes a new one. It stays open, to be
+            given to others, until ``close``.
+    """
+
+    def __init__(self, num: int, fd: int | None = None) -> None:
+        self._rows = 1 + _PROCESSES * num
+        if fd is None:
+            fd = os.memfd_create("sticky-counters", os.MFD_CLOEXEC)
+            os.ftruncate(fd, self._rows * _ROW)
+        self.fd = fd
+        self._memory = mmap.mmap(fd, self._rows * _ROW)
+        self._cells = memoryview(self._memory).cast("Q")
+        self.master = Row(MASTER, self._cells[:_CELLS])
+        self._free = list(range(self._rows - 1, 0, -1))
+
+    def process(self, row: int) -> Row:
+        """The counters of the process that was given this row; 0: it was given none."""
+        if not row:
+            return private(WORKER)
+        start = row * _CELLS
+        return Row(WORKER, self._cells[start + _BEFORE : start + _CELLS])
+
+    def stats(self) -> dict[str, Any]:
+        """All that was counted: the master's by name, the workers' under "workers", by slot."""
+        workers = {}
+        for row in range(1, self._rows):
+            slot, pid = self._cells[row * _CELLS : row * _CELLS + _BEFORE]
+            if slot:
+                workers[slot - 1] = {"pid": pid, **self.process(row)}
+        return {**self.master, "workers": dict(sorted(workers.items()))}
+
+    # -- the master's side --------------------------------------------------------------------
+
+    def give(self) -> int:
+        """A row for a new process, all zeros; 0 when there is none left."""
+        if not self._free:
+            return 0
+        row = self._free.pop()
+        self._cells[row * _CELLS : (row + 1) * _CELLS] = memoryview(bytes(_ROW)).cast("Q")
+        return row
+
+    def show(self, row: int, slot: int, pid: int) -> None:
+        """This process serves the slot from now on, instead of whichever did."""
+        for other in range(1, self._rows):
+            if self._cells[other * _CELLS] == slot + 1:
+                self._cells[other * _CELLS] = 0
+        if row:
+            self._cells[row * _CELLS + 1] = pid
+            self._cells[row * _CELLS] = slot + 1
+
+    def take_back(self, row: int) -> None:
+        """The process has ended."""
+        if row:
+            self._cells[row * _CELLS] = 0
+            self._free.append(row)
+
+    def close(self) -> None:
+        """Close ``fd``. The memory stays."""
+        os.close(self.fd)

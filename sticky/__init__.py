@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from .options import Options
     from .routing import Explanation, explain
     from .server import Server, listen, stats
-    from .worker import Worker, current_worker
+    from .worker import Worker, current_worker, holds, mint
 
 __version__ = "0.1.0"
 
@@ -37,6 +37,8 @@ _HOMES = {
     "stats": "server",
     "Worker": "worker",
     "current_worker": "worker",
+    "holds": "worker",
+    "mint": "worker",
 }
 
 __all__ = [
@@ -51,7 +53,9 @@ __all__ = [
     "__version__",
     "current_worker",
     "explain",
+    "holds",
     "listen",
+    "mint",
     "stats",
 ]
 

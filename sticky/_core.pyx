@@ -12,7 +12,7 @@ from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_Check, PyByteA
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_Check, PyBytes_GET_SIZE
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
-from libc.string cimport memchr, memcpy
+from libc.string cimport memchr, memcmp, memcpy
 
 import ipaddress
 
@@ -23,6 +23,7 @@ cdef extern from "Python.h":
 
 cdef extern from *:
     """
+    #include <stddef.h>
     #include <stdint.h>
     #include <string.h>
     #if defined(__SSE2__) && !defined(STICKY_PORTABLE)
@@ -34,12 +35,14 @@ cdef extern from *:
 
     /*
      * One letter of the name that is looked for, with bit 0x20 set, and where it stands in it.
-     * Of the first 16 the last tells most: many names begin with x-forwarded-.
+     * Of the first 16 the last tells most: many names begin with x-forwarded-. Of a second name
+     * (`two`) the first letter. What is 0 is never met, since 0x20 is set in what is compared.
      */
     typedef struct {
         uint8_t first;
         uint8_t probe;
         uint8_t probe_at;
+        uint8_t two;
     } sticky_name;
 
     /*
@@ -61,16 +64,47 @@ cdef extern from *:
                 return cr;
             if (!lf)
                 return end;
-            if (lf + 1 < end && (lf[1] <= ' ' || (lf[1] | 0x20) == name->first))
+            if (lf + 1 < end && (lf[1] <= ' ' || (lf[1] | 0x20) == name->first ||
+                                 (lf[1] | 0x20) == name->two))
                 return lf;
             p = lf + 1;
         }
         return end;
     }
 
+    /* The next p where size bytes begin with `first` and end with `last`; NULL: there is none. */
+    static const uint8_t *sticky_find(
+        const uint8_t *p, const uint8_t *end, uint8_t first, uint8_t last, ptrdiff_t size)
+    {
+    #if STICKY_SSE2
+        const __m128i begins = _mm_set1_epi8((char)first), ends = _mm_set1_epi8((char)last);
+        while (end - p >= 32 + size) {
+            const uint8_t *q = p + size - 1;
+            __m128i a = _mm_and_si128(
+                _mm_cmpeq_epi8(_mm_loadu_si128((const __m128i *)p), begins),
+                _mm_cmpeq_epi8(_mm_loadu_si128((const __m128i *)q), ends));
+            __m128i b = _mm_and_si128(
+                _mm_cmpeq_epi8(_mm_loadu_si128((const __m128i *)(p + 16)), begins),
+                _mm_cmpeq_epi8(_mm_loadu_si128((const __m128i *)(q + 16)), ends));
+            uint32_t mask = (uint32_t)_mm_movemask_epi8(a) | (uint32_t)_mm_movemask_epi8(b) << 16;
+            if (mask)
+                return p + __builtin_ctz(mask);
+            p += 32;
+        }
+    #endif
+        while (end - p >= size) {
+            p = (const uint8_t *)memchr(p, first, (size_t)(end - p - size + 1));
+            if (!p || p[size - 1] == last)
+                return p;
+            p++;
+        }
+        return NULL;
+    }
+
     #if STICKY_SSE2
     /* Which of the 16 bytes at p need a look; reads 17, and 16 from p + 1 + probe_at. */
-    static inline __m128i sticky_look(const uint8_t *p, __m128i probe, size_t probe_at)
+    static inline __m128i sticky_look(
+        const uint8_t *p, __m128i probe, size_t probe_at, int has_two, __m128i two)
     {
         const __m128i lf = _mm_set1_epi8('\\n'), space = _mm_set1_epi8(' ');
         __m128i here = _mm_loadu_si128((const __m128i *)p);
@@ -79,6 +113,8 @@ cdef extern from *:
         __m128i begins = _mm_or_si128(
             _mm_cmpeq_epi8(_mm_min_epu8(next, space), next), /* next <= ' ' */
             _mm_cmpeq_epi8(_mm_or_si128(letter, space), probe));
+        if (has_two)
+            begins = _mm_or_si128(begins, _mm_cmpeq_epi8(_mm_or_si128(next, space), two));
         __m128i line = _mm_and_si128(_mm_cmpeq_epi8(here, lf), begins);
         __m128i bare = _mm_andnot_si128(
             _mm_cmpeq_epi8(next, lf), _mm_cmpeq_epi8(here, _mm_set1_epi8('\\r')));
@@ -86,10 +122,13 @@ cdef extern from *:
         return _mm_or_si128(_mm_or_si128(line, bare), nul);
     }
 
-    static inline uint64_t sticky_look64(const uint8_t *p, __m128i probe, size_t probe_at)
+    static inline uint64_t sticky_look64(
+        const uint8_t *p, __m128i probe, size_t probe_at, int has_two, __m128i two)
     {
-        __m128i a = sticky_look(p, probe, probe_at), b = sticky_look(p + 16, probe, probe_at);
-        __m128i c = sticky_look(p + 32, probe, probe_at), d = sticky_look(p + 48, probe, probe_at);
+        __m128i a = sticky_look(p, probe, probe_at, has_two, two);
+        __m128i b = sticky_look(p + 16, probe, probe_at, has_two, two);
+        __m128i c = sticky_look(p + 32, probe, probe_at, has_two, two);
+        __m128i d = sticky_look(p + 48, probe, probe_at, has_two, two);
         if (!_mm_movemask_epi8(_mm_or_si128(_mm_or_si128(a, b), _mm_or_si128(c, d))))
             return 0;
         return (uint64_t)(uint32_t)_mm_movemask_epi8(a)
@@ -98,10 +137,13 @@ cdef extern from *:
             | (uint64_t)(uint32_t)_mm_movemask_epi8(d) << 48;
     }
 
-    static const uint8_t *sticky_next(
-        const uint8_t *base, const uint8_t *p, const uint8_t *end, const sticky_name *name)
+    /* Compiled twice, so that a second name costs nothing where there is none. */
+    static inline __attribute__((always_inline)) const uint8_t *sticky_next_of(
+        const uint8_t *base, const uint8_t *p, const uint8_t *end, const sticky_name *name,
+        const int has_two)
     {
         const __m128i cr = _mm_set1_epi8('\\r');
+        const __m128i two = _mm_set1_epi8((char)name->two);
         __m128i probe = _mm_set1_epi8((char)name->probe);
         size_t probe_at = name->probe_at;
         uint64_t mask;
@@ -118,7 +160,7 @@ cdef extern from *:
                     probe = _mm_set1_epi8((char)name->first);
                     probe_at = 0;
                 }
-                mask = sticky_look64(p, probe, probe_at);
+                mask = sticky_look64(p, probe, probe_at, has_two, two);
                 if (mask)
                     return p + __builtin_ctzll(mask);
             }
@@ -128,13 +170,32 @@ cdef extern from *:
             /* The rest, as the last bits of the last 64 bytes that have a next one. */
             const uint8_t *last = end - 65;
             if (p - last < 64) {
-                mask = sticky_look64(last, _mm_set1_epi8((char)name->first), 0) >> (p - last);
+                mask = sticky_look64(last, _mm_set1_epi8((char)name->first), 0, has_two, two);
+                mask >>= p - last;
                 if (mask)
                     return p + __builtin_ctzll(mask);
             }
             return end[-1] == 0 ? end - 1 : end;
         }
         return sticky_next_portable(p, end, name);
+    }
+
+    static const uint8_t *sticky_next_two(
+        const uint8_t *base, const uint8_t *p, const uint8_t *end, const sticky_name *name)
+    {
+        return sticky_next_of(base, p, end, name, 1);
+    }
+
+    static const uint8_t *sticky_next_one(
+        const uint8_t *base, const uint8_t *p, const uint8_t *end, const sticky_name *name)
+    {
+        return sticky_next_of(base, p, end, name, 0);
+    }
+
+    static inline const uint8_t *sticky_next(
+        const uint8_t *base, const uint8_t *p, const uint8_t *end, const sticky_name *name)
+    {
+        return (name->two ? sticky_next_two : sticky_next_one)(base, p, end, name);
     }
     #else
     #define sticky_next(base, p, end, name) sticky_next_portable(p, end, name)
@@ -144,8 +205,12 @@ cdef extern from *:
         uint8_t first
         uint8_t probe
         uint8_t probe_at
+        uint8_t two
     const uint8_t *sticky_next(
         const uint8_t *base, const uint8_t *p, const uint8_t *end, const sticky_name *name
+    ) noexcept nogil
+    const uint8_t *sticky_find(
+        const uint8_t *p, const uint8_t *end, uint8_t first, uint8_t last, Py_ssize_t size
     ) noexcept nogil
     const bint STICKY_SSE2
 
@@ -153,6 +218,7 @@ cdef int BY_PEER = verdicts.BY_PEER
 cdef int BY_LEFTMOST = verdicts.BY_LEFTMOST
 cdef int BY_HOPS = verdicts.BY_HOPS
 cdef int BY_BYTES = verdicts.BY_BYTES
+cdef int BY_SESSION = verdicts.BY_SESSION
 cdef int LAST_KEY = verdicts.LAST_KEY
 cdef int ABSENT = verdicts.ABSENT
 cdef int EMPTY = verdicts.EMPTY
@@ -166,16 +232,28 @@ cdef int BARE_CR = verdicts.BARE_CR
 cdef int SPACE_BEFORE_COLON = verdicts.SPACE_BEFORE_COLON
 cdef int NO_COLON = verdicts.NO_COLON
 cdef int FIRST_FOLDED = verdicts.FIRST_FOLDED
+cdef int SESSION_SPACE = verdicts.SESSION_SPACE
+cdef int SESSION_NO_COLON = verdicts.SESSION_NO_COLON
+cdef int NO_SESSION = verdicts.NO_SESSION
+
+cdef int NOWHERE = verdicts.NOWHERE
+cdef int IN_QUERY = verdicts.IN_QUERY
+cdef int IN_HEADER = verdicts.IN_HEADER
+cdef int IN_COOKIE = verdicts.IN_COOKIE
 
 cdef int NEED_MORE_VERDICT = verdicts.NEED_MORE
 cdef int MISSING_VERDICT = verdicts.MISSING
 cdef int MALFORMED_VERDICT = verdicts.MALFORMED
+cdef int ANYWHERE_VERDICT = verdicts.ANYWHERE
 
 cdef enum:
     MAX_SLOTS = 1024  # sizes of arrays must be known to C; checked when the module is loaded
     MAX_ADDRESS = 128
+    RANDOM_BYTES = 15
+    MINTED = 20
     END_OF_HEAD = 100  # of next_field alone: beside the reasons above
     FIELD = 101
+    SESSION_FIELD = 102
     IS_OTHER = 0  # what an element of the list is
     IS_UNKNOWN = 1
     IS_ADDRESS = 2
@@ -185,6 +263,11 @@ cdef uint32_t SLOT_SALTS[MAX_SLOTS]
 
 # --- the rules of one Router, and what is found by them ------------------------------------------
 
+cdef struct Name:
+    const uint8_t *text  # lower case
+    const uint8_t *letters  # 0x20 where the name has a letter, 0 elsewhere
+    Py_ssize_t size  # 0: there is none
+
 cdef struct Rules:
     uint32_t k0
     uint32_t k1
@@ -193,9 +276,13 @@ cdef struct Rules:
     int ipv4_prefix
     int ipv6_prefix
     bint forwarded
-    const uint8_t *name  # lower case
-    const uint8_t *letters  # 0x20 where the name has a letter, 0 elsewhere
-    Py_ssize_t name_size
+    bint proxy
+    bint anywhere
+    int place  # of the session id
+    const uint8_t *session  # the name of the parameter or cookie
+    Py_ssize_t session_size
+    Name header
+    Name session_header
     sticky_name probe
 
 cdef struct Key:
@@ -222,6 +309,7 @@ cdef struct Pieces:
     bint plain  # a quote was not closed: quotes mean nothing any more
 
 cdef struct Values:
+    int kind  # FIELD or SESSION_FIELD
     const uint8_t *at  # behind the colon of the first line of the header
     Head head  # as it was then; the lines after the first are found again if they are needed
     int left  # how many lines come after the first
@@ -305,6 +393,16 @@ cdef inline int pick_slot(uint32_t hash32, int n) noexcept nogil:
         weight = <uint64_t>mix(hash32 ^ SLOT_SALTS[slot]) << 32 | <uint32_t>slot
         best = weight if weight > best else best
     return <int><uint32_t>best
+
+
+cdef inline bint is_picked(uint32_t hash32, int slot, int n) noexcept nogil:
+    """Whether this is the slot; asks half of the hashes for one other slot only."""
+    cdef uint32_t weight = mix(hash32 ^ SLOT_SALTS[slot])
+    cdef int other
+    for other in range(n):
+        if mix(hash32 ^ SLOT_SALTS[other]) > weight:
+            return False
+    return True
 
 
 # --- addresses -----------------------------------------------------------------------------------
@@ -594,42 +692,29 @@ cdef inline uint64_t eight(const uint8_t *p) noexcept nogil:
     return bytes_
 
 
-cdef inline bint is_name(const uint8_t *p, const Rules *rules) noexcept nogil:
+cdef inline bint is_name(const uint8_t *p, const Name *name) noexcept nogil:
     """Whether the name stands at p, where there is room for it."""
-    cdef Py_ssize_t i, last = rules.name_size - 8
+    cdef Py_ssize_t i, last = name.size - 8
     if last < 0:
-        for i in range(rules.name_size):
-            if p[i] | rules.letters[i] != rules.name[i]:
+        for i in range(name.size):
+            if p[i] | name.letters[i] != name.text[i]:
                 return False
         return True
     i = 0
     while i < last:
-        if eight(p + i) | eight(rules.letters + i) != eight(rules.name + i):
+        if eight(p + i) | eight(name.letters + i) != eight(name.text + i):
             return False
         i += 8
-    return eight(p + last) | eight(rules.letters + last) == eight(rules.name + last)
+    return eight(p + last) | eight(name.letters + last) == eight(name.text + last)
 
 
-cdef inline int read_line_start(Head *head, const uint8_t *lf, const Rules *rules) noexcept nogil:
-    """What begins behind an LF: FIELD (head.at behind the colon), a reason, or -1 for nothing."""
-    cdef const uint8_t *p = lf + 1
+cdef inline int read_name(Head *head, const uint8_t *p, const Name *name) noexcept nogil:
+    """Whether a line that starts at p is of this name: FIELD, a reason, or -1."""
     cdef const uint8_t *end = head.end
     cdef const uint8_t *name_end
-    if p == end:
+    if name.size == 0 or end - p <= name.size or not is_name(p, name):
         return -1
-    if p[0] == c'\n':
-        return END_OF_HEAD
-    if p[0] == c'\r':
-        return END_OF_HEAD if end - p > 1 and p[1] == c'\n' else -1
-    if p[0] == c' ' or p[0] == c'\t':
-        if head.first_lf == NULL:
-            head.first_lf = <const uint8_t *>memchr(head.base, c'\n', end - head.base)
-        return FIRST_FOLDED if lf == head.first_lf else -1
-    if end - p <= rules.name_size:
-        return -1
-    if not is_name(p, rules):
-        return -1
-    p += rules.name_size
+    p += name.size
     name_end = p
     while p < end and (p[0] == c' ' or p[0] == c'\t'):
         p += 1
@@ -645,8 +730,36 @@ cdef inline int read_line_start(Head *head, const uint8_t *lf, const Rules *rule
     return -1
 
 
+cdef inline int read_line_start(Head *head, const uint8_t *lf, const Rules *rules) noexcept nogil:
+    """What begins behind an LF: FIELD or SESSION_FIELD (head.at behind the colon), a reason, or -1
+    for nothing."""
+    cdef const uint8_t *p = lf + 1
+    cdef const uint8_t *end = head.end
+    cdef int found
+    if p == end:
+        return -1
+    if p[0] == c'\n':
+        return END_OF_HEAD
+    if p[0] == c'\r':
+        return END_OF_HEAD if end - p > 1 and p[1] == c'\n' else -1
+    if p[0] == c' ' or p[0] == c'\t':
+        if head.first_lf == NULL:
+            head.first_lf = <const uint8_t *>memchr(head.base, c'\n', end - head.base)
+        return FIRST_FOLDED if lf == head.first_lf else -1
+    found = read_name(head, p, &rules.header)
+    if found >= 0:
+        return found
+    found = read_name(head, p, &rules.session_header)
+    if found == FIELD:
+        return SESSION_FIELD
+    if found == SPACE_BEFORE_COLON:
+        return SESSION_SPACE
+    return SESSION_NO_COLON if found == NO_COLON else -1
+
+
 cdef inline int next_field(Head *head, const Rules *rules) noexcept nogil:
-    """The next line of the header: FIELD; END_OF_HEAD; or the reason why there is neither."""
+    """The next line of the header: FIELD; of the one with the session id: SESSION_FIELD;
+    END_OF_HEAD; or the reason why there is none of them."""
     cdef const uint8_t *p = head.at
     cdef int found
     while True:
@@ -680,7 +793,8 @@ cdef inline bint next_value(Values *values, const Rules *rules, Pieces *value) n
     if values.left == 0:
         return False
     values.left -= 1
-    next_field(&values.head, rules)
+    while next_field(&values.head, rules) != values.kind:
+        pass
     value_at(value, values.head.at, values.head.end)
     return True
 
@@ -692,42 +806,54 @@ cdef inline void feed(Sip *sip, Key *key, uint8_t byte) noexcept nogil:
         key.copied += 1
 
 
+cdef inline Text trimmed(const uint8_t *p, const uint8_t *end) noexcept nogil:
+    """The text without the white space at its ends."""
+    while p < end and is_space(p[0]):
+        p += 1
+    while p < end and is_space((end - 1)[0]):
+        end -= 1
+    return Text(p, end)
+
+
+cdef inline void unfold(
+    const uint8_t *p, const uint8_t *end, Sip *sip, Key *key
+) noexcept nogil:
+    """Feed a value without the white space at its ends, each fold as one space."""
+    cdef Text text = trimmed(p, end)
+    cdef bint folded
+    while text.at < text.end:
+        if is_space(text.at[0]):
+            p = text.at
+            folded = False
+            while is_space(p[0]):
+                folded |= p[0] == c'\n'
+                p += 1
+            if folded:
+                feed(sip, key, c' ')
+                text.at = p
+            while text.at < p:
+                feed(sip, key, text.at[0])
+                text.at += 1
+        else:
+            feed(sip, key, text.at[0])
+            text.at += 1
+
+
 cdef int read_bytes(const Rules *rules, const Values *found, Key *key) noexcept nogil:
     """The key is the value: trimmed, folds as one space, several lines joined by ', '."""
     cdef Values values = found[0]
     cdef Pieces value
     cdef Sip sip
     cdef Text text
-    cdef const uint8_t *p
-    cdef bint folded
     value_at(&value, found.at, found.head.end)
     sip_start(&sip, rules.k0, rules.k1)
     key.words = 0
     while True:
-        text = Text(value.at, value.end)
-        while text.at < text.end and is_space(text.at[0]):
-            text.at += 1
-        while text.at < text.end and is_space((text.end - 1)[0]):
-            text.end -= 1
+        text = trimmed(value.at, value.end)
         if text.at < text.end and sip.size:
             feed(&sip, key, c',')
             feed(&sip, key, c' ')
-        while text.at < text.end:
-            if is_space(text.at[0]):
-                p = text.at
-                folded = False
-                while is_space(p[0]):
-                    folded |= p[0] == c'\n'
-                    p += 1
-                if folded:
-                    feed(&sip, key, c' ')
-                    text.at = p
-                while text.at < p:
-                    feed(&sip, key, text.at[0])
-                    text.at += 1
-            else:
-                feed(&sip, key, text.at[0])
-                text.at += 1
+        unfold(text.at, text.end, &sip, key)
         if not next_value(&values, rules, &value):
             break
     key.hash = sip_bytes_end(&sip)
@@ -786,14 +912,169 @@ cdef int read_hops(const Rules *rules, const Values *found, Key *key) noexcept n
             return NO_ADDRESS
 
 
+# --- session ids ---------------------------------------------------------------------------------
+
+cdef inline uint8_t unquoted(const uint8_t **at, const uint8_t *end) noexcept nogil:
+    """The byte that stands at a place of a query, percent-encoded or not; the place moves on."""
+    cdef const uint8_t *p = at[0]
+    cdef int high, low
+    at[0] = p + 1
+    if p[0] == c'+':
+        return c' '
+    if p[0] == c'%' and end - p > 2:
+        high = hex_digit(p[1])
+        low = hex_digit(p[2])
+        if high >= 0 and low >= 0:
+            at[0] = p + 3
+            return <uint8_t>(high << 4 | low)
+    return p[0]
+
+
+cdef inline bint session_from(
+    const Rules *rules, const uint8_t *p, const uint8_t *end, bint encoded, Key *key
+) noexcept nogil:
+    """The key is this text."""
+    cdef Sip sip
+    if p == end:
+        return False
+    sip_start(&sip, rules.k0, rules.k1)
+    key.words = 0
+    if key.copy == NULL and not (
+        encoded and (memchr(p, c'%', end - p) != NULL or memchr(p, c'+', end - p) != NULL)
+    ):
+        while end - p >= 4:
+            sip_word(
+                &sip, p[0] | <uint32_t>p[1] << 8 | <uint32_t>p[2] << 16 | <uint32_t>p[3] << 24
+            )
+            sip.size += 4
+            p += 4
+    while p < end:
+        if encoded:
+            feed(&sip, key, unquoted(&p, end))
+        else:
+            feed(&sip, key, p[0])
+            p += 1
+    key.hash = sip_bytes_end(&sip)
+    return True
+
+
+cdef inline bint is_blank(uint8_t c) noexcept nogil:
+    return c == c' ' or c == c'\t'
+
+
+cdef inline const uint8_t *before(const uint8_t *p, const uint8_t *end, int byte) noexcept nogil:
+    """Where the byte is, or the end."""
+    cdef const uint8_t *found = <const uint8_t *>memchr(p, byte, end - p)
+    return end if found == NULL else found
+
+
+cdef bint session_in_query(
+    const Rules *rules, const uint8_t *p, const uint8_t *end, Key *key
+) noexcept nogil:
+    """Look for the parameter in the target of the request line that starts at p.
+
+    The target is what stands between blanks behind the method."""
+    cdef const uint8_t *name
+    cdef const uint8_t *equals
+    cdef const uint8_t *after
+    cdef Py_ssize_t i
+    end = before(p, end, c'\n')
+    if end > p and (end - 1)[0] == c'\r':
+        end -= 1
+    while p < end and is_blank(p[0]):
+        p += 1
+    while p < end and not is_blank(p[0]):
+        p += 1
+    while p < end and is_blank(p[0]):
+        p += 1
+    end = before(p, end, c' ')
+    p = before(p, end, c'?')
+    if p == end:
+        return False
+    end = before(p, end, c'\t')
+    while True:
+        if p[0] == c'\t':
+            return False
+        p += 1
+        after = before(p, end, c'&')
+        # Only these two can begin a name that is the one.
+        if p < after and (p[0] == rules.session[0] or p[0] == c'%'):
+            equals = before(p, after, c'=')
+            if equals + 1 < after:
+                name = p
+                i = 0
+                while name < equals and i < rules.session_size:
+                    if unquoted(&name, equals) != rules.session[i]:
+                        break
+                    i += 1
+                else:
+                    if name == equals and i == rules.session_size:
+                        return session_from(rules, equals + 1, after, True, key)
+        if after == end:
+            return False
+        p = after
+
+
+cdef bint session_in_cookie(
+    const Rules *rules, const uint8_t *start, const uint8_t *end, Key *key
+) noexcept nogil:
+    """Look for the cookie in the value of one line."""
+    cdef Py_ssize_t size = rules.session_size
+    cdef const uint8_t *p = start
+    cdef const uint8_t *name
+    cdef Text text
+    while True:
+        name = sticky_find(p, end, rules.session[0], rules.session[size - 1], size)
+        if name == NULL:
+            return False
+        p = name + 1
+        if memcmp(name, rules.session, size):
+            continue
+        text = trimmed(start, name)
+        if text.at < text.end and (text.end - 1)[0] != c';':
+            continue
+        text = trimmed(name + size, before(name, end, c';'))
+        if text.at == text.end or text.at[0] != c'=':
+            continue
+        text = trimmed(text.at + 1, text.end)
+        if text.end - text.at > 1 and text.at[0] == c'"' and (text.end - 1)[0] == c'"':
+            text.at += 1
+            text.end -= 1
+        if session_from(rules, text.at, text.end, False, key):
+            return True
+
+
+cdef bint session_in_lines(const Rules *rules, const Values *found, Key *key) noexcept nogil:
+    """The first session id in these lines."""
+    cdef Values values = found[0]
+    cdef Pieces value
+    cdef Sip sip
+    value_at(&value, found.at, found.head.end)
+    while True:
+        if rules.place == IN_COOKIE:
+            if session_in_cookie(rules, value.at, value.end, key):
+                return True
+        else:
+            sip_start(&sip, rules.k0, rules.k1)
+            key.words = 0
+            unfold(value.at, value.end, &sip, key)
+            if sip.size:
+                key.hash = sip_bytes_end(&sip)
+                return True
+        if not next_value(&values, rules, &value):
+            return False
+
+
+# --- the decision --------------------------------------------------------------------------------
+
 cdef int decide(
     const Rules *rules, const uint8_t *data, Py_ssize_t length, Key *key
 ) noexcept nogil:
-    """Why the request goes where it goes. Up to LAST_KEY the key is made."""
+    """Why the request goes where it goes. Up to LAST_KEY the key is made, but for BY_PEER."""
     cdef const uint8_t *end = data + length
     cdef Head head
-    cdef Values values
-    cdef int lines = 0, found
+    cdef Values values, sessions
+    cdef int lines = 0, session_lines = 0, found
     while data < end:
         if data[0] == c'\n':
             data += 1
@@ -806,14 +1087,34 @@ cdef int decide(
     head.first_lf = NULL
     while True:
         found = next_field(&head, rules)
-        if found != FIELD:
+        if found == FIELD:
+            if lines == 0:
+                values.kind = FIELD
+                values.at = head.at
+                values.head = head
+            lines += 1
+        elif found == SESSION_FIELD:
+            if session_lines == 0:
+                sessions.kind = SESSION_FIELD
+                sessions.at = head.at
+                sessions.head = head
+            session_lines += 1
+        else:
             break
-        if lines == 0:
-            values.at = head.at
-            values.head = head
-        lines += 1
     if found != END_OF_HEAD:
         return found
+    if rules.place != NOWHERE:
+        if rules.place == IN_QUERY:
+            if session_in_query(rules, data, end, key):
+                return BY_SESSION
+        elif session_lines:
+            sessions.left = session_lines - 1
+            if session_in_lines(rules, &sessions, key):
+                return BY_SESSION
+        if rules.anywhere:
+            return NO_SESSION
+        if not rules.proxy:
+            return BY_PEER
     if lines == 0:
         return ABSENT
     values.left = lines - 1
@@ -836,16 +1137,20 @@ cdef class Router:
         ipv4_prefix: bits of an IPv4 address that count, 0 to 32.
         ipv6_prefix: bits of an IPv6 address that count, 0 to 128. fe80::/10 counts whole.
         ignore_missing_header: use the peer's address where the header is missing.
+        session: where a session id is looked for, before any address: ``b"query:NAME"``,
+            ``b"header:NAME"``, ``b"cookie:NAME"``, or ``b""``.
+        anywhere: where there is no session id, do not ask for the address but say ANYWHERE.
 
     Raises:
         ValueError: one of them is out of its range.
     """
 
     cdef Rules rules
-    cdef bint proxy
+    cdef bint looks
     cdef bint ignore_missing_header
     cdef bytes header
-    cdef bytes letters
+    cdef bytes place
+    cdef list names
 
     def __cinit__(
         self,
@@ -858,12 +1163,22 @@ cdef class Router:
         ipv4_prefix=32,
         ipv6_prefix=64,
         ignore_missing_header=False,
+        session=b"",
+        anywhere=False,
     ):
-        verdicts.check_router(n, seed, header, hops, ipv4_prefix, ipv6_prefix)
+        cdef bytes name
+        verdicts.check_router(
+            n, seed, header, hops, ipv4_prefix, ipv6_prefix, session, bool(anywhere)
+        )
         self.header = header.lower()
-        self.letters = bytes([0x20 if letter in b"abcdefghijklmnopqrstuvwxyz" else 0
-                              for letter in self.header])
-        self.proxy = proxy
+        self.place = session
+        self.names = []
+        self.rules.place, name = verdicts.session_at(session)
+        self.rules.session = self.keep(name)
+        self.rules.session_size = PyBytes_GET_SIZE(name)
+        self.rules.proxy = proxy
+        self.rules.anywhere = anywhere
+        self.looks = proxy or session
         self.ignore_missing_header = ignore_missing_header
         self.rules.n = n
         self.rules.k0 = int.from_bytes(seed[:4], "little")
@@ -872,18 +1187,32 @@ cdef class Router:
         self.rules.ipv4_prefix = ipv4_prefix
         self.rules.ipv6_prefix = ipv6_prefix
         self.rules.forwarded = self.header == b"forwarded"
-        self.rules.name = <const uint8_t *>PyBytes_AS_STRING(self.header)
-        self.rules.name_size = PyBytes_GET_SIZE(self.header)
-        self.rules.letters = <const uint8_t *>PyBytes_AS_STRING(self.letters)
-        self.rules.probe.first = self.rules.name[0] | 0x20
-        self.rules.probe.probe_at = min(self.rules.name_size, 16) - 1
-        self.rules.probe.probe = self.rules.name[self.rules.probe.probe_at] | 0x20
+        if proxy:
+            self.rules.header = self.name_of(self.header)
+            self.rules.probe.first = self.header[0] | 0x20
+            self.rules.probe.probe_at = min(len(self.header), 16) - 1
+            self.rules.probe.probe = self.header[self.rules.probe.probe_at] | 0x20
+        if self.rules.place in (IN_HEADER, IN_COOKIE):
+            name = name if self.rules.place == IN_HEADER else b"cookie"
+            self.rules.session_header = self.name_of(name)
+            self.rules.probe.two = name[0] | 0x20
+
+    cdef const uint8_t *keep(self, bytes text) except NULL:
+        """Where this text lies for as long as this object lives."""
+        self.names.append(text)
+        return <const uint8_t *>PyBytes_AS_STRING(text)
+
+    cdef Name name_of(self, bytes name) except *:
+        cdef bytes letters = bytes(
+            [0x20 if letter in b"abcdefghijklmnopqrstuvwxyz" else 0 for letter in name]
+        )
+        return Name(self.keep(name), self.keep(letters), PyBytes_GET_SIZE(name))
 
     def route(self, data, Py_ssize_t length, str peer not None):
         """The slot for the request that starts ``data[:length]``, or a verdict (below zero).
 
         Args:
-            data: what has arrived; looked at only with ``proxy``.
+            data: what has arrived; looked at only with ``proxy`` or ``session``.
             length: how many bytes of ``data`` count.
             peer: the peer's address as the socket module gives it; "" for a Unix socket.
 
@@ -900,6 +1229,8 @@ cdef class Router:
             return pick_slot(key.hash, self.rules.n)
         if why <= LAST_MISSING:
             return MISSING_VERDICT
+        if why == NO_SESSION:
+            return ANYWHERE_VERDICT
         return NEED_MORE_VERDICT if why == INCOMPLETE else MALFORMED_VERDICT
 
     def explain(self, data, Py_ssize_t length, str peer not None):
@@ -920,7 +1251,7 @@ cdef class Router:
         try:
             why = self.decide(start, length, peer, &key, &missing)
             text = verdicts.sentence(
-                why, None if missing < 0 else missing, self.header, self.rules.hops
+                why, None if missing < 0 else missing, self.header, self.rules.hops, self.place
             )
             if why > LAST_KEY:
                 return verdicts.verdict(why), b"", text
@@ -933,16 +1264,75 @@ cdef class Router:
         finally:
             free(key.copy)
 
+    def session(self, data, Py_ssize_t length):
+        """The session id of the request that starts ``data[:length]``, or b"".
+
+        Raises what ``route`` does.
+        """
+        _, key, why = self.explain(data, length, "")
+        return key if why.startswith("session id") else b""
+
+    def owner(self, bytes session not None):
+        """The slot that requests with this session id go to."""
+        cdef Sip sip
+        cdef Py_ssize_t i
+        cdef const uint8_t *text = <const uint8_t *>PyBytes_AS_STRING(session)
+        sip_start(&sip, self.rules.k0, self.rules.k1)
+        for i in range(PyBytes_GET_SIZE(session)):
+            sip_byte(&sip, text[i])
+        return pick_slot(sip_bytes_end(&sip), self.rules.n)
+
+    def mint(self, int slot, bytes random not None):
+        """A session id of 20 characters of base64 (RFC 4648, section 5) that leads to a slot.
+
+        Its first 16 characters are those of the random bytes; the last 3 bytes are counted up until
+        the id leads where it should. Who does not know the seed can neither aim nor guess.
+
+        Args:
+            slot: 0 to n-1.
+            random: 15 bytes that nobody can predict.
+
+        Raises:
+            ValueError: there is no such slot, or these are not 15 bytes.
+            LookupError: none of these ids leads there, which is as good as impossible.
+        """
+        cdef uint8_t text[MINTED]
+        cdef const uint8_t *raw = <const uint8_t *>PyBytes_AS_STRING(random)
+        cdef Sip begun, sip
+        cdef uint32_t last, step
+        cdef int i
+        if not 0 <= slot < self.rules.n:
+            raise ValueError(f"slot must be 0 to {self.rules.n - 1}, not {slot}")
+        if PyBytes_GET_SIZE(random) != RANDOM_BYTES:
+            raise ValueError(
+                f"random must be {RANDOM_BYTES} bytes, not {PyBytes_GET_SIZE(random)}"
+            )
+        sip_start(&begun, self.rules.k0, self.rules.k1)
+        for i in range(4):
+            base64(text + 4 * i, raw[3 * i] << 16 | raw[3 * i + 1] << 8 | raw[3 * i + 2])
+        for i in range(16):
+            sip_byte(&begun, text[i])
+        last = raw[12] << 16 | raw[13] << 8 | raw[14]
+        for step in range(1 << 24):
+            sip = begun
+            base64(text + 16, (last + step) & 0xFFFFFF)
+            for i in range(16, MINTED):
+                sip_byte(&sip, text[i])
+            if is_picked(sip_bytes_end(&sip), slot, self.rules.n):
+                return (<char *>text)[:MINTED]
+        raise LookupError("no id leads to this slot")
+
     cdef inline int decide(
         self, const uint8_t *start, Py_ssize_t length, str peer, Key *key, int *missing
     ) except -1:
         """Why, and the key. ``missing``: why the peer stands in for the header, if it does."""
         cdef int why
-        if self.proxy:
+        if self.looks:
             why = decide(&self.rules, start, length, key)
-            if not (self.ignore_missing_header and LAST_KEY < why <= LAST_MISSING):
+            if self.ignore_missing_header and LAST_KEY < why <= LAST_MISSING:
+                missing[0] = why
+            elif why != BY_PEER:
                 return why
-            missing[0] = why
         self.key_from_peer(peer, key)
         return BY_PEER
 
@@ -957,6 +1347,16 @@ cdef class Router:
             sip_byte(&sip, text[i])
         key.hash = sip_bytes_end(&sip)
         return 0
+
+
+cdef inline void base64(uint8_t *to, uint32_t three) noexcept nogil:
+    """Four characters for three bytes (RFC 4648, section 5)."""
+    cdef const char *alphabet = (
+        "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+    )
+    cdef int i
+    for i in range(4):
+        to[i] = alphabet[three >> (18 - 6 * i) & 63]
 
 
 cdef inline const uint8_t *start_of(object data, Py_ssize_t length) except NULL:
@@ -1020,7 +1420,9 @@ def pick(long long hash32, long long n):
 
 SSE2 = bool(STICKY_SSE2)
 
-if verdicts.MAX_SLOTS != MAX_SLOTS or verdicts.MAX_ADDRESS != MAX_ADDRESS:
+if (verdicts.MAX_SLOTS, verdicts.MAX_ADDRESS, verdicts.RANDOM_BYTES) != (
+    MAX_SLOTS, MAX_ADDRESS, RANDOM_BYTES
+):
     raise ImportError("sticky._core was built for other constants than sticky.verdicts has")
 for number, salt in enumerate(verdicts.SLOT_SALTS):
     SLOT_SALTS[number] = salt

@@ -17,20 +17,26 @@ The rules, in the order in which they are applied:
   followed by the usual last word, which is the length in bytes (4 or 16) shifted left by 24. A
   packet filter loads exactly these words from the network header. The hash of bytes is plain
   HalfSipHash-1-3.
+* A session id, where one is asked for, comes before all addresses. In the query: the first
+  parameter of that name with a value, both decoded, of the request target and nothing else. In a
+  header or a cookie: the first value that is not empty. Its bytes are the key.
 * The slot is the one with the greatest ``mix(hash ^ salt of the slot)``: rendezvous hashing.
 """
 
+import base64
 import ipaddress
 import re
 from collections.abc import Iterable, Iterator
 from struct import unpack_from
 from typing import Final, NamedTuple
+from urllib.parse import unquote_to_bytes
 
 from sticky import verdicts
 from sticky.verdicts import SLOT_SALTS, mix
 
 _BARE_CR: Final = re.compile(rb"\r[^\n]")
 _EMPTY_LINES: Final = re.compile(rb"(?:\r?\n)*")
+_TARGET: Final = re.compile(rb"[ \t]*[^ \t\n]+[ \t]+([^ \t\n]*)")
 _VALUE: Final = re.compile(rb"[^\n]*+(?:\n[ \t][^\n]*+)*")
 
 # Up to a separator, the end, or a quote that is never closed. Possessive: a value that does not
@@ -84,6 +90,9 @@ class Router:
         ipv4_prefix: bits of an IPv4 address that count, 0 to 32.
         ipv6_prefix: bits of an IPv6 address that count, 0 to 128. fe80::/10 counts whole.
         ignore_missing_header: use the peer's address where the header is missing.
+        session: where a session id is looked for, before any address: ``b"query:NAME"``,
+            ``b"header:NAME"``, ``b"cookie:NAME"``, or ``b""``.
+        anywhere: where there is no session id, do not ask for the address but say ANYWHERE.
 
     Raises:
         ValueError: one of them is out of its range.
@@ -100,8 +109,12 @@ class Router:
         ipv4_prefix: int = 32,
         ipv6_prefix: int = 64,
         ignore_missing_header: bool = False,
+        session: bytes = b"",
+        anywhere: bool = False,
     ) -> None:
-        verdicts.check_router(n, seed, header, hops, ipv4_prefix, ipv6_prefix)
+        verdicts.check_router(
+            n, seed, header, hops, ipv4_prefix, ipv6_prefix, session, bool(anywhere)
+        )
         self._n = n
         self._seed = seed
         self._proxy = proxy
@@ -111,20 +124,30 @@ class Router:
         self._ipv4_prefix = ipv4_prefix
         self._ipv6_prefix = ipv6_prefix
         self._ignore_missing_header = ignore_missing_header
+        self._session = session
+        self._place, self._name = verdicts.session_at(session)
+        self._anywhere = anywhere
         # One pass that stops only at lines that matter. The look-ahead says nothing new; it makes
-        # the other lines cheap. Groups: 1 the end of the head, 2 the header with its colon,
-        # 3 white space before that colon, 4 no colon, 5 a continuation line.
-        first = re.escape(self._header[:1] + self._header[:1].upper())
+        # the other lines cheap. Groups: 1 the end of the head, 2 a continuation line, 3 the header
+        # with its colon, 4 white space before that colon, 5 no colon; 6 to 8 the same for the
+        # header with the session id.
+        names = [self._header if proxy else b""]
+        if self._place in (verdicts.IN_HEADER, verdicts.IN_COOKIE):
+            names.append(self._name if self._place == verdicts.IN_HEADER else b"cookie")
+        first = re.escape(b"".join(name[:1] + name[:1].upper() for name in names))
+        lines = (
+            rb"(?i:%b)(?:(:)|([ \t]+:)|([ \t]*\r?\n))" % (re.escape(name) or b"(?!)")
+            for name in names
+        )
         self._stops = re.compile(
-            rb"\n(?=[\r\n \t%b])(?:(\r?\n)|(?i:%b)(?:(:)|([ \t]+:)|([ \t]*\r?\n))|([ \t]))"
-            % (first, re.escape(self._header))
+            rb"\n(?=[\r\n \t%b])(?:(\r?\n)|([ \t])|%b)" % (first, b"|".join(lines))
         )
 
     def route(self, data: bytes | bytearray, length: int, peer: str) -> int:
         """The slot for the request that starts ``data[:length]``, or a verdict (below zero).
 
         Args:
-            data: what has arrived; looked at only with ``proxy``.
+            data: what has arrived; looked at only with ``proxy`` or ``session``.
             length: how many bytes of ``data`` count.
             peer: the peer's address as the socket module gives it; "" for a Unix socket.
 
@@ -143,11 +166,49 @@ class Router:
         Takes and raises what ``route`` does.
         """
         why, missing, key = self._decide(data, length, peer)
-        text = verdicts.sentence(why, missing, self._header, self._hops)
+        text = verdicts.sentence(why, missing, self._header, self._hops, self._session)
         if why > verdicts.LAST_KEY:
             return verdicts.verdict(why), b"", text
         slot = pick(self._hash(key), self._n)
         return slot, key.text() if isinstance(key, Address) else key, text
+
+    def session(self, data: bytes | bytearray, length: int) -> bytes:
+        """The session id of the request that starts ``data[:length]``, or b"".
+
+        Raises what ``route`` does.
+        """
+        why, _, key = self._decide(data, length, "")
+        return key if why == verdicts.BY_SESSION else b""  # type: ignore[return-value]
+
+    def owner(self, session: bytes) -> int:
+        """The slot that requests with this session id go to."""
+        return pick(siphash(self._seed, session), self._n)
+
+    def mint(self, slot: int, random: bytes) -> bytes:
+        """A session id of 20 characters of base64 (RFC 4648, section 5) that leads to a slot.
+
+        Its first 16 characters are those of the random bytes; the last 3 bytes are counted up until
+        the id leads where it should. Who does not know the seed can neither aim nor guess.
+
+        Args:
+            slot: 0 to n-1.
+            random: 15 bytes that nobody can predict.
+
+        Raises:
+            ValueError: there is no such slot, or these are not 15 bytes.
+            LookupError: none of these ids leads there, which is as good as impossible.
+        """
+        if not 0 <= slot < self._n:
+            raise ValueError(f"slot must be 0 to {self._n - 1}, not {slot}")
+        if len(random) != verdicts.RANDOM_BYTES:
+            raise ValueError(f"random must be {verdicts.RANDOM_BYTES} bytes, not {len(random)}")
+        start = int.from_bytes(random[-3:], "big")
+        for step in range(1 << 24):
+            last = (start + step & 0xFFFFFF).to_bytes(3, "big")
+            session = base64.urlsafe_b64encode(random[:-3] + last)
+            if self.owner(session) == slot:
+                return session
+        raise LookupError("no id leads to this slot")
 
     def _hash(self, key: Key) -> int:
         if isinstance(key, Address):
@@ -164,9 +225,15 @@ class Router:
             raise TypeError(f"peer must be str, not {type(peer).__name__}")
         if not 0 <= length <= len(data):
             raise ValueError(f"length must be 0 to {len(data)}, not {length}")
-        if not self._proxy:
+        if not self._proxy and not self._place:
             return verdicts.BY_PEER, None, self._peer_key(peer)
-        why, values = self._scan(data, length)
+        why, values, session = self._scan(data, length)
+        if session:
+            return verdicts.BY_SESSION, None, session
+        if self._anywhere and (why == verdicts.BY_BYTES or why == verdicts.ABSENT):
+            return verdicts.NO_SESSION, None, b""
+        if not self._proxy and why == verdicts.ABSENT:
+            return verdicts.BY_PEER, None, self._peer_key(peer)
         if why == verdicts.BY_BYTES:
             why, key = self._read(values)
         else:
@@ -179,24 +246,32 @@ class Router:
         text = peer.encode()
         return self._address(text) or text
 
-    def _scan(self, data: bytes | bytearray, length: int) -> tuple[int, list[bytes]]:
-        """The values of the header (folds and all) with BY_BYTES, or what is wrong and nothing."""
+    def _scan(self, data: bytes | bytearray, length: int) -> tuple[int, list[bytes], bytes]:
+        """The values of the header (folds and all) with BY_BYTES and the session id or b"", or what
+        is wrong and nothing."""
         start = 0
         if length and data[0] in b"\r\n":
             start = _EMPTY_LINES.match(data, 0, length).end()  # type: ignore[union-attr]
-        values = []
+        values, sessions = [], []
         why, end = verdicts.INCOMPLETE, length
         for stop in self._stops.finditer(data, start, length):
             group = stop.lastindex
-            if group == 2:
+            if group == 3:
                 values.append(stop.end())
+                continue
+            if group == 6:
+                sessions.append(stop.end())
                 continue
             if group == 1:
                 why = verdicts.BY_BYTES if values else verdicts.ABSENT
-            elif group == 3:
-                why = verdicts.SPACE_BEFORE_COLON
             elif group == 4:
+                why = verdicts.SPACE_BEFORE_COLON
+            elif group == 5:
                 why = verdicts.NO_COLON
+            elif group == 7:
+                why = verdicts.SESSION_SPACE
+            elif group == 8:
+                why = verdicts.SESSION_NO_COLON
             elif data.find(b"\n", start) == stop.start():
                 why = verdicts.FIRST_FOLDED
             else:
@@ -207,12 +282,43 @@ class Router:
         nul = data.find(b"\0", start, end)
         bare_cr = _BARE_CR.search(data, start, end)
         if nul >= 0 and (not bare_cr or nul < bare_cr.start()):
-            return verdicts.NUL, []
+            return verdicts.NUL, [], b""
         if bare_cr:
-            return verdicts.BARE_CR, []
-        if why != verdicts.BY_BYTES:
-            return why, []
-        return why, [_VALUE.match(data, at, end - 1)[0] for at in values]  # type: ignore[index]
+            return verdicts.BARE_CR, [], b""
+        if why not in (verdicts.BY_BYTES, verdicts.ABSENT):
+            return why, [], b""
+        found = [
+            [_VALUE.match(data, at, end - 1)[0] for at in places]  # type: ignore[index]
+            for places in (values, sessions)
+        ]
+        if self._place == verdicts.IN_QUERY:
+            target = _TARGET.match(data, start, end)
+            session = self._in_query(target[1].removesuffix(b"\r") if target else b"")
+        else:
+            session = next(filter(None, map(self._in_value, found[1])), b"")
+        return why, found[0], session
+
+    def _in_query(self, target: bytes) -> bytes:
+        """The session id in a request target, or b""."""
+        for pair in target.partition(b"?")[2].split(b"&"):
+            name, _, value = pair.partition(b"=")
+            if value and _unquote(name) == self._name:
+                return _unquote(value)
+        return b""
+
+    def _in_value(self, value: bytes) -> bytes:
+        """The session id in the value of a header, or b""."""
+        if self._place == verdicts.IN_HEADER:
+            return _unfold(value)
+        for pair in value.split(b";"):
+            name, _, text = pair.partition(b"=")
+            if name.strip(_OWS) == self._name:
+                text = text.strip(_OWS)
+                if text[:1] == text[-1:] == b'"' and len(text) > 1:
+                    text = text[1:-1]
+                if text:
+                    return text
+        return b""
 
     def _read(self, values: list[bytes]) -> tuple[int, Key]:
         """From the values of the header to the key."""
@@ -301,6 +407,11 @@ def _unfold(value: bytes) -> bytes:
     if b"\n" not in value:
         return value.strip(_OWS)
     return b" ".join(filter(None, (line.strip(_OWS) for line in value.split(b"\n"))))
+
+
+def _unquote(text: bytes) -> bytes:
+    """Percent-decoded, as servers do it: '+' is a space, what is no escape stays."""
+    return unquote_to_bytes(text.replace(b"+", b" "))
 
 
 def _half_siphash(seed: bytes, words: Iterable[int]) -> int:

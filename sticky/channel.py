@@ -43,6 +43,7 @@ _IPV4_CONNECTION = struct.Struct(
 HEADER_SIZE = _HEADER.size
 _FD = struct.Struct("i")
 _PREFIX_IN_MEMFD = 1
+_UNHELD = 2  # the process that served it last does not hold its session
 
 # A packet may be 212,960 bytes at the default buffer sizes.
 MAX_INLINE = 60_000
@@ -65,6 +66,7 @@ class Message(NamedTuple):
     address: Address
     epoch: int
     moves: int
+    unheld: bool = False
 
 
 def pair(send_buffer: int | None = None) -> tuple[socket.socket, socket.socket]:
@@ -149,16 +151,24 @@ def send_connection(
     *,
     epoch: int = 0,
     moves: int = 0,
+    unheld: bool = False,
 ) -> None:
-    """Send a connection with the bytes already read from it; raises as ``send`` does."""
+    """Send a connection with the bytes already read from it; raises as ``send`` does.
+
+    Args:
+        unheld: a process that could have held the session of its next request does not.
+    """
+    flags = _UNHELD if unheld else 0
     if len(prefix) <= _MAX_PREFIX:
-        send(channel, pack_header(kind, address, epoch=epoch, moves=moves), prefix, fd)
+        header = pack_header(kind, address, epoch=epoch, moves=moves, flags=flags)
+        send(channel, header, prefix, fd)
         return
     memfd = os.memfd_create("sticky-prefix", os.MFD_CLOEXEC)
     try:
         with open(memfd, "wb", closefd=False) as file:
             file.write(prefix)
-        header = pack_header(kind, address, epoch=epoch, moves=moves, flags=_PREFIX_IN_MEMFD)
+        flags |= _PREFIX_IN_MEMFD
+        header = pack_header(kind, address, epoch=epoch, moves=moves, flags=flags)
         send(channel, header, b"", fd, memfd)
     finally:
         os.close(memfd)
@@ -215,4 +225,4 @@ class Reader:
             address = socket.inet_ntoa(packed[:4]), port
         elif family == 6:
             address = socket.inet_ntop(socket.AF_INET6, packed), port, 0, scope
-        return Message(kind, payload, fds, address, epoch, moves)
+        return Message(kind, payload, fds, address, epoch, moves, bool(bits & _UNHELD))

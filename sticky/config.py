@@ -116,8 +116,8 @@ def from_file(path: str | os.PathLike[str]) -> dict[str, Any]:
 def _check(found: Mapping[str, Any], where: str) -> None:
     """Check the options of one source by themselves, so that the error can say where it is."""
     try:
-        # What goes together with ``proxy`` is checked at the end: another source may have that.
-        Options.make({"proxy": True, **found})
+        # What goes together with these is checked at the end: another source may have them.
+        Options.make({"proxy": True, "session": "sid", **found})
     except OptionError as error:
         raise OptionError(f"{where}: {error}") from None
 

@@ -2,7 +2,8 @@
 may read all of them, at any time and without a message.
 
     row 0        the master's counters
-    row 1 ...    one for each process: slot + 1 (0 while it does not serve), pid, counters
+    row 1 ...    one for each process: slot + 1 (0 while it does not serve), pid, 1 while the
+                 process that it has replaced is still there, counters
 """
 
 from __future__ import annotations
@@ -31,15 +32,17 @@ WORKER = (
     "not_begun",  # of these: picked up and not yet given to the app
     "adopted",  # connections
     "lost",  # came without their descriptor: this process had none free
+    "sessions",  # that the app holds, as far as it can be known
     "looked",  # further requests looked at
     "handed_back",  # connections whose next request belongs to another worker
+    "unheld",  # of these: their session may be held by the process before
     "handler_errors",
     "sync_timeouts",
     "left_unreleased",  # their client closed before the app had released them
 )
 _CELLS = 32  # in a row, of 8 bytes
 _ROW = _CELLS * 8
-_BEFORE = 2  # cells of a process's row that are no counters
+_BEFORE = 3  # cells of a process's row that are no counters
 _PROCESSES = 4  # rows for each slot: of one that serves, and of several that are being replaced
 
 
@@ -98,14 +101,26 @@ class Board:
         start = row * _CELLS
         return Row(WORKER, self._cells[start + _BEFORE : start + _CELLS])
 
+    def has_previous(self, row: int) -> bool:
+        """Whether the process that this one has replaced is still there."""
+        return bool(row and self._cells[row * _CELLS + 2])
+
     def stats(self) -> dict[str, Any]:
         """All that was counted: the master's by name, the workers' under "workers", by slot."""
-        workers = {}
+        workers = {
+            slot: {"pid": self._cells[row * _CELLS + 1], **self.process(row)}
+            for slot, row in sorted(self._shown())
+        }
+        return {**self.master, "workers": workers}
+
+    def workers(self) -> Iterator[tuple[int, Row]]:
+        """The counters of each process that serves, with its slot."""
+        return ((slot, self.process(row)) for slot, row in self._shown())
+
+    def _shown(self) -> Iterator[tuple[int, int]]:
         for row in range(1, self._rows):
-            slot, pid = self._cells[row * _CELLS : row * _CELLS + _BEFORE]
-            if slot:
-                workers[slot - 1] = {"pid": pid, **self.process(row)}
-        return {**self.master, "workers": dict(sorted(workers.items()))}
+            if slot := self._cells[row * _CELLS]:
+                yield slot - 1, row
 
     # -- the master's side --------------------------------------------------------------------
 
@@ -125,6 +140,11 @@ class Board:
         if row:
             self._cells[row * _CELLS + 1] = pid
             self._cells[row * _CELLS] = slot + 1
+
+    def previous(self, row: int, there: bool) -> None:
+        """The process that this one has replaced is still there, or is not any more."""
+        if row:
+            self._cells[row * _CELLS + 2] = there
 
     def take_back(self, row: int) -> None:
         """The process has ended."""

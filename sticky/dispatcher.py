@@ -27,7 +27,7 @@ from .ledger import Connection as Handle
 from .ledger import Ledger, Stage
 from .options import Options
 from .routing import Router
-from .verdicts import MALFORMED, MISSING, NEED_MORE
+from .verdicts import ANYWHERE, MALFORMED, MISSING, NEED_MORE
 
 log = logging.getLogger("sticky.master")
 
@@ -56,7 +56,7 @@ def _accept_unnamed(accept: Callable[[], tuple[int, Any]]) -> tuple[int, Any]:
 class Connection:
     """One connection that the master holds for longer than a moment."""
 
-    __slots__ = ("address", "moves", "prefix", "slot", "sock")
+    __slots__ = ("address", "moves", "prefix", "slot", "sock", "unheld")
 
     def __init__(
         self, sock: Socket, address: channel.Address, prefix: bytes = b"", moves: int = 0
@@ -66,6 +66,7 @@ class Connection:
         self.prefix = prefix
         self.moves = moves
         self.slot = -1
+        self.unheld = False
 
 
 class Dispatcher:
@@ -79,6 +80,7 @@ class Dispatcher:
         register, unregister: the loop's, to be told of events on a descriptor.
         clock: the monotonic time, in seconds.
         counters: where to count.
+        next_slot: says where a request goes that may go anywhere.
     """
 
     def __init__(
@@ -92,8 +94,9 @@ class Dispatcher:
         unregister: Callable[[int], None],
         clock: Callable[[], float],
         counters: MutableMapping[str, int],
+        next_slot: Callable[[], int],
     ) -> None:
-        self._proxy = options.proxy
+        self._peeks = options.peeks
         self._header = options.header
         self._limit = options.max_head_size
         self._route = router.route
@@ -110,8 +113,11 @@ class Dispatcher:
         self._answers = refusals(options)
         self._max_moves = options.max_moves
         self._told: set[str] = set()
-        self._survey: Survey | None = Survey(options, router, self.tell)
+        # With session ids one address may well be all that is seen, and nothing is wrong.
+        surveyed = options.session is None
+        self._survey: Survey | None = Survey(options, router, self.tell) if surveyed else None
         self.counters = counters
+        self._next_slot = next_slot
 
     # -- listeners ----------------------------------------------------------------------------
 
@@ -154,7 +160,7 @@ class Dispatcher:
         """
         accept, family, kind, protocol = self._kinds[listener]
         route, buffer, limit = self._route, self._buffer, self._limit
-        queues, inboxes, proxy = self._ledger.queues, self._inboxes, self._proxy
+        queues, inboxes, peeks = self._ledger.queues, self._inboxes, self._peeks
         survey = self._survey
         done, length = 0, 0
         while done < self._burst:
@@ -170,7 +176,7 @@ class Dispatcher:
                 done += 1  # the client left before we came, or its network failed: accept(2)
                 continue
             done += 1
-            if proxy:
+            if peeks:
                 sock = Socket(family, kind, protocol, fd)
                 try:
                     length = sock.recv_into(buffer, limit, _PEEK)
@@ -181,6 +187,8 @@ class Dispatcher:
                     sock.close()
                     continue
             slot = route(buffer, length, address[0] if address else "")
+            if slot == ANYWHERE:
+                slot = self._next_slot()
             if (
                 survey is not None
                 and slot >= 0
@@ -193,12 +201,12 @@ class Dispatcher:
                 except OSError:
                     pass  # no room: it is queued below
                 else:
-                    if proxy:
+                    if peeks:
                         sock.close()
                     else:
                         os.close(fd)
                     continue
-            if not proxy:  # where nothing is peeked at, a number was enough until here
+            if not peeks:  # where nothing is peeked at, a number was enough until here
                 sock = Socket(family, kind, protocol, fd)
             self._undecided(Connection(sock, address), slot, length)
         else:
@@ -222,6 +230,11 @@ class Dispatcher:
 
     # -- one connection -----------------------------------------------------------------------
 
+    def _placed(self, head: bytes | bytearray, length: int, address: channel.Address) -> int:
+        """The slot for this request, or a verdict."""
+        slot = self._route(head, length, address[0] if address else "")
+        return self._next_slot() if slot == ANYWHERE else slot
+
     def _await(self, connection: Connection) -> None:
         self._ledger.awaiting(connection, self._clock())
         self._register(
@@ -244,7 +257,7 @@ class Dispatcher:
             self._ledger.left(connection)
             return
         address = connection.address
-        slot = self._route(self._buffer, length, address[0] if address else "")
+        slot = self._placed(self._buffer, length, address)
         if slot == NEED_MORE and length < self._limit and not self._sniff(length):
             if events & select.EPOLLRDHUP:  # half closed in mid-head: the rest will never come
                 self._refuse(connection, 400)
@@ -322,10 +335,17 @@ class Dispatcher:
             connection.address,
             connection.prefix,
             moves=connection.moves,
+            unheld=connection.unheld,
         )
 
-    def take_back(self, message: channel.Message) -> None:
-        """A worker looked at the next request of a connection and found it to be another's."""
+    def take_back(self, message: channel.Message, holder: socket.socket | None = None) -> None:
+        """A worker looked at the next request of a connection and found it to be another's.
+
+        Args:
+            message: what it has sent.
+            holder: where to ask first, if it was sent because that worker does not hold the
+                session that is asked for; None: nowhere, whoever is in place is to answer.
+        """
         family = channel.socket_family(message.address)
         sock = Socket(family, socket.SOCK_STREAM, 0, message.fds[0])
         connection = Connection(sock, message.address, message.payload, message.moves + 1)
@@ -337,13 +357,31 @@ class Dispatcher:
             self._refuse(connection, 503)
         elif self._ledger.stage in (Stage.ENDING, Stage.OVER):
             self._refuse(connection, 503)
+        elif message.unheld and holder and self._asked(connection, holder):
+            pass
         else:
-            peer = message.address[0] if message.address else ""
-            slot = self._route(message.payload, len(message.payload), peer)
+            connection.unheld = message.unheld
+            slot = self._placed(message.payload, len(message.payload), message.address)
             if slot >= 0:
                 self.hand_over(connection, slot)
             else:
                 self._refuse(connection, 400)
+
+    def _asked(self, connection: Connection, holder: socket.socket) -> bool:
+        """Send a connection to a process that may hold its session; whether that could be done."""
+        try:
+            channel.send_connection(
+                holder,
+                channel.CONNECTION,
+                connection.sock.fileno(),
+                connection.address,
+                connection.prefix,
+                moves=connection.moves,
+            )
+        except OSError:
+            return False  # it has ended, or has too much to do with it
+        connection.sock.close()
+        return True
 
     def _queue(self, connection: Connection, slot: int, now: float, *, starved: bool) -> None:
         self._ledger.queue(connection, slot, now, starved=starved)

@@ -21,6 +21,8 @@ _ROUTING = (
     "hops",
     "ipv4_prefix",
     "ipv6_prefix",
+    "session",
+    "balance",
     "seed",
 )
 
@@ -70,6 +72,10 @@ def main(argv: Sequence[str], *, prog: str) -> int:
             "for example 203.0.113.7"
         ) from None
     found = explain(head, peer, options)
+    if found.slot is None and found.why.endswith(f"balance is {options.balance!r}"):
+        print(f"why   {found.why}")
+        print(f"slot  any of {options.num}")
+        return 0
     if found.slot is None:
         print(f"no slot: {found.why}" + (f" ({found.status})" if found.status else ""))
         return 1

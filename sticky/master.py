@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from . import channel, ledger, logs, spawn
+from .balance import Balance
 from .counters import Board
 from .dispatcher import Dispatcher
 from .errors import ChannelError, StickyError
@@ -111,6 +112,9 @@ class Master:
         self._ledger = Ledger(Rules(**rules, first_alone=auto), self._board.master)
         self._slots = [_Slot() for _ in range(options.num)]
         self._processes: dict[int, _Process] = {}
+        # By slot: the process that serves, and the one before, while it is still there.
+        self._serving: dict[int, _Process] = {}
+        self._previous: dict[int, _Process] = {}
         self._reader = channel.Reader()
         self._epoll = select.epoll()
         self._handlers: dict[int, Handler] = {}
@@ -137,6 +141,7 @@ class Master:
             unregister=self._unregister,
             clock=time.monotonic,
             counters=self._board.master,
+            next_slot=Balance(options.balance, options.num, self._load).next,
         )
 
     # -- the loop -----------------------------------------------------------------------------
@@ -357,17 +362,50 @@ class Master:
                 return
             if message.kind == channel.READY:
                 log.info("worker %d ready (pid %d)", process.slot, process.pid)
-                self._board.show(process.row, process.slot, process.pid)
+                self._serves(process)
                 self._ledger.ready(key, time.monotonic())
             elif message.kind == channel.PONG:
                 self._ledger.heard(key)
             elif message.kind == channel.HAND_BACK:
-                self._dispatcher.take_back(message)
+                self._dispatcher.take_back(message, self._holder(process))
             elif message.kind == channel.NOTICE:
                 notice = json.loads(message.payload)
                 self._dispatcher.tell(notice["subject"], notice["text"])
             elif message.kind == channel.FAILED:
                 process.failure = json.loads(message.payload)
+
+    def _serves(self, process: _Process) -> None:
+        """This process has the slot now; the one before drains."""
+        slot = process.slot
+        self._board.show(process.row, slot, process.pid)
+        if before := self._serving.get(slot):
+            self._previous[slot] = before
+            self._board.previous(process.row, True)
+        self._serving[slot] = process
+
+    def _has_ended(self, process: _Process) -> None:
+        slot = process.slot
+        self._board.take_back(process.row)
+        if self._serving.get(slot) is process:
+            del self._serving[slot]
+        if self._previous.get(slot) is process:
+            del self._previous[slot]
+            if now := self._serving.get(slot):
+                self._board.previous(now.row, False)
+
+    def _holder(self, process: _Process) -> socket.socket | None:
+        """Who may hold a session that this process does not: the one before it in its slot."""
+        before = self._previous.get(process.slot)
+        return before.control if before and self._serving.get(process.slot) is process else None
+
+    def _load(self, slot: int) -> int | None:
+        """What a slot has to do: its sessions, and the connections on their way to become some."""
+        process = self._serving.get(slot)
+        if process is None:
+            return None
+        row = self._board.process(process.row)
+        waiting = _unread(self._slots[slot]) // channel.HEADER_SIZE
+        return row["sessions"] + row["not_begun"] + waiting + len(self._ledger.queues[slot])
 
     def _on_end(self, key: int) -> None:
         self._on_control(key)  # what it said last
@@ -376,7 +414,7 @@ class Master:
         self._unregister(process.control.fileno())
         status = reap(process.pid)
         process.close()
-        self._board.take_back(process.row)
+        self._has_ended(process)
         now = time.monotonic()
         before = self._ledger.state_of(key)
         was_serving = self._ledger.stage is ledger.Stage.SERVING
@@ -472,10 +510,10 @@ class Master:
         self._ledger.stop(time.monotonic(), quick=True)
 
 
-def _unread(slot: _Slot) -> bool:
-    """Whether something lies in the inbox (FIONREAD counts bytes there, but 0 means empty)."""
+def _unread(slot: _Slot) -> int:
+    """Bytes that lie in the inbox."""
     size: int = struct.unpack("i", fcntl.ioctl(slot.inbox_end, _FIONREAD, b"\0\0\0\0"))[0]
-    return size > 0
+    return size
 
 
 def run(

@@ -25,6 +25,7 @@ ACCESS_LOG_FORMAT = '%(h)s %(l)s %(u)s %(t)s "%(r)s" %(s)s %(b)s "%(f)s" "%(a)s"
 LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
 INTERFACES = ("auto", "factory", "wsgi", "asgi")
 WORKER_CLASSES = ("auto", "eventlet", "asgi")
+BALANCES = ("address", "least", "round-robin")
 
 # RFC 9110, 5.6.2: the characters a field name is made of.
 _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
@@ -116,6 +117,26 @@ def _header(name: str, value: Any) -> str:
             "for example 'x-forwarded-for'",
         )
     return value.lower()
+
+
+def _session(name: str, value: Any) -> str | None:
+    """Where a session id is, as "place:name"; "sid" stays, since it says who mints the ids too."""
+    if value is None:
+        return None
+    if value == "sid":
+        return "sid"
+    place, _, field = value.partition(":") if isinstance(value, str) else ("", "", "")
+    good = _TOKEN.fullmatch(field) if place in ("header", "cookie") else field.isascii()
+    if place not in ("header", "cookie", "query") or not good or len(field) > 256:
+        good = False
+    if not good or not field or re.search(r"[\0-\x20\x7f]", field):
+        raise _fail(
+            name,
+            value,
+            "'sid' (Socket.IO), 'header:NAME', 'query:NAME' or 'cookie:NAME', "
+            "for example 'header:mcp-session-id'",
+        )
+    return f"{place}:{field.lower() if place == 'header' else field}"
 
 
 def _hops(name: str, value: Any) -> int | None:
@@ -316,6 +337,19 @@ class Options:
         None, _seed, "16 hexadecimal digits; machines with the same seed choose the same workers"
     )
 
+    session: str | None = _option(
+        None,
+        _session,
+        "route by session id where a request has one: sid (Socket.IO), header:NAME, query:NAME, "
+        "cookie:NAME",
+    )
+    balance: str = _option(
+        "address",
+        _one_of(*BALANCES),
+        "with session: where requests without an id go: address (as without session), least (the "
+        "worker with the fewest sessions), round-robin",
+    )
+
     sync: str | None = _option(
         None, _sync, "the app releases each connection's first packet itself, by this event"
     )
@@ -384,6 +418,17 @@ class Options:
         for field in dataclasses.fields(self):
             value = field.metadata["check"](field.name, getattr(self, field.name))
             object.__setattr__(self, field.name, value)
+        if self.balance != "address" and self.session is None:
+            raise OptionError(
+                f"option 'balance' is {self.balance!r}, but 'session' is None: without a session "
+                "id to follow only the address keeps a client with its worker; add session='sid'"
+            )
+        place, _, name = (self.session or "").partition(":")
+        if self.header == {"header": name, "cookie": "cookie"}.get(place):
+            raise OptionError(
+                f"option 'session' is {self.session!r}, and 'header' is {self.header!r}: the "
+                "client's address and the session id cannot be in the same header"
+            )
         if not self.proxy:
             if self.hops is not None:
                 raise OptionError(
@@ -396,6 +441,11 @@ class Options:
                         f"option 'bind' is {bind!r}, but 'proxy' is False: the clients of a unix "
                         "socket have no address to route by; with proxy=True a header has it"
                     )
+
+    @property
+    def peeks(self) -> bool:
+        """Whether the bytes of a request say where it goes, and not the peer's address alone."""
+        return self.proxy or self.session is not None
 
     @classmethod
     def make(cls, options: Options | Mapping[str, Any] | None = None, /, **changes: Any) -> Options:

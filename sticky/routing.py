@@ -11,9 +11,10 @@ from typing import Any
 
 from .core import Router
 from .options import Options
-from .verdicts import MALFORMED, MISSING, NEED_MORE
+from .verdicts import ANYWHERE, MALFORMED, MISSING, NEED_MORE
 
 __all__ = [
+    "ANYWHERE",
     "MALFORMED",
     "MISSING",
     "NEED_MORE",
@@ -30,9 +31,11 @@ class Explanation:
 
     Attributes:
         key: the bytes that identify the client, readable: ``b"203.0.113.7"``,
-            ``b"2001:db8:1:2::/64"``, or the header's value. Empty when there is no key.
+            ``b"2001:db8:1:2::/64"``, the header's value, or the session id. Empty when there is
+            no key.
         why: one sentence for people.
-        slot: the slot, 0 to n-1; None when the request is refused or not complete.
+        slot: the slot, 0 to n-1; None when the request is refused or not complete, or where
+            ``balance`` chooses: any of them.
         status: the HTTP status it is refused with (400), else None.
     """
 
@@ -48,6 +51,7 @@ def make_router(options: Options) -> Router:
 
 
 def _router(options: Options, seed: bytes) -> Router:
+    session = "query:sid" if options.session == "sid" else options.session or ""
     return Router(
         options.num,
         seed,
@@ -57,6 +61,8 @@ def _router(options: Options, seed: bytes) -> Router:
         ipv4_prefix=options.ipv4_prefix,
         ipv6_prefix=options.ipv6_prefix,
         ignore_missing_header=options.ignore_missing_header,
+        session=session.encode("ascii"),
+        anywhere=options.balance != "address",
     )
 
 
@@ -89,4 +95,6 @@ def explain(
     slot, key, why = router.explain(head, len(head), address)
     if slot >= 0:
         return Explanation(key, why, slot, None)
+    if slot == ANYWHERE:
+        return Explanation(key, f"{why}: balance is {settings.balance!r}", None, None)
     return Explanation(key, why, None, None if slot == NEED_MORE else 400)

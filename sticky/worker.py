@@ -15,6 +15,7 @@ import json
 import logging
 import os
 import runpy
+import secrets
 import signal
 import socket
 import sys
@@ -27,9 +28,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import adapters, channel, logs, spawn
 from .counters import Board
-from .errors import OptionError, WorkerError
+from .errors import OptionError, StickyError, WorkerError
 from .interface import ASGI, WSGI, make_app
 from .options import Options
+from .sessions import Holder, Make, Sessions
 
 if TYPE_CHECKING:
     from .adapters.base import Adapter, Handler
@@ -56,6 +58,7 @@ class Worker:
         pid: its process id.
         options: the settings of the server.
         board: what all processes of the server have counted.
+        sessions: with the option ``session``: those of this process.
         mailbox: a descriptor: what siblings send arrives here (AF_UNIX SOCK_SEQPACKET).
         siblings: descriptors to send to, one a slot, by number, the own one included.
     """
@@ -78,6 +81,8 @@ class Worker:
         self.board = board or Board(options.num)
         self._counters = self.board.process(row)
         self._adapter: Adapter | None = None
+        self._row = row
+        self.sessions = Sessions(options, id, self._counters) if options.session else None
 
     def on(self, event: str, handler: Handler) -> Handler:
         """Have ``handler(connection)`` called each time this process adopts a connection.
@@ -101,6 +106,16 @@ class Worker:
         """What this process has counted since it started, and what it holds now."""
         return dict(self._counters)
 
+    def has_previous(self) -> bool:
+        """Whether the process that this one has replaced in its slot is still there."""
+        return self.board.has_previous(self._row)
+
+    def rivals(self) -> Iterator[int]:
+        """What each of the other workers has to do: sessions, and what will be some."""
+        for slot, counted in self.board.workers():
+            if slot != self.id:
+                yield counted["sessions"] + counted["not_begun"]
+
     def __repr__(self) -> str:
         return f"<sticky worker {self.id} (pid {self.pid})>"
 
@@ -122,6 +137,64 @@ _boot: _Boot | None = None
 def current_worker() -> Worker | None:
     """The worker that this process is; None in the launcher and everywhere else."""
     return _boot.worker if _boot else None
+
+
+def _sessions(what: str) -> Sessions | None:
+    """Those of this worker; None where this process is none."""
+    if _boot is None:
+        return None
+    if _boot.worker.sessions is None:
+        raise StickyError(
+            f"sticky.{what}() needs the option 'session', which says where a request carries its "
+            "session id: session='header:mcp-session-id', for example"
+        )
+    return _boot.worker.sessions
+
+
+def mint(make: Make | None = None) -> str:
+    """A new session id that leads back to this worker.
+
+    The server's ids then need no table: whoever knows the server's seed (its processes, nobody
+    else) sees from the id which worker minted it. The id is as random as before.
+
+    Args:
+        make: called without arguments, returns a random id (a str), each time another one; it is
+            called until one leads here, which takes as many calls as there are workers. Without
+            it the id has 20 characters of base64 (RFC 4648, section 5) and 96 bits that nobody can
+            predict, and takes microseconds with any number of workers.
+
+    Returns:
+        The id. Outside of a worker (the app runs without sticky) any one.
+
+    Raises:
+        StickyError: the option ``session`` is not set, or no id of ``make`` leads here.
+    """
+    sessions = _sessions("mint")
+    if sessions is None:
+        return make() if make else secrets.token_urlsafe(15)
+    return sessions.mint(make)
+
+
+def holds(holder: Holder) -> Holder:
+    """Say which session ids the app holds; to be used as a decorator, too.
+
+    A worker that has just replaced another one is asked for sessions that the other still has: what
+    it does not hold goes there first. (Engine.IO's servers are asked without this.)
+
+    Args:
+        holder: called with an id (a str); returns whether the app of this process holds it. It is
+            called often, and must not wait for anything.
+
+    Returns:
+        The same function. Outside of a worker it is never called.
+
+    Raises:
+        StickyError: the option ``session`` is not set.
+    """
+    sessions = _sessions("holds")
+    if sessions is not None:
+        sessions.held_by(holder)
+    return holder
 
 
 def main(spec: Mapping[str, Any], fds: Sequence[int]) -> NoReturn:
@@ -270,6 +343,9 @@ def serve(factory: Callable[[], Any] | Any) -> NoReturn:
         worker._handlers,
         slot=worker.id,
         counters=worker._counters,
+        sessions=worker.sessions,
+        has_previous=worker.has_previous,
+        rivals=worker.rivals,
     )
     adapter.run()
     # From here on an exit is an exit, not a failure to boot. SystemExit runs the atexit handlers.

@@ -16,6 +16,7 @@ import socket
 import sys
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 import uvicorn
@@ -23,6 +24,7 @@ import uvicorn
 from .. import channel
 from ..accesslog import AccessLog
 from ..errors import WorkerError
+from ..sessions import instances
 from . import base
 from .asgi_shared import CLOSE, shared
 
@@ -81,7 +83,7 @@ class AsgiAdapter(base.Adapter):
         self._protocol_class = _watched(self._config.http_protocol_class)
         if self.looking:
             self._protocol_class = shared(self._protocol_class)
-        self._leaving: deque[tuple[Any, channel.Address, bytes]] = deque()
+        self._leaving: deque[tuple[Any, channel.Address, bytes, bool]] = deque()
         if self._config.ws_protocol_class is not None:
             self._config.ws_protocol_class = _counted(self._config.ws_protocol_class, self)
         self._server = server = uvicorn.Server(self._config)
@@ -97,6 +99,7 @@ class AsgiAdapter(base.Adapter):
         if self._tasks and not server.force_exit:
             await asyncio.wait(self._tasks, timeout=self.options.graceful_timeout)
         await server.shutdown(sockets=[])
+        self.leave()
 
     async def _start(self) -> None:
         """uvicorn's start, with the app's lifespan; its reason is ours if that fails."""
@@ -127,17 +130,19 @@ class AsgiAdapter(base.Adapter):
             self._reading = False
             self._loop.remove_reader(self.inbox)
 
-    def adopt(self, fd: int, address: channel.Address, prefix: bytes, came: str) -> None:
+    def adopt(
+        self, fd: int, address: channel.Address, prefix: bytes, came: str, asks: bool
+    ) -> None:
         family = channel.socket_family(address)
         protocol = 0 if family == socket.AF_UNIX else socket.IPPROTO_TCP
         sock = socket.socket(family, socket.SOCK_STREAM, protocol, fd)
         sock.setblocking(False)
-        task = self._loop.create_task(self._begin(sock, address, prefix, came))
+        task = self._loop.create_task(self._begin(sock, address, prefix, came, asks))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     async def _begin(
-        self, sock: socket.socket, address: channel.Address, prefix: bytes, came: str
+        self, sock: socket.socket, address: channel.Address, prefix: bytes, came: str, asks: bool
     ) -> None:
         self.not_begun -= 1
         self.open += 1
@@ -151,7 +156,7 @@ class AsgiAdapter(base.Adapter):
                 await self._refuse(sock, refusal)
             else:
                 await self._loop.connect_accepted_socket(
-                    lambda: self._protocol(address, prefix), sock
+                    lambda: self._protocol(address, prefix, asks), sock
                 )
                 adopted = True
         except OSError as error:
@@ -161,7 +166,7 @@ class AsgiAdapter(base.Adapter):
                 sock.close()
                 self.closed()
 
-    def _protocol(self, address: channel.Address, prefix: bytes) -> asyncio.Protocol:
+    def _protocol(self, address: channel.Address, prefix: bytes, asks: bool) -> asyncio.Protocol:
         protocol: asyncio.Protocol = self._protocol_class(
             self,
             address,
@@ -170,11 +175,15 @@ class AsgiAdapter(base.Adapter):
             server_state=self._server.server_state,
             app_state=self._server.lifespan.state,
         )
+        if asks:
+            protocol.asks_first()  # type: ignore[attr-defined]
         return protocol
 
-    def hand_back(self, transport: Any, address: channel.Address, prefix: bytes) -> None:
+    def hand_back(
+        self, transport: Any, address: channel.Address, prefix: bytes, *, unheld: bool
+    ) -> None:
         """Give a connection to the master, with what was read of its next request."""
-        self._leaving.append((transport, address, prefix))
+        self._leaving.append((transport, address, prefix, unheld))
         if len(self._leaving) == 1:
             self._send_back()
 
@@ -182,11 +191,13 @@ class AsgiAdapter(base.Adapter):
         """Send those that are leaving, in order; go on when there is room for the next."""
         self._loop.remove_writer(self.control)
         while self._leaving:
-            transport, address, prefix = self._leaving[0]
+            transport, address, prefix, unheld = self._leaving[0]
             if not transport.is_closing():  # the client may have left meanwhile
                 fd = transport.get_extra_info("socket").fileno()
                 try:
-                    channel.send_connection(self.control, channel.HAND_BACK, fd, address, prefix)
+                    channel.send_connection(
+                        self.control, channel.HAND_BACK, fd, address, prefix, unheld=unheld
+                    )
                 except BlockingIOError:
                     self._loop.add_writer(self.control, self._send_back)
                     return
@@ -196,11 +207,13 @@ class AsgiAdapter(base.Adapter):
                     self._loop.call_later(_RETRY, self._send_back)
                     return
                 self.counters["handed_back"] += 1
+                self.counters["unheld"] += unheld
                 transport.abort()  # which is close(2) and no shutdown: it lives on elsewhere
             self._leaving.popleft()
 
     def closed(self) -> None:
         """A connection has ended."""
+        self.recount()
         self.open -= 1
         self._update_reading()
 
@@ -275,12 +288,15 @@ class AsgiAdapter(base.Adapter):
         self._update_reading()
         engineio = sys.modules.get("engineio")
         if engineio is not None:
-            for server in base.instances(engineio.AsyncServer):
+            for server in instances(engineio.AsyncServer):
                 for session in list(server.sockets.values()):
                     task = self._loop.create_task(session.close(wait=False))
                     self._tasks.add(task)
                     task.add_done_callback(self._tasks.discard)
         self._server.should_exit = True
+
+    def later(self, seconds: float, call: Callable[[], object]) -> None:
+        self._loop.call_later(seconds, call)
 
     def quit(self) -> None:
         self._server.force_exit = True

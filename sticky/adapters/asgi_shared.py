@@ -13,6 +13,7 @@ import re
 from typing import Any
 
 from ..verdicts import NEED_MORE
+from .base import UNHELD
 
 CLOSE = (b"connection", b"close")
 
@@ -39,7 +40,12 @@ def shared(kind: Any) -> Any:
             self._complete = False  # the current request, as httptools says
             self._first = True
             self._moving = False
+            self._unheld = False
             self._full = False
+
+        def asks_first(self) -> None:
+            """Have already the first request looked at."""
+            self._first = False
 
         def data_received(self, data: bytes) -> None:
             if not self._refused:
@@ -87,7 +93,7 @@ def shared(kind: Any) -> Any:
             """Whether the next request's head was fed: it was all there, and ours to serve."""
             adapter, buffer = self._adapter, self._buffer
             peer = self._address[0] if self._address else ""
-            slot = adapter.route(buffer, len(buffer), peer)
+            slot = adapter.look(buffer, len(buffer), peer)
             if slot == NEED_MORE:
                 self._unset_keepalive_if_required()  # it is not idle any more
                 if len(buffer) >= adapter.options.max_head_size:
@@ -102,7 +108,7 @@ def shared(kind: Any) -> Any:
                 self._refuse_head(400)
                 return False
             if slot != adapter.slot and not self._first:
-                self._moving = True
+                self._moving, self._unheld = True, slot == UNHELD
                 self._move()
                 return False
             self._first = False
@@ -179,7 +185,8 @@ def shared(kind: Any) -> Any:
             if transport.get_write_buffer_size():
                 self.loop.call_later(_RETRY, self._move)
                 return
-            self._adapter.hand_back(transport, self._address, bytes(self._buffer))
+            prefix = bytes(self._buffer)
+            self._adapter.hand_back(transport, self._address, prefix, unheld=self._unheld)
 
     return Protocol
 

@@ -7,13 +7,13 @@ for either, and how it serves a connection, is its framework's business: the met
 from __future__ import annotations
 
 import abc
-import gc
+import contextlib
 import json
 import logging
 import os
 import socket
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
 from .. import channel
@@ -23,6 +23,8 @@ from ..counters import WORKER, Row, private
 from ..errors import ChannelError
 from ..options import Options
 from ..routing import make_router
+from ..sessions import Sessions, close_sessions, instances
+from ..verdicts import ANYWHERE
 
 log = logging.getLogger("sticky.worker")
 
@@ -75,6 +77,13 @@ class Connection:
 
 Handler = Callable[[Connection], object]
 
+# What ``look`` says besides slots and verdicts: the connection is to go back to the master, who
+ELSEWHERE = 1 << 16  # decides which worker is to have it,
+UNHELD = 1 << 17  # or asks the process that had this slot before.
+
+_LINGER = 0.25
+"""Seconds between two looks at whether sessions are still held."""
+
 
 class Adapter(abc.ABC):
     """Serves one app in one worker process.
@@ -87,6 +96,9 @@ class Adapter(abc.ABC):
         slot: the number of the slot.
         handlers: what is called with each connection before it is served; more may be added.
         counters: where to count.
+        sessions: those of this process, with the option ``session``.
+        has_previous: whether the process that this one has replaced is still there.
+        rivals: what each of the other workers has to do, as its sessions and what will be some.
     """
 
     def __init__(
@@ -99,6 +111,9 @@ class Adapter(abc.ABC):
         *,
         slot: int = 0,
         counters: Row | None = None,
+        sessions: Sessions | None = None,
+        has_previous: Callable[[], bool] = lambda: False,
+        rivals: Callable[[], Iterable[int]] = tuple,
     ) -> None:
         self.app = app
         self.options = options
@@ -110,9 +125,16 @@ class Adapter(abc.ABC):
         self.counters = private(WORKER) if counters is None else counters
         self._router = make_router(options)
         self.slot = slot
-        # Behind a proxy a connection may carry another client's request next: it is looked at.
-        self.looking = options.proxy and options.num > 1
+        self.sessions = sessions
+        self._has_previous = has_previous
+        self._rivals = rivals
+        # A connection may carry another client's request next, behind a proxy, or that of another
+        # session: it is looked at.
+        self.looking = bool(options.session) or (options.proxy and options.num > 1)
         self.route = self._router.route
+        self.look: Callable[[bytes | bytearray, int, str], int] = self.route
+        if sessions is not None:
+            self.look = self._look
         self.refusals = refusals(options)
         self.access_log = AccessLog(options) if options.access_logfile else None
         self._reader = channel.Reader()
@@ -134,6 +156,44 @@ class Adapter(abc.ABC):
     @not_begun.setter
     def not_begun(self, count: int) -> None:
         self.counters["not_begun"] = count
+
+    # -- looking ------------------------------------------------------------------------------
+
+    def asks_first(self, unheld: bool) -> bool:
+        """Whether already the first request of a connection is to be looked at: its session may be
+        held by the process before this one.
+
+        Args:
+            unheld: that process was asked.
+        """
+        return not unheld and self.sessions is not None and (self.ending or self._has_previous())
+
+    def _look(self, data: bytes | bytearray, length: int, peer: str) -> int:
+        """Whose request this is: as ``route`` says it, or ELSEWHERE, or UNHELD."""
+        slot = self.route(data, length, peer)
+        if slot == ANYWHERE:
+            return self.slot if self._keeps() else ELSEWHERE
+        if slot == self.slot and (self.ending or self._has_previous()):
+            session = self._router.session(data, length)
+            assert self.sessions is not None
+            if session and not self.sessions.hold(session.decode(errors="replace")):
+                return UNHELD
+        return slot
+
+    def _keeps(self) -> bool:
+        """Whether this worker serves a request that may be served anywhere, instead of giving it
+        to the master to place. A little more than others have is no reason to move it."""
+        if self.options.balance == "round-robin":
+            return False
+        assert self.sessions is not None
+        self.sessions.count_servers()
+        ours = self.counters["sessions"]
+        return all(ours <= theirs + 1 + ours // 50 for theirs in self._rivals())
+
+    def recount(self) -> None:
+        """A connection has ended, and perhaps its session with it."""
+        if self.sessions is not None:
+            self.sessions.count_servers()
 
     # -- what the framework's event loop calls ------------------------------------------------
 
@@ -179,8 +239,10 @@ class Adapter(abc.ABC):
                 self.orphaned()
             if message.kind == channel.PING:
                 self.tell(channel.PONG)
+                if self.sessions is not None:
+                    self.sessions.count()
             elif message.kind == channel.CONNECTION:
-                self._adopt(message)
+                self._adopt(message, asked=True)
             elif message.kind == channel.CLOSING:
                 self.closing = True
                 self.close_after_answers()
@@ -205,6 +267,8 @@ class Adapter(abc.ABC):
 
     def look_around(self) -> None:
         """What is probably not meant, now that the app is there."""
+        if self.sessions is not None and self.options.session == "sid":
+            self.sessions.mint_for_engineio()
         if self.options.sync and not self.handlers:
             self.notice(
                 "sync",
@@ -230,12 +294,14 @@ class Adapter(abc.ABC):
         """The master is gone: nobody will ever send anything, so there is no reason to be."""
         os._exit(1)
 
-    def _adopt(self, message: channel.Message) -> None:
+    def _adopt(self, message: channel.Message, *, asked: bool = False) -> None:
+        """Args: asked: for a session that this process may hold, having had the slot before."""
         fd = message.fds[0]
         self.counters["adopted"] += 1
         self.not_begun += 1
         came = "moved" if message.moves else "accepted"
-        self.adopt(fd, message.address, message.payload, came)
+        asks = asked or (self.looking and self.asks_first(message.unheld))
+        self.adopt(fd, message.address, message.payload, came, asks)
 
     def introduce(self, address: channel.Address, head: bytes, came: str) -> Connection:
         """The connection as the handlers see it."""
@@ -253,20 +319,74 @@ class Adapter(abc.ABC):
         """Nothing more will come: finish what is in hand, then end."""
         if self.ending:
             return
-        self.ending = self.closing = True
+        stopping, self.ending, self.closing = self.closing, True, True
         self.close_after_answers()
+        if self.sessions is not None and not stopping:
+            self._linger()  # another process has the slot, and asks for the sessions it lacks
+        else:
+            self._finish()
+
+    def _linger(self) -> None:
+        """Stay while sessions are held that end when they like. The master sets the limit."""
+        close_sessions()
+        assert self.sessions is not None
+        self.sessions.count()
+        if self.sessions.last:
+            self.later(_LINGER, self._linger)
+        else:
+            self._finish()
+
+    def _finish(self) -> None:
         close_sessions()
         self.finish()
 
+    def leave(self) -> None:
+        """Give back what has been sent to this process meanwhile; then nothing more can be."""
+        with contextlib.suppress(OSError):
+            self.control.shutdown(socket.SHUT_RD)
+        while True:
+            try:
+                message = self._reader.receive(self.control)
+            except (BlockingIOError, ChannelError, OSError):
+                break
+            if message is None:
+                break
+            if message.kind == channel.CONNECTION:
+                self._return(message)
+
+    def _return(self, message: channel.Message) -> None:
+        """Hand back a connection that nothing was done with."""
+        with contextlib.suppress(OSError):
+            channel.send_connection(
+                self.control,
+                channel.HAND_BACK,
+                message.fds[0],
+                message.address,
+                message.payload,
+                moves=message.moves,
+                unheld=True,
+            )
+        os.close(message.fds[0])
+
     # -- what a framework provides ------------------------------------------------------------
+
+    @abc.abstractmethod
+    def later(self, seconds: float, call: Callable[[], object]) -> None:
+        """Call this from the framework's loop in so many seconds."""
 
     @abc.abstractmethod
     def run(self) -> None:
         """Serve until ended. Tells READY when it is ready to adopt."""
 
     @abc.abstractmethod
-    def adopt(self, fd: int, address: channel.Address, prefix: bytes, came: str) -> None:
-        """Serve this connection; lower ``not_begun`` when it has begun."""
+    def adopt(
+        self, fd: int, address: channel.Address, prefix: bytes, came: str, asks: bool
+    ) -> None:
+        """Serve this connection; lower ``not_begun`` when it has begun.
+
+        Args:
+            asks: look at its first request, too.
+        """
 
     @abc.abstractmethod
     def close_after_answers(self) -> None:
@@ -312,29 +432,3 @@ def peek(sock: socket.socket, limit: int) -> bytes:
         return sock.recv(limit, socket.MSG_PEEK | socket.MSG_DONTWAIT)
     except OSError:
         return b""
-
-
-def instances(*kinds: type) -> list[Any]:
-    """All objects of these classes in this process.
-
-    By their type, not by what they say their class is: asking a lazy proxy would wake it up.
-    """
-    return [thing for thing in gc.get_objects() if issubclass(type(thing), kinds)]
-
-
-def close_sessions() -> None:
-    """Close Engine.IO sessions so that their clients come back.
-
-    Closed at this level a JavaScript client sees "transport close" and reconnects; after
-    ``sio.disconnect(sid)`` it sees "io server disconnect" and does not. The servers are looked up
-    among all objects, because the app may have wrapped them in anything.
-    """
-    engineio = sys.modules.get("engineio")
-    if engineio is None:
-        return
-    for server in instances(engineio.Server):
-        for session in list(server.sockets.values()):
-            try:
-                session.close(wait=False)
-            except Exception:  # one session's trouble must not keep the others
-                log.debug("closing a session failed", exc_info=True)

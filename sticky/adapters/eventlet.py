@@ -14,6 +14,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
 
@@ -106,6 +107,7 @@ class _Connection(list):  # type: ignore[type-arg]
     came = "accepted"
     upgraded = False
     head_is_awaited = False
+    asks = False
     __hash__ = object.__hash__  # type: ignore[assignment]
 
 
@@ -161,7 +163,8 @@ class _Protocol(eventlet.wsgi.HttpProtocol):  # type: ignore[misc]
             self.close_connection = True
             return b""
         self.connection.settimeout(None)
-        if not first and self.server.adapter.looking and not self._is_ours(begun):
+        looks = self.server.adapter.looking and (not first or self.conn_state.asks)
+        if looks and not self._is_ours(begun):
             self.close_connection = True
             return b""
         head = begun.lstrip(b"\r\n")
@@ -188,17 +191,18 @@ class _Protocol(eventlet.wsgi.HttpProtocol):  # type: ignore[misc]
         """
         adapter, peer = self.server.adapter, self.client_address[0] if self.client_address else ""
         adapter.counters["looked"] += 1
-        slot, read = adapter.route(begun, len(begun), peer), begun
+        slot, read = adapter.look(begun, len(begun), peer), begun
         if slot == NEED_MORE:
             read = self._gather(len(begun), peer)
-            slot = adapter.route(read, len(read), peer)
+            slot = adapter.look(read, len(read), peer)
         if slot == adapter.slot:
             return True
         if slot >= 0:
             self.conn_state[2] = eventlet.wsgi.STATE_REQUEST  # not idle: who ends must not close it
             self.wfile.flush()
             carried = begun if read is begun else b""
-            adapter.hand_back(self.conn_state, carried + bytes(self.connection.prefix))
+            prefix = carried + bytes(self.connection.prefix)
+            adapter.hand_back(self.conn_state, prefix, unheld=slot == base.UNHELD)
             self._moved = True
             return False
         whole = len(read) < self.server.options.max_head_size
@@ -443,6 +447,7 @@ class EventletAdapter(base.Adapter):
 
     def _room(self) -> None:
         """A connection has ended: if that makes room for others, pick them up again."""
+        self.recount()
         if not self._more_room.ready() and self.has_room:
             self._more_room.send()
 
@@ -464,16 +469,18 @@ class EventletAdapter(base.Adapter):
 
         eventlet.spawn_n(watch)
 
-    def adopt(self, fd: int, address: channel.Address, prefix: bytes, came: str) -> None:
+    def adopt(
+        self, fd: int, address: channel.Address, prefix: bytes, came: str, asks: bool
+    ) -> None:
         family = channel.socket_family(address)
         protocol = 0 if family == socket.AF_UNIX else socket.IPPROTO_TCP
         sock = _ClientSocket(family, socket.SOCK_STREAM, protocol, fd)
         sock.prefix = prefix
         connection = _Connection([address, sock, _IDLE])
-        connection.came = came
+        connection.came, connection.asks = came, asks
         self._pool.spawn_n(self._serve, connection)
 
-    def hand_back(self, connection: _Connection, prefix: bytes) -> None:
+    def hand_back(self, connection: _Connection, prefix: bytes, *, unheld: bool) -> None:
         """Give a connection to the master, with what was read of its next request.
 
         Only one green thread may wait for a descriptor to become writable, so they take turns.
@@ -483,7 +490,12 @@ class EventletAdapter(base.Adapter):
             while True:
                 try:
                     channel.send_connection(
-                        self.control, channel.HAND_BACK, fd, connection[0], prefix
+                        self.control,
+                        channel.HAND_BACK,
+                        fd,
+                        connection[0],
+                        prefix,
+                        unheld=unheld,
                     )
                 except BlockingIOError:
                     trampoline(self.control, write=True)
@@ -494,6 +506,7 @@ class EventletAdapter(base.Adapter):
                 else:
                     break
         self.counters["handed_back"] += 1
+        self.counters["unheld"] += unheld
 
     def _serve(self, connection: _Connection) -> None:
         self.not_begun -= 1
@@ -587,7 +600,11 @@ class EventletAdapter(base.Adapter):
         self._pool.waitall()
         self.quit()
 
+    def later(self, seconds: float, call: Callable[[], object]) -> None:
+        eventlet.spawn_after(seconds, call)
+
     def quit(self) -> None:
+        self.leave()
         if not self._ended.ready():
             self._ended.send()
 

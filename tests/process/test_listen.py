@@ -326,7 +326,11 @@ def test_a_worker_has_no_stdin_and_no_descriptor_that_is_not_its_own(script: Scr
     assert fds.pop("0") == "/dev/null"
     assert fds.pop("1").startswith("pipe:")
     assert fds.pop("2").startswith("pipe:")
-    assert {target.split(":")[0] for target in fds.values()} == {"socket", "anon_inode", "/memfd"}, fds
+    assert {target.split(":")[0] for target in fds.values()} == {
+        "socket",
+        "anon_inode",
+        "/memfd",
+    }, fds
     assert str(secret) not in open_in_master
 
 

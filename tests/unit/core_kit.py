@@ -210,15 +210,66 @@ def value(draw: random.Random) -> bytes:
     return b"".join(parts)
 
 
+def escaped(draw: random.Random, text: bytes) -> bytes:
+    """The text with some of its bytes percent-encoded, in either case of letters."""
+    return b"".join(
+        draw.choice((b"%%%02x", b"%%%02X")) % c if draw.random() < 0.2 else bytes([c]) for c in text
+    )
+
+
+IDS = rb"""|abc|a|A-b_9|%|%4|%4g|%41|+|a+b|=|a=b|"a"|"|""|a b|?|/|#|;|,| |%00|%ff|%26|a;b|x01"""
+IDS = IDS.split(b"|")
+
+
+def target(draw: random.Random, name: bytes) -> bytes:
+    """A request line with parameters of nearly this name."""
+    pairs = []
+    for _ in range(draw.randrange(5)):
+        found = draw.choice([name, name, near_name(draw, name), name + b"x", b"x" + name, b"EIO"])
+        pairs.append(escaped(draw, found) + draw.choice([b"=", b"=", b"=", b"", b"%3d"]))
+        pairs.append(escaped(draw, draw.choice(IDS)))
+        pairs.append(draw.choice([b"&", b"&", b"&", b"&&", b";", b"?", b""]))
+    query = draw.choice([b"?", b"?", b"?", b"", b"??", b"%3f"]) + b"".join(pairs)
+    before = draw.choice(
+        [b"GET /", b"GET /socket.io/", b"GET  /", b" GET\t/", b"GET", b"", b"G?a=b /"]
+    )
+    return (
+        before + query + draw.choice([b" HTTP/1.1", b"", b" ", b" ?sid=a HTTP/1.1", b"\x0b?sid=a"])
+    )
+
+
+def cookies(draw: random.Random, name: bytes) -> bytes:
+    """The value of a cookie header."""
+    pairs = []
+    for _ in range(draw.randrange(5)):
+        found = draw.choice([name, name, near_name(draw, name), name + b"x", b"x" + name, b""])
+        space = draw.choice([b"", b"", b"", b" ", b"\t", b"\r\n "])
+        pairs += [space, found, space, draw.choice([b"=", b"=", b"=", b"", b"=="])]
+        pairs += [space, draw.choice(IDS), space, draw.choice([b";", b"; ", b",", b""])]
+    return b"".join(pairs)
+
+
 def case(name: bytes, draw: random.Random) -> Case:
     """A head full of near misses, sometimes cut, sometimes with something behind it."""
+    place = draw.choice([b"", b"query", b"header", b"cookie"])
+    of_session = draw.choice([b"sid", b"s", b"mcp-session-id", b"x-forwarded-fox", b"forwarde"])
+    if (place, of_session) == (b"header", name.lower()) or name.lower() == b"cookie":
+        place = b""
     newline = draw.choice([[b"\r\n"], [b"\r\n"], [b"\n"], [b"\r\n", b"\n"]])
     head = draw.choice([b"", b"", b"", b"", b"\r\n", b"\n\r\n", b" "])
     first = [b"GET / HTTP/1.1", b"GET /" + b"a" * draw.randrange(90), name + b": 1.2.3.4"]
+    if place == b"query":
+        first += [target(draw, of_session) for _ in range(4)]
     head += draw.choice(first) + draw.choice(newline)
     for _ in range(draw.randrange(6)):
         kind = draw.randrange(6)
-        if kind == 0:
+        if place == b"header" and draw.random() < 0.3:
+            head += near_name(draw, of_session) + draw.choice([b":", b": ", b": ", b" :", b""])
+            head += draw.choice(IDS) + draw.choice([b"", b"", b" \t", draw.choice(FOLDS) + b"b"])
+        elif place == b"cookie" and draw.random() < 0.3:
+            head += near_name(draw, b"cookie") + draw.choice([b":", b": ", b": ", b" :", b""])
+            head += cookies(draw, of_session)
+        elif kind == 0:
             head += b"Cookie: " + b"c" * draw.randrange(200)
         elif kind == 1:
             head += b"Referer: http://a/?" + name + b": 1.2.3.4"
@@ -233,6 +284,7 @@ def case(name: bytes, draw: random.Random) -> Case:
     length = draw.randrange(len(data) + 1) if draw.random() < 0.2 else len(data)
     if draw.random() < 0.1:
         length = data.find(draw.choice([b"\0", b"\r", b"\n", b":"]), draw.randrange(len(data))) + 1
+    session = place and place + b":" + of_session
     peer = draw.choice(["10.0.0.1", "", "::1", "fe80::1%lo", "sock", "::ffff:10.0.0.1"])
     return Case(
         data,
@@ -241,6 +293,9 @@ def case(name: bytes, draw: random.Random) -> Case:
         {
             "header": name,
             "n": draw.randrange(1, 9),
+            "proxy": draw.random() < 0.8 or not session,
+            "session": session,
+            "anywhere": bool(session) and draw.random() < 0.3,
             "hops": draw.choice([0, 0, 1, 2, 3]),
             "ignore_missing_header": draw.random() < 0.5,
             "ipv4_prefix": draw.choice([32, 24, draw.randrange(33)]),

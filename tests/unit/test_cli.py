@@ -27,6 +27,8 @@ FLAGS = {
     "ipv4_prefix": (["--ipv4-prefix", "24"], 24),
     "ipv6_prefix": (["--ipv6-prefix", "48"], 48),
     "seed": (["--seed", "00112233445566ff"], bytes.fromhex("00112233445566ff")),
+    "session": (["--session", "cookie:id"], "cookie:id"),
+    "balance": (["--balance", "round-robin"], "round-robin"),
     "sync": (["--sync", "ready"], "ready"),
     "sync_timeout": (["--sync-timeout", "3"], 3.0),
     "backlog": (["--backlog", "9"], 9),
@@ -98,6 +100,8 @@ def test_every_option_has_a_flag(name, tmp_path):
         words, value = [words[0], str(path)], str(path)
     if name in ("hops", "header", "ignore_missing_header"):
         words = [*words, "--proxy"]
+    if name == "balance":
+        words = [*words, "--session", "sid"]
     assert getattr(options_of(*words), name) == value
 
 

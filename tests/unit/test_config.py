@@ -32,6 +32,8 @@ SAMPLES = {
     "ipv4_prefix": (24, "24"),
     "ipv6_prefix": (48, "48"),
     "seed": (bytes(range(8)), "0001020304050607"),
+    "session": ("header:mcp-session-id", "header:Mcp-Session-Id"),
+    "balance": ("least", "least"),
     "sync": ("loaded", "loaded"),
     "defer_accept": (False, "off"),
     "reload": (True, "true"),
@@ -66,7 +68,8 @@ def test_every_option_has_a_sample(tmp_path):
 @pytest.mark.parametrize("name", sorted(FIELDS))
 def test_every_option_can_be_given_in_each_way_and_the_nearer_one_counts(name, tmp_path):
     value, text = samples(tmp_path)[name]
-    others = {"proxy": True} if name != "proxy" else {}
+    others = {"proxy": True, "session": "sid"}
+    others.pop(name, None)
     assert getattr(settings({name: value} | others, environ={}), name) == value
     assert getattr(settings(environ={}, **{name: value}, **others), name) == value
     written = tmp_path / "sticky.toml"

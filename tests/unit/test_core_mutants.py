@@ -9,8 +9,8 @@ from .core_kit import build, run_suite_over
 
 MUTANTS = {
     "the end of a long name keeps its case": (
-        "return eight(p + last) | eight(rules.letters + last) == eight(rules.name + last)",
-        "return eight(p + last) == eight(rules.name + last)",
+        "return eight(p + last) | eight(name.letters + last) == eight(name.text + last)",
+        "return eight(p + last) == eight(name.text + last)",
     ),
     "blocks with nothing but a bare CR are skipped": (
         r"const __m128i cr = _mm_set1_epi8('\\r');",
@@ -23,6 +23,22 @@ MUTANTS = {
     "'::' may stand for no group at all": (
         "elif count == 8:\n        return False  # '::' stands",
         "elif count == 9:\n        return False  # '::' stands",
+    ),
+    "a parameter may have a longer name": (
+        "if name == equals and i == rules.session_size:",
+        "if i == rules.session_size:",
+    ),
+    "a percent sign needs one digit only": (
+        "if high >= 0 and low >= 0:",
+        "if high >= 0:",
+    ),
+    "a cookie may be within another one": (
+        "if text.at < text.end and (text.end - 1)[0] != c';':",
+        "if False:",
+    ),
+    "the second name is not looked for in whole blocks": (
+        "        if (has_two)",
+        "        if (0)",
     ),
     "a tab does not fold": (
         "if p[1] != c' ' and p[1] != c'\\t':",

@@ -57,6 +57,22 @@ VALUES = {
         [None, b"12345678", "0123456789abcDEF"],
         [b"1234567", b"123456789", "0123", "x" * 16, 1, bytearray(8)],
     ),
+    "session": (
+        [None, "sid", "header:Mcp-Session-Id", "query:a", "cookie:b"],
+        [
+            "",
+            "header",
+            "header:",
+            "header:a b",
+            "cookie:a;b",
+            "query:a b",
+            "query:ä",
+            "a:b",
+            3,
+            True,
+        ],
+    ),
+    "balance": (["address", "least", "round-robin"], ["", "Least", "random", None, 3]),
     "sync": (
         [None, False, True, "an event", {"is_synced": True, "event": "x"}, {}],
         ["", 3, {"x": 1}],
@@ -97,7 +113,8 @@ def test_every_option_is_in_the_table_above():
 
 @pytest.mark.parametrize(("name", "value"), GOOD, ids=str)
 def test_what_is_allowed_is_taken(name, value):
-    Options.make({name: value}, proxy=True) if name != "proxy" else Options.make(proxy=value)
+    others = {"proxy": True, "session": "sid"}
+    Options.make({name: value}, **{other: others[other] for other in others if other != name})
 
 
 @pytest.mark.parametrize(("name", "value"), BAD, ids=str)
@@ -209,6 +226,24 @@ def test_options_cannot_be_changed():
 def test_hops_without_a_proxy_is_a_contradiction_that_is_named():
     with pytest.raises(OptionError, match="'hops' is 2, but 'proxy' is False"):
         Options(hops=2)
+
+
+def test_balance_without_a_session_is_a_contradiction_that_is_named():
+    with pytest.raises(OptionError, match="'balance' is 'least', but 'session' is None"):
+        Options(balance="least")
+
+
+@pytest.mark.parametrize(
+    ("header", "session"),
+    [
+        ("x-id", "header:X-Id"),
+        ("X-Forwarded-For", "header:x-forwarded-for"),
+        ("cookie", "cookie:a"),
+    ],
+)
+def test_the_address_and_the_session_are_not_in_the_same_header(header, session):
+    with pytest.raises(OptionError, match="cannot be in the same header"):
+        Options(proxy=True, header=header, session=session)
 
 
 def test_a_unix_socket_without_a_proxy_has_nothing_to_route_by():

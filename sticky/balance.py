@@ -1,0 +1,42 @@
+"""Which slot a request goes to that carries no session id and is not to go by its address.
+
+Decides from what it is told about the slots: no I/O, no clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+Load = Callable[[int], int | None]
+"""How much a slot has to do; None while no process serves it."""
+
+
+class Balance:
+    """The next slot, each time it is asked for.
+
+    Args:
+        kind: "least": the slot with the least load, and in turn where several have that;
+            "round-robin": one after the other. Slots that nobody serves are left out while there
+            are others.
+        num: the number of slots.
+        load: asked for each slot, each time.
+    """
+
+    def __init__(self, kind: str, num: int, load: Load) -> None:
+        self._least = kind == "least"
+        self._num = num
+        self._load = load
+        self._turn = 0
+
+    def next(self) -> int:
+        """The slot for one more session."""
+        in_turn = [(self._turn + step) % self._num for step in range(self._num)]
+        loads = {slot: load for slot in in_turn if (load := self._load(slot)) is not None}
+        if not loads:
+            chosen = in_turn[0]
+        elif self._least:
+            chosen = min(loads, key=lambda slot: loads[slot])
+        else:
+            chosen = next(iter(loads))
+        self._turn = chosen + 1
+        return chosen

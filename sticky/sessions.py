@@ -1,0 +1,150 @@
+"""Session ids in a worker: ids that lead back to it, and which of them the app holds."""
+
+from __future__ import annotations
+
+import functools
+import gc
+import logging
+import os
+import sys
+from collections.abc import Callable, MutableMapping
+from typing import Any
+
+from .errors import StickyError
+from .options import Options
+from .routing import Router, make_router
+
+log = logging.getLogger("sticky.worker")
+
+Make = Callable[[], str]
+Holder = Callable[[str], bool]
+
+_DRAWS = 200
+"""For each slot, how many ids are drawn until the one that makes them is at fault: with random ones
+it takes that many once in e**200 times."""
+
+
+class Sessions:
+    """The sessions of one worker process.
+
+    Args:
+        options: the settings.
+        slot: the worker's.
+        counters: where to count what is held, as "sessions".
+    """
+
+    def __init__(self, options: Options, slot: int, counters: MutableMapping[str, int]) -> None:
+        self._router: Router = make_router(options)
+        self._num = options.num
+        self._slot = slot
+        self._counters = counters
+        self._holders: list[Holder] = []
+        self._minted: set[str] = set()
+        self._servers: list[Any] = []  # of Engine.IO
+
+    def mint(self, make: Make | None = None) -> str:
+        """An id that leads to this worker; see ``sticky.mint``."""
+        minted = self._draw(make)
+        self._minted.add(minted)
+        self._counters["sessions"] += 1
+        return minted
+
+    def _draw(self, make: Make | None) -> str:
+        if make is None:
+            return self._router.mint(self._slot, os.urandom(15)).decode("ascii")
+        for _ in range(_DRAWS * self._num):
+            drawn = make()
+            if self._router.owner(drawn.encode()) == self._slot:
+                return drawn
+        raise StickyError(
+            f"sticky.mint(make=...) called {make!r} {_DRAWS * self._num} times, and none of the "
+            f"ids leads to worker {self._slot} of {self._num} (the last one was {drawn!r}): it "
+            "must make another, random id each time"
+        )
+
+    # -- what is held -------------------------------------------------------------------------
+
+    def held_by(self, holder: Holder) -> None:
+        """Ask this function, too, whether the app holds an id; see ``sticky.holds``."""
+        self._holders.append(holder)
+
+    @property
+    def last(self) -> bool:
+        """Whether there are some that only the app ends, when it likes."""
+        return bool(self._holders and self._minted)
+
+    def hold(self, session: str) -> bool:
+        """Whether the app holds this id; True where nobody can say."""
+        if any(session in server.sockets for server in self._servers):
+            return True
+        for holder in self._holders:
+            try:
+                if holder(session):
+                    return True
+            except Exception:
+                log.exception("what was registered with sticky.holds failed: %r", holder)
+                return True
+        return not self._holders and not self._servers
+
+    def count(self) -> None:
+        """Count what is held now. What was minted and nobody can say is held counts for ever."""
+        if self._holders:
+            self._minted = {minted for minted in self._minted if self.hold(minted)}
+        self.count_servers()
+
+    def count_servers(self) -> None:
+        """The same, without asking the app about each id."""
+        held = sum(len(server.sockets) for server in self._servers)
+        self._counters["sessions"] = held + len(self._minted)
+
+    # -- Engine.IO ----------------------------------------------------------------------------
+
+    def mint_for_engineio(self) -> None:
+        """Have all Engine.IO servers of this process mint their ids here, those that are there and
+        those that will be. An app's own ``generate_id`` goes on making the ids."""
+        import engineio.base_server
+
+        kind = engineio.base_server.BaseServer
+
+        def generate_id(server: Any) -> str:
+            return self._mint_for(server, None)
+
+        kind.generate_id = generate_id
+        for server in instances(kind):
+            if type(server).generate_id is not generate_id:
+                make = server.generate_id
+                server.generate_id = functools.partial(self._mint_for, server, make)
+
+    def _mint_for(self, server: Any, make: Make | None) -> str:
+        if not any(known is server for known in self._servers):
+            self._servers.append(server)
+        minted = self._draw(make)
+        self.count_servers()
+        self._counters["sessions"] += 1  # this one, which the server does not have yet
+        return minted
+
+
+def instances(*kinds: type) -> list[Any]:
+    """All objects of these classes in this process.
+
+    By their type, not by what they say their class is: asking a lazy proxy would wake it up.
+    """
+    return [thing for thing in gc.get_objects() if issubclass(type(thing), kinds)]
+
+
+def close_sessions() -> None:
+    """Close Engine.IO sessions so that their clients come back.
+
+    Closed at this level a JavaScript client sees "transport close" and reconnects; after
+    ``sio.disconnect(sid)`` it sees "io server disconnect" and does not. The servers are looked up
+    among all objects, because the app may have wrapped them in anything.
+    """
+    engineio = sys.modules.get("engineio")
+    if engineio is None:
+        return
+    for server in instances(engineio.Server):
+        for session in list(server.sockets.values()):
+            try:
+                session.close(wait=False)
+            except Exception:  # one session's trouble must not keep the others
+                log.debug("closing a session failed", exc_info=True)

@@ -186,6 +186,8 @@ class Master:
 
     def _tick(self, now: float) -> None:
         if self._ledger.stage is ledger.Stage.PLACING:
+            for key in list(self._processes):
+                self._on_control(key)  # what was handed back by now is to be placed, too
             self._ledger.inboxes({i for i, slot in enumerate(self._slots) if _unread(slot)})
         self._ledger.tick(now)
         self._perform()

@@ -21,6 +21,7 @@ MASTER = (
     "queued",  # waited in the master because an inbox was full
     "queue_timeouts",
     "left",  # their client closed while the master held them
+    "crowded_out",  # closed to make room for connections that move, for want of descriptors
     "starved",  # times that a connection could not be accepted for want of descriptors
     "moved",  # handed back by one worker and on to another
     "bytes_carried",  # of further requests, with connections that moved

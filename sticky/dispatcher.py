@@ -338,13 +338,16 @@ class Dispatcher:
             unheld=connection.unheld,
         )
 
-    def take_back(self, message: channel.Message, holder: socket.socket | None = None) -> None:
+    def take_back(self, message: channel.Message, holder: socket.socket | None = None) -> bool:
         """A worker looked at the next request of a connection and found it to be another's.
 
         Args:
             message: what it has sent.
             holder: where to ask first, if it was sent because that worker does not hold the
                 session that is asked for; None: nowhere, whoever is in place is to answer.
+
+        Returns:
+            Whether it stays here: it was queued or refused.
         """
         family = channel.socket_family(message.address)
         sock = Socket(family, socket.SOCK_STREAM, 0, message.fds[0])
@@ -366,6 +369,7 @@ class Dispatcher:
                 self.hand_over(connection, slot)
             else:
                 self._refuse(connection, 400)
+        return sock.fileno() >= 0
 
     def _asked(self, connection: Connection, holder: socket.socket) -> bool:
         """Send a connection to a process that may hold its session; whether that could be done."""

@@ -374,6 +374,27 @@ class Ledger:
             self._resume = self._remind(now + RETRY)
             self.actions.append(Accepting(False))
 
+    def crowded(self, now: float) -> bool:
+        """There is no descriptor to spare with the connections that are here: one of them goes.
+
+        First those that nothing is lost with, longest here first; then who was queued last.
+
+        Returns:
+            Whether there was one. A queued one is refused now, and goes when called again.
+        """
+        oldest = next(iter(self._refused or self._heads), None)
+        if oldest is not None:
+            self.counters["crowded_out"] += oldest in self._heads
+            self.left(oldest)
+            return True
+        last = [next(reversed(queue.items())) for queue in self.queues if queue]
+        if not last:
+            return False
+        newest, _ = max(last, key=lambda waiting: waiting[1])
+        self.counters["crowded_out"] += 1
+        self._refuse(newest, 503, now)
+        return True
+
     def refuse(self, connection: Connection, status: int, now: float) -> None:
         """A connection (whose head was awaited, or that is new here) is answered and closed."""
         self._refuse(connection, status, now)

@@ -6,6 +6,7 @@ processes. What to do about it is decided in the ledger.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import fcntl
 import json
@@ -44,6 +45,10 @@ _TOLD = {
 }
 _DEATHS_BY_DESIGN = ("the server stops",)
 _FIONREAD = termios.FIONREAD
+
+_RESERVE = 2
+"""Descriptors kept free for what a worker hands back: a connection, and the memfd of a large
+prefix. Without room for them the kernel would drop them, and the connection with them."""
 
 _SPARE_FDS = 100
 """Descriptors that a worker needs beside its connections: for the app, roughly."""
@@ -122,6 +127,9 @@ class Master:
         self._started = 0
         self._explained = False
         self._watcher: _Process | None = None
+        self._null = os.open(os.devnull, os.O_RDONLY)
+        self._reserve: list[int] = []
+        self._keep_reserve()
         self._signals = Signals(
             (
                 signal.SIGTERM,
@@ -207,7 +215,9 @@ class Master:
             case ledger.Say(process, what):
                 self._say(process, what)
             case ledger.Deliver(slot):
+                self._give_reserve()  # a large prefix takes a memfd for the moment
                 self._dispatcher.deliver(slot)
+                self._keep_reserve()
             case ledger.WatchInbox(slot, on):
                 self._watch_inbox(slot, on)
             case ledger.Refuse(connection, status):
@@ -245,6 +255,8 @@ class Master:
             process.close()
         for slot in self._slots:
             slot.close()
+        for fd in (self._null, *self._reserve):
+            os.close(fd)
         self._listeners.close()
         self._signals.close()
         self._epoll.close()
@@ -348,8 +360,15 @@ class Master:
             log.debug("worker %d was not told %s: %s", process.slot, what.name, error)
 
     def _on_control(self, key: int) -> None:
-        process = self._processes[key]
-        while key in self._processes:
+        self._give_reserve()
+        try:
+            self._obey(self._processes[key], key)
+        finally:
+            self._settle()
+
+    def _obey(self, process: _Process, key: int) -> None:
+        """Read and do what a process has said."""
+        while True:
             try:
                 message = self._reader.receive(process.control)
             except BlockingIOError:
@@ -362,6 +381,7 @@ class Master:
             if message is None:
                 self._unregister(process.control.fileno())  # its end is told by the pidfd
                 return
+            stays = False
             if message.kind == channel.READY:
                 log.info("worker %d ready (pid %d)", process.slot, process.pid)
                 self._serves(process)
@@ -369,12 +389,39 @@ class Master:
             elif message.kind == channel.PONG:
                 self._ledger.heard(key)
             elif message.kind == channel.HAND_BACK:
-                self._dispatcher.take_back(message, self._holder(process))
+                stays = self._dispatcher.take_back(message, self._holder(process))
             elif message.kind == channel.NOTICE:
                 notice = json.loads(message.payload)
                 self._dispatcher.tell(notice["subject"], notice["text"])
             elif message.kind == channel.FAILED:
                 process.failure = json.loads(message.payload)
+            if stays or self._ledger.actions:
+                self._settle()
+                self._give_reserve()
+
+    def _keep_reserve(self) -> bool:
+        """Take what is missing of the reserve; whether it is complete."""
+        with contextlib.suppress(OSError):
+            while len(self._reserve) < _RESERVE:
+                self._reserve.append(os.dup(self._null))
+        return len(self._reserve) == _RESERVE
+
+    def _give_reserve(self) -> None:
+        """Make it room for what comes. Nothing but messages may take that: see ``_settle``."""
+        while self._reserve:
+            os.close(self._reserve.pop())
+
+    def _settle(self) -> None:
+        """Have the reserve complete again, then do what was decided. If what was handed back has
+        to stay here and takes the room, somebody else goes, or it goes itself."""
+        while not self._keep_reserve() and self._ledger.crowded(time.monotonic()):
+            self._dispatcher.tell(
+                "crowded",
+                "no file descriptor is left to hold a connection that moves between workers: "
+                "raise the limit (ulimit -n) or lower max_queued",
+            )
+            self._perform()
+        self._perform()
 
     def _serves(self, process: _Process) -> None:
         """This process has the slot now; the one before drains."""

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import random
 import re
+import resource
 import signal
 import threading
 import time
@@ -649,6 +651,27 @@ def test_nothing_is_left_open_after_a_thousand_moves(shared: Running) -> None:
                     check(line.reply(), client)
     assert totals(shared)["handed_back"] - moves == 1000
     assert_fds(shared, before)
+
+
+def test_connections_move_though_the_master_has_no_descriptor_left(kind: str) -> None:
+    with shared_server(kind) as running, contextlib.ExitStack() as lines:
+        line = lines.enter_context(Line(running.port))
+        line.send(ask(A))
+        check(line.reply(), A)
+        master = running.master_pid
+        highest = max(int(fd) for fd in os.listdir(f"/proc/{master}/fd"))
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.prlimit(master, resource.RLIMIT_NOFILE, (highest + 8, hard))
+        for _ in range(40):  # whose heads are awaited
+            lines.enter_context(Line(running.port)).send(b"GET")
+        running.wait_for("no file descriptor")
+        for number, client in enumerate(by_turns(30)):
+            body = bytes(random.Random(number).choices(b"abc", k=5000 * (number % 2)))
+            target = f"/body?{number}"
+            line.send(ask(client, target, method="POST", body=body))
+            reply = line.reply()
+            assert (reply.status, reply.worker) == (200, slot_of(client, NUM))
+        assert "cut off" not in running.log()
 
 
 @pytest.mark.parametrize("how", ["closed", "reset", "half closed"])

@@ -534,6 +534,26 @@ def test_out_of_descriptors_the_one_that_was_refused_first_makes_room_then_the_o
     assert book.after(RETRY) == [Accepting(True)]
 
 
+def test_who_has_least_to_lose_makes_room_for_what_is_handed_back():
+    book = Book(timeout=0.0).serving()
+    book.queue(0, "a", "b")
+    book.after(0.1)
+    book.queue(1, "c")
+    book.ledger.awaiting("head", book.now)
+    book.ledger.refuse("refused", 400, book.now)
+    book.take()
+    for name in ("refused", "head"):
+        assert book.ledger.crowded(book.now)
+        assert book.take() == [Drop(name)]
+    for name in ("c", "b", "a"):  # the last to come is the first to go, with an answer
+        assert book.ledger.crowded(book.now)
+        assert Refuse(name, 503) in book.take()
+        assert book.ledger.crowded(book.now)
+        assert book.take() == [Drop(name)]
+    assert not book.ledger.crowded(book.now)
+    assert book.ledger.counters["crowded_out"] == 4  # the refused one has lost nothing
+
+
 def test_accepting_is_not_resumed_after_starvation_while_the_queues_are_full():
     book = Book(timeout=0.0).serving()
     book.ledger.starved(book.now)

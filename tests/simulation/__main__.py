@@ -19,15 +19,19 @@ def main() -> None:
         print("\n".join(trace(given.seed, code)))
         return
     total: Counter[str] = Counter()
+    events: Counter[str] = Counter()
     turns, began = 0, time.monotonic()
     for seed in range(given.first, given.first + given.histories):
         world = run(seed, code)
         total.update(world.outcomes())
+        events.update(set(world.kernel.events))
         turns += world.kernel.turns
     took = time.monotonic() - began
     print(f"{given.histories} histories, {turns} turns, {took:.1f} s")
     for outcome, number in total.most_common():
         print(f"{number:9d} connections {outcome}")
+    for event, number in sorted(events.items()):
+        print(f"{number:9d} histories with {event}")
 
 
 if __name__ == "__main__":

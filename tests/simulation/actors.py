@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from sticky import channel
+from sticky.ledger import LAST_HEAD
+from sticky.verdicts import NEED_MORE
 
-from .kernel import Control, Flag, Wire, demand
+from .kernel import LARGE, Control, Flag, Parcel, Request, Wire, demand
 
 if TYPE_CHECKING:
     from .history import World
@@ -18,60 +22,119 @@ LIMIT = 1024
 """The longest head, in bytes."""
 
 
-class Client:
-    """Connects, sends its head in one piece or several (or never all of it), and may leave.
+def nothing() -> None:
+    """What follows from what concerns nobody."""
 
-    A head is the number of its slot, some letters and a line end; "!" begins a malformed one, "?"
-    one without the header. What the master can tell from the bytes is in World.route.
+
+class Client:
+    """Connects, sends requests in one piece or several (or never all of it), and may leave.
+
+    It is a proxy that shares its connection between clients: each request may belong elsewhere. A
+    head is the number of its slot, the length of the body, some letters and a line end; "!" begins
+    a malformed one, "?" one without the header. What the master can tell from the bytes is in
+    World.route.
     """
 
     def __init__(self, world: World, wire: Wire) -> None:
         self.world, self.wire = world, wire
         self.rng = world.rng
-        self.steps: list[tuple[float, Callable[..., object], tuple[bytes, ...]]] = []
+        self.steps: list[tuple[float, Callable[..., object] | None, tuple[Any, ...]]] = []
+        self.waiting = False  # for an answer, before it goes on
+        self.moves_left = -1  # until it vanishes
+        self.first_slot = wire.slot
         wire.on_answer = self.answered
+        wire.on_served = self.served
+        wire.on_move = self.moved
 
     def connect(self) -> None:
         rng, wire, weather = self.rng, self.wire, self.world.weather
-        head = b"%d%s\n" % (wire.slot, b"x" * rng.randrange(12))
-        fate = rng.random()
-        if fate < weather.bad_heads:
-            wire.wrong, head = rng.choice(
-                ((400, b"!bad\n"), (400, b"?\n"), (400, b"\x16\x03\x01"), (431, b"0" * LIMIT))
-            )
-            if not self.world.proxy and wire.wrong:
-                wire.wrong = None  # then nobody looks at it
-        pieces = [head]
-        if rng.random() < weather.slow_heads:
-            cut = sorted(rng.sample(range(len(head) + 1), min(3, len(head))))
-            pieces = [head[a:b] for a, b in zip([0, *cut], [*cut, len(head)], strict=True)]
-            if rng.random() < 0.4:
-                pieces.pop()  # and never ends
-        if rng.random() < weather.eager:
-            pieces[-1] += b"body"
-        delay = 0.0
-        for number, piece in enumerate(pieces):
-            if number or rng.random() < 0.3:
-                delay = rng.choice((0.0, 0.01, 0.05, 0.5, 3.0))
-            self.steps.append((delay, wire.send, (piece,)))
-            delay = 0.0
+        number = rng.choice((2, 3, 5, 8)) if rng.random() < weather.shared else 1
+        wire.requests = []
+        for _ in range(number if self.world.proxy else 1):
+            slot = rng.randrange(self.world.options.num) if wire.requests else self.first_slot
+            wire.requests.append(self.draw_request(slot))
+            if wire.requests[-1].wrong:
+                break
+        for number, request in enumerate(wire.requests):
+            if number and rng.random() >= weather.pipelined:
+                self.steps.append((0.0, None, (number,)))
+                self.steps.append((rng.choice((0.0, 0.01, 0.3)), wire.send, (b"",)))
+            self.send(request, whole=number < len(wire.requests) - 1)
         if rng.random() < weather.half_closers:
             self.steps.append((rng.choice((0.0, 0.0, 0.3, 2.0)), wire.shut, ()))
         if rng.random() < weather.leavers:
             at = rng.randrange(len(self.steps) + 1)
             self.steps.insert(at, (rng.choice((0.0, 0.01, 0.3, 2.0)), wire.leave, ()))
+        if rng.random() < weather.leavers:
+            self.moves_left = rng.randrange(3, 18)
         self.act()
         self.world.listener.connect(wire)
+
+    def draw_request(self, slot: int) -> Request:
+        rng, weather = self.rng, self.world.weather
+        if rng.random() < weather.bad_heads and self.world.proxy:
+            bad = [(400, b"!bad\n"), (400, b"?\n"), (431, b"0" * LIMIT)]
+            if not self.wire.requests:
+                bad.append((400, b"\x16\x03\x01"))
+            wrong, head = rng.choice(bad)
+            return Request(slot, wrong, head, len(head))
+        body = rng.choice((1, 20, 2 * LARGE)) if rng.random() < weather.bodies else 0
+        head = b"%d %d %s\n" % (slot, body, rng.choice((b"GET", b"PUT", b"POST", b"OPTIONS")))
+        return Request(slot, None, head, len(head) + body)
+
+    def send(self, request: Request, *, whole: bool) -> None:
+        rng, weather = self.rng, self.world.weather
+        head = request.head
+        pieces = [head]
+        if rng.random() < weather.slow_heads:
+            cut = sorted(rng.sample(range(len(head) + 1), min(3, len(head))))
+            pieces = [head[a:b] for a, b in zip([0, *cut], [*cut, len(head)], strict=True)]
+            if rng.random() < 0.4 and not whole:
+                pieces.pop()  # and never ends
+        # No two bytes are like their neighbours, so that none can be lost or change places.
+        body = bytes(97 + (i + i // 26) % 26 for i in range(request.size - len(head)))
+        if rng.random() < 0.3 and body:
+            pieces.append(body)
+        else:
+            pieces[-1] += body
+        delay = 0.0
+        for number, piece in enumerate(pieces):
+            if number or rng.random() < 0.3:
+                delay = rng.choice((0.0, 0.01, 0.05, 0.5, 3.0))
+            self.steps.append((delay, self.wire.send, (piece,)))
+            delay = 0.0
 
     def act(self) -> None:
         """The steps that come without delay; then the next one has its time."""
         while self.steps and self.wire.place != "ended" and not self.wire.reset:
-            delay, step, arguments = self.steps.pop(0)
+            delay, step, arguments = self.steps[0]
             if delay:
-                self.steps.insert(0, (0.0, step, arguments))
+                self.steps[0] = (0.0, step, arguments)
                 self.world.kernel.at(delay, self.act)
                 return
-            step(*arguments)
+            if step is None and self.wire.served < arguments[0]:
+                self.waiting = True
+                return
+            self.steps.pop(0)
+            if step is not None:
+                step(*arguments)
+
+    def served(self) -> None:
+        """One more of its requests was."""
+        if self.waiting:
+            self.waiting = False
+            self.world.kernel.at(0.0, self.act)
+
+    def moved(self) -> None:
+        """Its connection is somewhere else now; some leave at just that step."""
+        self.moves_left -= 1
+        if self.moves_left == 0:
+            delay = self.rng.choice((0.0, 0.0, 0.01, 0.02))
+            self.world.kernel.at(delay, self.rng.choice((self.vanish, self.wire.shut)))
+
+    def vanish(self) -> None:
+        if self.wire.place != "ended":
+            self.wire.leave()
 
     def answered(self) -> None:
         """It was refused: it reads why and closes, or leaves at once, or does nothing at all."""
@@ -80,6 +143,19 @@ class Client:
         if rng.random() < 0.7:
             delay = rng.choice((0.0, 0.01, 0.1, 1.0))
             self.world.kernel.at(delay, rng.choice((wire.shut, wire.leave)))
+
+
+class Held:
+    """A connection in a worker, and what was read of it and not used."""
+
+    def __init__(self, parcel: Parcel) -> None:
+        self.wire, self.prefix, self.moves = parcel
+        self.buffer = bytearray(self.prefix)
+        self.first = True  # the master chose who serves this request
+        self.state = "looking"  # then serving or leaving
+        self.woken = False  # it will be looked at
+        self.patience = 10  # how often its body is asked for
+        self.timed: object = None  # what its time is running for
 
 
 class Worker:
@@ -91,12 +167,12 @@ class Worker:
         self.inbox = world.inboxes[slot]
         self.alive = True
         self.status: int | None = None
+        self.closing = False
         self.ending = False
-        self.quitting = False
         self.ready = False  # it has said so
         self.hung_until = 0.0
-        self.not_begun: list[Wire] = []
-        self.begun: list[Wire] = []
+        self.not_begun: list[Held] = []
+        self.begun: list[Held] = []
         self.picking = False
         # What the master has been told, and when, on the clock that runs only while it does.
         self.known_ready: float | None = None
@@ -113,6 +189,7 @@ class Worker:
         self.control = Control(self.kernel)
         self.control.hear = self.hear
         self.control.seen = self.seen
+        self.control.back = world.takes_back
         self.boot()
 
     def __repr__(self) -> str:
@@ -171,6 +248,18 @@ class Worker:
             self.later(rng.choice((0.0, 0.1, 0.5, 3.0, 12.0)), fate)
 
     def crash(self) -> None:
+        if self.alive:
+            note = self.kernel.note
+            for held in self.begun:
+                if held.state == "leaving":
+                    note("crash before a hand back")
+            if self.control.full or any(kind == channel.HAND_BACK for kind, _ in self.control.said):
+                note("crash with a hand back in flight")
+            for wire in self.world.wires:
+                if wire.handed_back_by is self and wire.moved and wire.place in ("master", "inbox"):
+                    note("crash after a hand back, before it is served")
+            if any(parcel.wire.moved for parcel in self.inbox.messages):
+                note("crash with a moved connection in the inbox")
         self.die(self.rng.choice((1, -9, -11, 0)))
 
     def retire(self) -> None:
@@ -192,8 +281,9 @@ class Worker:
         self.status = status
         lost = len(self.not_begun)
         demand(lost <= self.world.options.prefetch, self, "took", lost, "with it")
-        for wire in (*self.not_begun, *self.begun):
-            wire.move("worker", "ended", "lost with its worker")
+        for held in (*self.not_begun, *self.begun):
+            held.wire.on_stir, held.wire.leaving = nothing, False
+            held.wire.move("worker", "ended", "lost with its worker")
         if self.ready:
             self.inbox.readers.remove(self.wake)
         # Its descriptors are closed, and then it can be waited for: in this order, soon after.
@@ -222,9 +312,9 @@ class Worker:
     def pick_up(self) -> None:
         self.picking = False
         while self.inbox.messages and not self.ending and self.has_room():
-            wire = self.inbox.take()
-            self.not_begun.append(wire)
-            self.later(self.rng.choice((0.0, 0.01, 0.1)), self.begin, wire)
+            held = Held(self.inbox.take())
+            self.not_begun.append(held)
+            self.later(self.rng.choice((0.0, 0.01, 0.1)), self.begin, held)
             if self.rng.random() < 0.3:
                 self.wake()
                 return
@@ -232,43 +322,159 @@ class Worker:
     def has_room(self) -> bool:
         return len(self.not_begun) < self.world.options.prefetch
 
-    def begin(self, wire: Wire) -> None:
-        self.not_begun.remove(wire)
-        self.begun.append(wire)
-        arrived = len(wire.prefix) + len(wire.data)
-        demand(arrived == wire.sent, wire, "reached its worker without all its bytes")
-        if self.rng.random() < self.world.weather.long_requests:
-            self.later(self.rng.choice((1.0, 5.0, 20.0)), self.finish, wire)
+    def begin(self, held: Held) -> None:
+        wire = held.wire
+        self.not_begun.remove(held)
+        self.begun.append(held)
+        arrived = held.prefix + wire.data
+        demand(arrived == wire.stream[wire.used :], wire, "reached its worker with", arrived)
+        wire.on_stir = partial(self.stirred, held)
+        if self.world.proxy:
+            self.look(held)
         else:
-            self.later(self.rng.choice((0.0, 0.01, 0.05, 0.2)), self.finish, wire)
+            self.serve(held)
         self.wake()
 
-    def finish(self, wire: Wire) -> None:
+    def stirred(self, held: Held) -> None:
+        """Something came over a connection, or its client has left."""
+        if held.state == "looking" and not held.woken:
+            held.woken = True
+            self.later(self.rng.choice((0.0, 0.0, 0.01)), self.look, held)
+
+    def look(self, held: Held) -> None:
+        """Read, and look whose request it is: to be served here, or handed back."""
+        held.woken = False
+        if held not in self.begun or held.state != "looking":
+            return
+        wire, rng = held.wire, self.rng
+        if wire.reset:
+            self.close(held, "left")
+            return
+        size = len(wire.data) if rng.random() < 0.7 else rng.randrange(len(wire.data) + 1)
+        held.buffer += wire.read(size)
+        verdict = self.world.verdict(bytes(held.buffer))
+        looking = self.world.options.num > 1
+        odds = self.world.weather.disagreement
+        if verdict < 0 and odds:
+            odds = 0.5
+        if looking and b"\n" in held.buffer and rng.random() < odds:
+            self.leave(held)  # whosever it is, good or bad
+        elif verdict == NEED_MORE:
+            whole = b"\n" in held.buffer + wire.data
+            demand(whole or not held.first, wire, "came with half a head")
+            self.await_more(held)
+        elif verdict < 0:
+            demand(wire.wrong == 400, wire, "is refused by", self)
+            self.close(held, "refused by its worker")
+        elif verdict != self.slot and looking and not held.first:
+            self.leave(held)
+        else:
+            self.serve(held)
+
+    def await_more(self, held: Held) -> None:
+        """The next head is not complete."""
+        wire, options = held.wire, self.world.options
+        if wire.data:
+            self.stirred(held)
+        elif len(held.buffer) >= LIMIT or (wire.fin and held.buffer):
+            self.close(held, "refused by its worker")
+        elif wire.fin or (self.ending and not held.buffer):
+            self.close(held, "served")
+        else:
+            patience = options.head_timeout if held.buffer else options.keep_alive
+            timed = (wire.served, bool(held.buffer))
+            if held.timed != timed:
+                held.timed = timed
+                self.later(patience, self.tire, held, timed)
+
+    def tire(self, held: Held, timed: object) -> None:
+        if held in self.begun and held.state == "looking" and held.timed == timed:
+            self.close(held, "idle")
+
+    def serve(self, held: Held) -> None:
+        held.state = "serving"
+        if self.rng.random() < self.world.weather.long_requests:
+            self.later(self.rng.choice((1.0, 5.0, 20.0)), self.finish, held)
+        else:
+            self.later(self.rng.choice((0.0, 0.01, 0.05, 0.2)), self.finish, held)
+
+    def finish(self, held: Held) -> None:
+        wire, buffer = held.wire, held.buffer
         demand(wire.slot == self.slot, wire, "was served by", self)
         demand(wire.answer is None, wire, "was served and refused")
-        self.begun.remove(wire)
         self.world.served[self.slot] += 1
-        gone = wire.fin or wire.reset or self.ending or channel.CLOSING in self.told
-        if gone or not self.world.proxy or self.rng.random() >= self.world.weather.shared:
-            wire.move("worker", "ended", "served")
+        if not self.world.proxy:
+            self.close(held, "served")
+            return
+        head, _, _ = bytes(buffer).partition(b"\n")
+        size = len(head) + 1 + int(head.split()[1])
+        buffer += wire.read(max(0, size - len(buffer)))
+        if len(buffer) < size:
+            held.patience -= 1
+            if wire.fin or wire.reset or not held.patience:
+                self.close(held, "left")
+            else:
+                self.later(0.2, self.finish, held)
+            return
+        wire.use(bytes(buffer[:size]))
+        del buffer[:size]
+        if wire.moves:
+            self.kernel.note("served after", min(wire.moves, 3), "moves")
+        held.first, held.moves, held.patience, held.state = False, 0, 10, "looking"
+        if self.closing or self.rng.random() < self.world.weather.closers:
+            self.close(held, "served")
         else:
-            self.next_request(wire)
+            self.look(held)
+
+    def close(self, held: Held, outcome: str) -> None:
+        self.forget(held)
+        held.wire.move("worker", "ended", outcome)
         self.end_when_done()
 
-    def next_request(self, wire: Wire) -> None:
-        """Another client's request comes over the same connection; it is read before it is known
-        whose it is."""
-        wire.slot = self.rng.randrange(self.world.options.num)
-        wire.prefix = b"%d%s\n" % (wire.slot, b"y" * self.rng.randrange(9))
-        wire.data.clear()
-        wire.sent = len(wire.prefix)
-        if wire.slot == self.slot:
-            self.not_begun.append(wire)
-            self.begin(wire)
-        else:
-            wire.waits = wire.answer = None
-            wire.move("worker", "moving")
-            self.control.say(channel.HAND_BACK, wire)
+    def forget(self, held: Held) -> None:
+        self.begun.remove(held)
+        held.wire.on_stir, held.wire.leaving = nothing, False
+
+    def leave(self, held: Held) -> None:
+        """It belongs elsewhere. Between this decision and the message anything may happen."""
+        held.state, held.wire.leaving = "leaving", True
+        held.wire.on_move()
+        self.tempt_fate()
+        self.later(self.rng.choice((0.0, 0.0, 0.01, 0.02)), self.hand_back, held)
+
+    def hand_back(self, held: Held) -> None:
+        wire, note = held.wire, self.kernel.note
+        if wire.reset and self.rng.random() < 0.3:
+            self.close(held, "left")
+            return
+        if self.control.failing or self.control.full:
+            note("hand back", "starved" if self.control.failing else "has to wait")
+            self.later(0.05, self.hand_back, held)
+            return
+        note("hand back")
+        if len(held.buffer) > LARGE:
+            note("hand back of much")
+        if wire.wrong:
+            note("hand back of a", wire.wrong)
+        if self.ending:
+            note("hand back by one that ends")
+        elif self.world.stop_at < math.inf:
+            note("hand back in a stop")
+        if self.world.reloading:
+            note("hand back in a reload")
+        self.forget(held)
+        wire.waits, wire.handed_back_by = None, self
+        wire.moved += 1
+        wire.moves += 1
+        wire.move("worker", "moving")
+        self.control.say(channel.HAND_BACK, Parcel(wire, bytes(held.buffer), held.moves))
+        self.tempt_fate()
+        self.end_when_done()
+
+    def tempt_fate(self) -> None:
+        """The moments in which it would be worst to crash."""
+        if self.rng.random() < self.world.weather.deaths / 20:
+            self.later(self.rng.choice((0.0, 0.0, 0.01, 0.03)), self.crash)
 
     # -- what it is told ----------------------------------------------------------------------
 
@@ -291,6 +497,7 @@ class Worker:
         if kind == channel.PING:
             self.control.say(channel.PONG, {})
         elif kind == channel.CLOSING:
+            self.closing = True
             if self.rng.random() < self.world.weather.deaths / 3:
                 self.later(self.rng.choice((0.01, 0.1)), self.crash)
         elif kind == channel.END:
@@ -299,7 +506,15 @@ class Worker:
             self.later(self.rng.choice((0.0, 0.1)), self.die, 0)
 
     def end(self) -> None:
-        self.ending = True
+        self.ending = self.closing = True
+        for held in list(self.begun):
+            if held.state != "looking":
+                continue
+            if held.buffer or held.wire.data:
+                held.timed = "the end"
+                self.later(LAST_HEAD, self.tire, held, held.timed)
+            else:
+                self.close(held, "idle")
         self.end_when_done()
 
     def end_when_done(self) -> None:
@@ -325,7 +540,7 @@ class Weather:
 
         self.bad_heads = often(0, 0.05, 0.3)
         self.slow_heads = often(0, 0.2, 0.7)
-        self.eager = often(0, 0.3)
+        self.bodies = often(0, 0.3)
         self.half_closers = often(0, 0.1, 0.4)
         self.leavers = often(0, 0.1, 0.4)
         self.bad_boots = often(0, 0, 0.05, 0.3)
@@ -335,7 +550,14 @@ class Weather:
         self.stall = often(0, 0, 0.02, 0.1)
         self.starvation = often(0, 0, 0.5)
         self.reloads = often(0, 0, 0.5)
-        self.shared = often(0, 0.3, 0.7)
+        self.shared = often(0, 0.5, 0.9)
+        self.closers = often(0, 0, 0.1)
+        self.pipelined = often(0, 0.3, 1.0)
+        self.disagreement = often(0, 0, 0.1, 0.97)
+
+    def move(self) -> None:
+        """Much is shared, and little is in the way of it."""
+        self.shared, self.bad_boots = 0.9, 0.0
 
     def __repr__(self) -> str:
         return json.dumps(vars(self))

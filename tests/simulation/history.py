@@ -57,31 +57,14 @@ class World:
     def __init__(self, seed: int, code: Code, *, trace: bool = False) -> None:
         self.rng = rng = random.Random(seed)
         self.code = code
-        self.weather = weather = Weather(rng)
-        self.proxy = rng.random() < 0.85
-        num = rng.choice((1, 1, 2, 2, 3, 4))
-        self.options = Options(
-            num=num,
-            proxy=self.proxy,
-            worker_class=rng.choice(("auto", "eventlet")),
-            seed=b"12345678",
-            max_head_size=LIMIT,
-            head_timeout=rng.choice((0.2, 2.0, 10.0)),
-            max_pending_heads=rng.choice((1, 2, 5, 1000)),
-            max_queued=rng.choice((1, 3, 8, 1000)),
-            queue_timeout=rng.choice((0.3, 2.0, 10.0)),
-            prefetch=rng.choice((1, 2, 4)),
-            boot_timeout=rng.choice((0.5, 3.0, 60.0)),
-            timeout=rng.choice((0.0, 0.0, 0.7, 3.0, 30.0, 30.0)),
-            graceful_timeout=rng.choice((0.0, 0.5, 3.0, 30.0)),
-        )
-        descriptors = 4 + 6 * num + rng.choice((4, 12, 1000))
-        self.kernel = kernel = Kernel(rng, descriptors, weather.stall)
+        self.draw()
+        num, weather = self.options.num, self.weather
+        self.proxy = self.options.proxy
+        self.kernel = kernel = Kernel(rng, 7 + 6 * num + self.spare, weather.stall)
         if trace:
             kernel.trace = [str(self.options), str(weather)]
         kernel.between_turns = self.check
         kernel.unwatched = self.unwatched
-        self.capacity = rng.choice((1, 2, 4, 8))
         self.listener = Listener(kernel)
         self.inboxes: list[Inbox] = []
         self.signals = Flag(kernel)
@@ -91,6 +74,8 @@ class World:
             self.launcher.refused = partial(self.stop, quick=True)
             self.launcher.hear = self.announce
         self.wires: list[Wire] = []
+        self.unjudged: list[Wire] = []  # those whose end is still to be looked at
+        self.handed_back: Counter[str] = Counter()  # as the master should have counted it
         self.workers: dict[int, Worker] = {}
         self.slots = [_SlotSeen() for _ in range(num)]
         self.worker_class = self.right_class = "eventlet"
@@ -121,11 +106,37 @@ class World:
         self.master = code.master.Master(self.options, Program("app:make"), self.launcher)
         self.ledger = self.master._ledger
 
+    def draw(self) -> None:
+        """The circumstances: weather, settings, how many descriptors and messages there may be."""
+        rng = self.rng
+        self.weather = Weather(rng)
+        moving = rng.random() < 0.5  # most of what can happen to a move needs many of them
+        if moving:
+            self.weather.move()
+        self.options = Options(
+            num=rng.choice((2, 2, 3, 4) if moving else (1, 1, 2, 2, 3, 4)),
+            proxy=moving or rng.random() < 0.7,
+            worker_class=rng.choice(("auto", "eventlet")),
+            seed=b"12345678",
+            max_head_size=LIMIT,
+            head_timeout=rng.choice((0.2, 2.0, 10.0)),
+            max_pending_heads=rng.choice((1, 2, 5, 1000)),
+            max_queued=rng.choice((1, 3, 8, 1000)),
+            queue_timeout=rng.choice((0.3, 2.0, 10.0)),
+            prefetch=rng.choice((1, 2, 4)),
+            boot_timeout=rng.choice((0.5, 3.0, 60.0)),
+            timeout=rng.choice((0.0, 0.0, 0.7, 3.0, 30.0, 30.0)),
+            keep_alive=rng.choice((0.3, 2.0, 75.0)),
+            max_moves=rng.choice((1, 2, 8)),
+            graceful_timeout=rng.choice((0.0, 0.5, 3.0, 30.0)),
+        )
+        self.spare = rng.choice((4, 12, 1000))
+        self.capacity = rng.choice((1, 2, 4, 8))
+
     def _write_script(self) -> None:
         """What will happen, as far as it does not depend on what the master does."""
         rng, kernel, weather = self.rng, self.kernel, self.weather
         span = self.until - kernel.now
-        number = 0
         for _ in range(rng.choice((1, 3, 8))):
             moment = rng.random() * span * 1.05
             if rng.random() < 0.2:
@@ -133,9 +144,7 @@ class World:
             only = rng.randrange(self.options.num) if rng.random() < 0.5 else None
             for _ in range(rng.choice((1, 2, 5, 20))):
                 slot = rng.randrange(self.options.num) if only is None else only
-                wire = Wire(kernel, number, slot)
-                self.wires.append(wire)
-                number += 1
+                wire = self.make_wire(slot)
                 delay = rng.choice((0.0, 0.0, 0.1, 1.0))
                 kernel.at(moment + delay * rng.random(), Client(self, wire).connect)
         if rng.random() < weather.starvation:
@@ -151,6 +160,12 @@ class World:
             stops.append((rng.random() * span * 1.05, signal.SIGHUP))
         for delay, number_ in stops:
             kernel.at(delay, self.send_signal, number_)
+
+    def make_wire(self, slot: int) -> Wire:
+        wire = Wire(self.kernel, len(self.wires), slot)
+        self.wires.append(wire)
+        self.unjudged.append(wire)
+        return wire
 
     # -- what happens to the master -----------------------------------------------------------
 
@@ -168,8 +183,8 @@ class World:
         if what == 0:
             self.listener.failing = errno.ENOMEM
         elif what == 1:
-            for inbox in self.inboxes:
-                inbox.failing = errno.ETOOMANYREFS
+            for file in self.pairs():
+                file.failing = errno.ETOOMANYREFS
         else:
             self.cramped = self.kernel.now + pause
         self.kernel.at(pause, self.feed)
@@ -177,14 +192,18 @@ class World:
     def feed(self) -> None:
         self.listener.failing = None
         self.fed_at = self.kernel.now
-        for inbox in self.inboxes:
-            inbox.failing = None
+        for file in self.pairs():
+            file.failing = None
         self.kernel.stirred = True
+
+    def pairs(self) -> list[Inbox | Control]:
+        """Everything that descriptors are sent over."""
+        return [*self.inboxes, *(worker.control for worker in self.workers.values())]
 
     # -- what the master's modules call -------------------------------------------------------
 
     def make_inbox(self) -> tuple[Inbox, Any]:
-        inbox = Inbox(self.kernel, len(self.inboxes), self.capacity)
+        inbox = Inbox(self.kernel, len(self.inboxes), self.capacity, self.options.max_moves)
         self.inboxes.append(inbox)
         end = Flag(self.kernel)
         end.messages = inbox.messages  # type: ignore[attr-defined]
@@ -318,17 +337,22 @@ class World:
         verdict = wire.slot
         if self.proxy:
             head = bytes(buffer[:length])
-            demand(head == (wire.prefix or wire.data)[:length], wire, "was not peeked at")
-            if head[:1] == b"!":
-                verdict = MALFORMED
-            elif b"\n" not in head:
-                verdict = NEED_MORE
-            elif head[:1] == b"?":
-                verdict = MISSING
+            expected = wire.stream[wire.used : wire.used + length]
+            demand(head == expected, wire, "is routed by", head, "not", bytes(expected))
+            verdict = self.verdict(head)
         if verdict >= 0:
             self.decisions += 1
             wire.decided = self.decisions
         return verdict
+
+    @staticmethod
+    def verdict(head: bytes) -> int:
+        """What these bytes say of whose request it is."""
+        if head[:1] == b"!":
+            return MALFORMED
+        if b"\n" not in head:
+            return NEED_MORE
+        return MISSING if head[:1] == b"?" else int(head[:1])
 
     def explain(self, *_: object) -> tuple[int, bytes, str]:
         """Router.explain."""
@@ -349,6 +373,7 @@ class World:
         elif kind == channel.END:
             demand(not self.listener.open, worker, "is told to end before the listeners closed")
             waiting = self.waiting()
+            waiting += [wire for wire in self.unjudged if wire.place == "moving"]
             demand(not waiting, worker, "is told to end while these wait:", waiting)
             self.inboxes[worker.slot].told_end = self.ends = True
         elif kind == channel.QUIT:
@@ -370,6 +395,12 @@ class World:
                 other.due = now if other.due == math.inf else other.due
         everyone = all(s.worker and s.worker.known_ready is not None for s in self.slots)
         self.announced = self.announced or everyone
+
+    def takes_back(self, wire: Wire) -> None:
+        """The master has read that a worker hands a connection back."""
+        self.handed_back["moved"] += 1
+        self.handed_back["bytes_carried"] += len(wire.carried)
+        self.handed_back["moved_too_often"] += wire.moved > self.options.max_moves
 
     def announce(self, kind: int) -> None:
         """The launcher is told that the server listens."""
@@ -394,19 +425,25 @@ class World:
     def time_over(self) -> bool:
         return self.kernel.now >= self.stop_by - MOMENT
 
-    def places(self) -> list[tuple[str, int, Wire]]:
+    @property
+    def reloading(self) -> bool:
+        """Whether a process has a successor that starts, or that has taken its place."""
+        alive = [w for w in self.workers.values() if w.alive and w.replaced is not None]
+        return bool(alive) or any(seen.successor for seen in self.slots)
+
+    def places(self) -> list[tuple[str, int, Any]]:
         """Every connection that the ledger knows, and where it is."""
         book = self.ledger
-        found = [("head", -1, c.sock.wire) for c in book._heads]
-        found += [("refused", -1, c.sock.wire) for c in book._refused]
+        found = [("head", -1, c) for c in book._heads]
+        found += [("refused", -1, c) for c in book._refused]
         for slot, queue in enumerate(book.queues):
-            found += [("queue", slot, c.sock.wire) for c in queue]
+            found += [("queue", slot, c) for c in queue]
         return found
 
     def waiting(self) -> list[Wire]:
         """Every connection that is still to be given to a worker."""
-        lying = [wire for inbox in self.inboxes for wire in inbox.messages]
-        return lying + [wire for place, _, wire in self.places() if place != "refused"]
+        lying = [parcel.wire for inbox in self.inboxes for parcel in inbox.messages]
+        return lying + [held.sock.wire for place, _, held in self.places() if place != "refused"]
 
     # -- the promises -------------------------------------------------------------------------
 
@@ -453,8 +490,15 @@ class World:
                 full = not inbox.writable or inbox.failing
                 retried = now - self.fed_at > RETRY + MOMENT
                 demand(full or not retried, wire, "got 503 though its inbox had room")
+            over = self.quick or self.time_over or self.ends
+            too_often = wire.moved > options.max_moves
+            crowded = self.kernel.starved_at == now
+            if wire.moved:
+                names = {"moves": too_often, "crowds": crowded, "a stop": over}
+                why = next((name for name, holds in names.items() if holds), "time")
+                self.kernel.note("503 after a move, because of", why)
             demand(
-                late or wire.fin or wire.reset or self.quick or self.time_over or self.ends,
+                late or wire.fin or wire.reset or over or too_often or crowded,
                 wire,
                 "got 503 after",
                 waited,
@@ -496,17 +540,25 @@ class World:
         """Every connection is in one place, for no longer than it may be there."""
         options = self.options
         places = self.places()
-        held = {wire for _, _, wire in places}
+        held = {connection.sock.wire for _, _, connection in places}
         demand(len(held) == len(places), "a connection is in two places:", places)
         heads = queued = 0
         deadlines: list[tuple[float, object]] = []
-        for place, slot, wire in places:
+        for place, slot, connection in places:
+            wire = connection.sock.wire
             demand(wire.place == "master", wire, "is", place, "and", wire.place)
             demand(slot in (-1, wire.slot), wire, "is queued for", slot)
             demand((place == "refused") == (wire.answer is not None), wire, "is", place)
+            # That its client has left is told again when it could not be handed over just then.
+            wire.overlooked += place == "queue" and (wire.fin or wire.reset)
+            demand(wire.overlooked < 8, wire, "is queued, and has left")
+            if place != "refused":
+                demand(connection.prefix == wire.carried, wire, "has lost what was read of it")
             if place != wire.waits:
                 if place == "refused":
                     self.judge_answer(wire)
+                if wire.moved:
+                    self.kernel.note(place, "after a move")
                 wire.waits, wire.since = place, now
             if place == "head":
                 heads += 1
@@ -524,14 +576,17 @@ class World:
         for file in self.kernel.files.values():
             wire = getattr(file, "wire", None)
             demand(wire is None or wire in held, wire, "is held and forgotten")
-        for wire in self.wires:
-            if wire.place == "ended" and wire.waits != "judged":
+        ended = [wire for wire in self.unjudged if wire.place == "ended"]
+        if ended:
+            self.unjudged = [wire for wire in self.unjudged if wire.place != "ended"]
+            for wire in ended:
                 if wire.outcome == "refused" and wire.waits != "refused":
                     self.judge_answer(wire)
                 elif wire.outcome == "dropped":
-                    starved = self.listener.starved_at == now or self.options.head_timeout == 0
+                    starved = now in (self.listener.starved_at, self.kernel.starved_at)
+                    starved = starved or options.head_timeout == 0
                     demand(wire.fin or wire.reset or starved, wire, "was dropped for nothing")
-                wire.waits = "judged"
+                wire.waits = None
         demand(heads <= options.max_pending_heads, "too many heads:", heads)
         self.heads_before, self.queued_before = heads, queued
         return deadlines
@@ -621,6 +676,9 @@ class World:
         late = kernel.now - self.stop_by - (kernel.stalled - self.stalled_before)
         demand(late <= LAST_BREATH, "the stop took", late, "s too long")
         demand(not kernel.files or kernel.files.keys() <= self.left_open(), "descriptors leak")
+        counted = self.master._dispatcher.counters
+        for what, number in self.handed_back.items():
+            demand(counted[what] == number, "it counted", counted[what], what, "not", number)
         if self.quick or kernel.now >= self.stop_by:
             return
         starved = self.listener.starved_at >= self.stop_at
@@ -628,8 +686,6 @@ class World:
             fine = wire.place == "ended" or wire.answer is not None
             if wire.outcome == "lost in the backlog":
                 fine = starved or not self.announced
-            if wire.place == "moving":
-                fine = self.ends
             # One that had not connected by then never came.
             demand(fine or wire.place == "backlog", wire, "was forgotten in", wire.place)
 

@@ -26,16 +26,15 @@ import socket
 import struct
 import time
 import types
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import sticky.channel
 import sticky.dispatcher
 import sticky.ledger
 import sticky.master
-from sticky.errors import ChannelError
 
 IN, OUT, ERR, HUP = select.EPOLLIN, select.EPOLLOUT, select.EPOLLERR, select.EPOLLHUP
 RDHUP, ET = select.EPOLLRDHUP, select.EPOLLET
@@ -43,6 +42,10 @@ GRID = 0.01
 """Things happen at multiples of this many seconds, so that many happen at once."""
 TURNS = 4_000
 """A history that takes more turns than this does not end."""
+LARGE = 64
+"""A prefix of more bytes than this goes in a memfd, which takes one more descriptor."""
+CONTROL = 4
+"""Hand backs that fit in a control pair."""
 
 
 class Broken(AssertionError):
@@ -72,6 +75,10 @@ class Kernel:
         self.turns = 0
         self.cut = False  # in this turn poll() did not report all it could have
         self.stirred = True  # something that epoll could report may have changed
+        self.starved_at = -math.inf  # when the last descriptor was asked for in vain
+        self.steps = 0  # how often the world has changed, or the master had its turn
+        self.after_step: Callable[[int], object] = lambda step: None
+        self.events: Counter[str] = Counter()  # what has happened, for those who count it
         self.trace: list[str] | None = None
         self.watched: dict[int, list[Any]] = {}  # fd: [events, file, what it saw last]
         self.files: dict[int, File] = {}
@@ -89,6 +96,10 @@ class Kernel:
         if self.trace is not None:
             self.trace.append(f"{self.now - 1000:9.3f} {' '.join(map(str, words))}")
 
+    def note(self, *words: object) -> None:
+        """Something happened that a history is run for."""
+        self.events[" ".join(map(str, words))] += 1
+
     # -- time ---------------------------------------------------------------------------------
 
     def at(self, delay: float, what: Callable[..., object], *arguments: Any) -> None:
@@ -103,7 +114,12 @@ class Kernel:
             when, _, what, arguments = heapq.heappop(agenda)
             self.now = max(self.now, when)
             what(*arguments)
+            self._step()
         self.now = max(self.now, until)
+
+    def _step(self) -> None:
+        self.steps += 1
+        self.after_step(self.steps)
 
     # -- descriptors --------------------------------------------------------------------------
 
@@ -115,6 +131,7 @@ class Kernel:
     def open(self, file: File) -> File:
         """Give a file the lowest free descriptor."""
         if not self._free:
+            self.starved_at = self.now
             raise failing(errno.EMFILE)
         file.fd = heapq.heappop(self._free)
         self.files[file.fd] = file
@@ -155,6 +172,7 @@ class Kernel:
         """Wait, while the world goes on, until something can be reported."""
         self.between_turns(timeout)
         self.turns += 1
+        self._step()
         demand(self.turns < TURNS, "this does not end")
         rng = self.rng
         deadline = self.now + math.ceil(timeout * 1000) / 1000
@@ -233,21 +251,44 @@ class File:
         return False
 
 
+class Request(NamedTuple):
+    """One request of a connection: a head that ends with a line end, and a body."""
+
+    slot: int  # where it belongs
+    wrong: int | None  # the status that it deserves, if it does not deserve to be served
+    head: bytes
+    size: int  # of head and body
+
+
+class Parcel(NamedTuple):
+    """A connection on its way between the master and a worker."""
+
+    wire: Wire
+    prefix: bytes
+    moves: int
+
+
 class Wire:
     """One client's connection, from its connect to its end, wherever it is.
 
     ``place`` is backlog, master, inbox, worker, moving (back to the master) or ended; only ``move``
-    changes it.
+    changes it. Every byte of the ``stream`` that the client has sent is of a request that was
+    served (the first ``used``), was read and goes wherever the connection goes (``carried``), or
+    waits in the kernel (``data``): whoever holds the connection is asked for what is carried.
     """
 
     def __init__(self, kernel: Kernel, number: int, slot: int) -> None:
         self.kernel = kernel
         self.number = number
-        self.slot = slot  # where it belongs
-        self.wrong: int | None = None  # the status that what it sends deserves
+        self.requests = [Request(slot, None, b"", 0)]  # what the client means to send
+        self.served = 0  # of the requests
+        self.moved = 0  # times, for the request whose turn it is
+        self.moves = 0  # in all
+        self.overlooked = 0  # turns in which it was queued though its client had left
+        self.leaving = False  # its worker is about to hand it back
+        self.stream = bytearray()
+        self.used = 0
         self.data = bytearray()
-        self.sent = 0  # bytes of this request
-        self.prefix = b""  # those that a worker has read and that go with the connection
         self.fin = self.reset = False
         self.place = "backlog"
         self.waits: str | None = None  # where in the ledger, as it was between the last turns
@@ -256,10 +297,34 @@ class Wire:
         self.answer: int | None = None
         self.outcome: str | None = None
         self.sock: Socket | None = None
+        self.handed_back_by: Any = None  # the worker that did so last
         self.on_answer: Callable[[], object] = lambda: None
+        self.on_served: Callable[[], object] = lambda: None
+        self.on_move: Callable[[], object] = lambda: None
+        self.on_stir: Callable[[], object] = lambda: None  # for the worker that holds it
 
     def __repr__(self) -> str:
         return f"wire {self.number}"
+
+    @property
+    def request(self) -> Request:
+        """The request whose turn it is; the last one again, when all were served."""
+        return self.requests[min(self.served, len(self.requests) - 1)]
+
+    @property
+    def slot(self) -> int:
+        """Where it belongs now."""
+        return self.request.slot
+
+    @property
+    def wrong(self) -> int | None:
+        """The status that the request whose turn it is deserves."""
+        return self.request.wrong
+
+    @property
+    def carried(self) -> bytes:
+        """What was read and not used: it must be wherever the connection is."""
+        return bytes(self.stream[self.used : len(self.stream) - len(self.data)])
 
     def move(self, before: str, after: str, outcome: str | None = None) -> None:
         """It goes from one place to another."""
@@ -267,26 +332,54 @@ class Wire:
         self.place = after
         self.outcome = outcome
         self.kernel.say(self, "->", after, outcome or "")
+        self.on_move()
+
+    def read(self, size: int) -> bytes:
+        """Its worker reads."""
+        demand(self.place == "worker", self, "is read by a worker in", self.place)
+        piece = bytes(self.data[:size])
+        del self.data[:size]
+        return piece
+
+    def use(self, piece: bytes) -> None:
+        """A request was served, which had these bytes."""
+        expected = self.stream[self.used : self.used + len(piece)]
+        demand(piece == expected, self, "was served", piece, "not", bytes(expected))
+        self.used += len(piece)
+        self.served += 1
+        self.moved = 0
+        self.on_served()
 
     # What the client does.
 
     def send(self, data: bytes) -> None:
         if not (self.fin or self.reset):
             self.data += data
-            self.sent += len(data)
+            self.stream += data
             self._stir()
 
     def shut(self) -> None:
+        self.kernel.note("FIN", self.whereabouts)
         self.fin = True
         self._stir()
 
     def leave(self) -> None:
+        self.kernel.note("RST", self.whereabouts)
         self.reset = True
         self._stir()
+
+    @property
+    def whereabouts(self) -> str:
+        """At which step of its way it is, for those who count."""
+        place = self.waits if self.place == "master" else self.place
+        if self.leaving:
+            place = "leaving"
+        return f"{place} again" if self.moves and place != "moving" else f"{place}"
 
     def _stir(self) -> None:
         if self.sock is not None:
             self.sock.stir()
+        self.on_stir()
 
 
 class Socket(File):
@@ -335,6 +428,7 @@ class Socket(File):
         wire = self.wire
         demand(wire.place == "master", wire, "is answered by the master in", wire.place)
         demand(wire.answer is None, wire, "is answered twice")
+        demand(wire.served < len(wire.requests), wire, "is answered for nothing")
         if wire.reset:
             raise failing(errno.EPIPE)
         wire.answer = int(data[9:12])
@@ -412,11 +506,12 @@ class Inbox(File):
 
     name = "inbox"
 
-    def __init__(self, kernel: Kernel, number: int, capacity: int) -> None:
+    def __init__(self, kernel: Kernel, number: int, capacity: int, max_moves: int) -> None:
         super().__init__(kernel)
         self.number = number
         self.capacity = capacity
-        self.messages: deque[Wire] = deque()
+        self.max_moves = max_moves
+        self.messages: deque[Parcel] = deque()
         self.failing: int | None = None
         self.readers: list[Callable[[], object]] = []
         self.last = 0
@@ -430,12 +525,14 @@ class Inbox(File):
     def ready(self) -> int:
         return OUT if self.writable else 0
 
-    def put(self, fd: int, prefix: bytes) -> None:
+    def put(self, fd: int, prefix: bytes, moves: int) -> None:
         """A connection is handed over."""
         sock = self.kernel.files[fd]
         assert isinstance(sock, Socket)
         wire = sock.wire
-        demand(prefix == wire.prefix, wire, "is handed over with", prefix, "not", wire.prefix)
+        demand(prefix == wire.carried, wire, "is handed over with", prefix, "not", wire.carried)
+        demand(moves == wire.moved, wire, "is handed over as moved", moves, "times")
+        demand(moves <= self.max_moves, wire, "is handed over after", moves, "moves")
         demand(fd not in self.kernel.watched, wire, "is handed over without leaving epoll")
         demand(wire.place == "master", wire, "is handed over from", wire.place)
         demand(wire.answer is None, wire, "is handed over after it was refused")
@@ -448,16 +545,16 @@ class Inbox(File):
         demand(not self.told_end, wire, "comes after its worker was told that nothing would")
         self.last = wire.decided
         wire.move("master", "inbox")
-        self.messages.append(wire)
+        self.messages.append(Parcel(wire, prefix, moves))
         for wake in self.readers:
             wake()
 
-    def take(self) -> Wire:
+    def take(self) -> Parcel:
         """The worker picks one up."""
-        wire = self.messages.popleft()
-        wire.move("inbox", "worker")
+        parcel = self.messages.popleft()
+        parcel.wire.move("inbox", "worker")
         self.stir()
-        return wire
+        return parcel
 
 
 class Control(File):
@@ -471,7 +568,9 @@ class Control(File):
         self.hear: Callable[[int], object] = lambda kind: None
         self.seen: Callable[[int], object] = lambda kind: None
         self.refused: Callable[[], object] = lambda: None
+        self.back: Callable[[Wire], object] = lambda wire: None
         self.unread = 0
+        self.failing: int | None = None
         self.reset = False
         self.alive = True
 
@@ -482,6 +581,11 @@ class Control(File):
         """The other side says something."""
         self.said.append((kind, content))
         self.stir()
+
+    @property
+    def full(self) -> bool:
+        """Whether it takes no more connections."""
+        return sum(isinstance(content, Parcel) for _, content in self.said) >= CONTROL
 
     def end(self) -> None:
         """The other side is gone."""
@@ -593,6 +697,8 @@ class Code:
         master.os = _Over(
             os,
             environ={},
+            open=lambda *_: File(kernel).fd,
+            dup=lambda _: File(kernel).fd,
             pidfd_open=world.pidfd_open,
             close=self.dispatcher.os.close,
             getpid=lambda: 4242,
@@ -653,16 +759,16 @@ class _Reader:
             return None
         kind, content = control.said.popleft()
         control.seen(kind)
-        if not isinstance(content, Wire):
+        if not isinstance(content, Parcel):
             return _Message(kind, json.dumps(content).encode())
-        wire, kernel = content, control.kernel
-        if not kernel.room:
-            wire.move("moving", "ended", "cut off")
-            raise ChannelError("a message was cut off: this process has no file descriptor free")
+        wire, kernel = content.wire, control.kernel
+        demand(kernel.room >= 1 + (len(content.prefix) > LARGE), wire, "is cut off")
         wire.move("moving", "master")
+        control.back(wire)
         wire.sock = Socket(kernel, wire)
-        message = _Message(kind, wire.prefix)
-        message.fds, message.address, message.moves = [wire.sock.fd], (str(wire.number), 0), 0
+        message = _Message(kind, content.prefix)
+        message.moves = content.moves
+        message.fds, message.address = [wire.sock.fd], (str(wire.number), 0)
         return message
 
 
@@ -671,13 +777,18 @@ def _send(channel: Control, kind: int, payload: bytes = b"", *fds: int) -> None:
 
 
 def _hand_over(inbox: Inbox, fd: int, address: object) -> None:
-    inbox.put(fd, b"")
+    inbox.put(fd, b"", 0)
 
 
 def _send_connection(
-    inbox: Inbox, kind: int, fd: int, address: object, prefix: bytes = b"", **_: int
+    inbox: Inbox, kind: int, fd: int, address: object, prefix: bytes = b"", *, moves: int = 0
 ) -> None:
-    inbox.put(fd, prefix)
+    memfd = File(inbox.kernel) if len(prefix) > LARGE else None
+    try:
+        inbox.put(fd, prefix, moves)
+    finally:
+        if memfd is not None:
+            memfd.close()
 
 
 def _ioctl(end: Any, request: int, buffer: bytes) -> bytes:

@@ -8,13 +8,54 @@ import pytest
 
 from .history import World, run, trace
 from .kernel import Code
+from .scene import FAULTS, Scene
+
+# What a connection that moves can meet, and in how many of 1000 histories it has to be met.
+EVENTS = {
+    "hand back": 200,
+    "hand back of much": 50,
+    "hand back of a 400": 4,
+    "hand back has to wait": 2,
+    "hand back starved": 2,
+    "hand back in a stop": 40,
+    "hand back by one that ends": 8,
+    "hand back in a reload": 10,
+    "queue after a move": 50,
+    "refused after a move": 80,
+    "served after 1 moves": 100,
+    "served after 2 moves": 50,
+    "served after 3 moves": 20,
+    "503 after a move, because of moves": 50,
+    "503 after a move, because of time": 10,
+    "503 after a move, because of a stop": 30,
+    "503 after a move, because of crowds": 3,
+    "crash before a hand back": 20,
+    "crash with a hand back in flight": 20,
+    "crash after a hand back, before it is served": 20,
+    "crash with a moved connection in the inbox": 12,
+}
+for step, number in {
+    "worker": 40,
+    "worker again": 10,
+    "leaving": 2,
+    "moving": 5,
+    "queue again": 2,
+    "inbox again": 10,
+    "refused again": 40,
+}.items():
+    EVENTS |= {f"FIN {step}": number, f"RST {step}": number}
 
 
 def test_every_promise_is_kept_in_every_history(seeds):
     code = Code()
     outcomes: Counter[str] = Counter()
+    events: Counter[str] = Counter()
     for seed in seeds:
-        outcomes += run(seed, code).outcomes()
+        world = run(seed, code)
+        outcomes += world.outcomes()
+        events.update(set(world.kernel.events))
+    for event, number in EVENTS.items():
+        assert events[event] > number * len(seeds) // 1000 * (len(seeds) >= 1000), events
     # Histories in which nothing happens would keep every promise.
     for outcome in ("served", "refused", "dropped", "left", "lost with its worker"):
         assert outcomes[outcome] > len(seeds) // 100, outcomes
@@ -25,6 +66,28 @@ def test_a_seed_always_tells_the_same_history():
     code = Code()
     for seed in range(20):
         assert trace(seed, code) == trace(seed, code)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_connection_that_moves_meets_a_fault_at_every_step(fault):
+    code = Code()
+    scene = Scene(code)
+    scene.run()
+    assert (scene.mover.served, scene.mover.moves) == (4, 3)
+    assert scene.kernel.events["queue after a move"] == 1
+    assert scene.kernel.events["hand back of much"] == 1
+    outcomes = set()
+    for step in range(scene.kernel.steps + 1):
+        struck = Scene(code, fault, step)
+        try:
+            struck.run()
+        except Exception as error:
+            error.add_note(f"{fault} after {step} steps")
+            raise
+        outcomes.add(struck.mover.outcome)
+        if fault in ("FIN", "RST", "HUP"):  # which are nothing to the others
+            assert all(wire.served for wire in struck.wires if wire is not struck.mover), step
+    assert len(outcomes) > 1  # it has had some effect
 
 
 # One line of the source each, and what it would break.
@@ -166,12 +229,104 @@ MUTANTS = {
         "        self._unregister(connection.sock.fileno())\n        self._undecided",
         "        self._undecided",
     ),
+    "moves are not counted": (
+        "dispatcher",
+        "message.payload, message.moves + 1)",
+        "message.payload, message.moves)",
+    ),
+    "moves are forgotten on the way": ("dispatcher", "moves=connection.moves,", "moves=0,"),
+    "moves have no limit": ("dispatcher", "if connection.moves > self._max_moves:", "if False:"),
+    "the last move is refused": (
+        "dispatcher",
+        "if connection.moves > self._max_moves:",
+        "if connection.moves >= self._max_moves:",
+    ),
+    "one that moved too often is not counted": (
+        "dispatcher",
+        '            self.counters["moved_too_often"] += 1\n',
+        "",
+    ),
+    "one that moved too often is closed without a word": (
+        "dispatcher",
+        'answered 503")\n            self._refuse(connection, 503)',
+        'answered 503")\n            connection.sock.close()',
+    ),
+    "the prefix is lost in the master": (
+        "dispatcher",
+        "message.payload, message.moves + 1)",
+        "b'', message.moves + 1)",
+    ),
+    "the prefix is doubled in the master": (
+        "dispatcher",
+        "message.payload, message.moves + 1)",
+        "message.payload * 2, message.moves + 1)",
+    ),
+    "a prefix loses its end": (
+        "dispatcher",
+        "            connection.prefix,\n",
+        "            connection.prefix[:100],\n",
+    ),
+    "what is handed back goes to the first slot": (
+        "dispatcher",
+        "                self.hand_over(connection, slot)\n            else:",
+        "                self.hand_over(connection, 0)\n            else:",
+    ),
+    "what is handed back overtakes the queue": (
+        "dispatcher",
+        "        if not self._ledger.queues[slot]:\n            try:\n                self._send",
+        "        if True:\n            try:\n                self._send",
+    ),
+    "what is handed back with a bad head is closed without a word": (
+        "dispatcher",
+        "                self._refuse(connection, 400)\n        return",
+        "                connection.sock.close()\n        return",
+    ),
+    "what is handed back in a stop is refused": (
+        "dispatcher",
+        "elif self._ledger.stage in (Stage.ENDING, Stage.OVER):",
+        "elif self._ledger.stage is not Stage.SERVING:",
+    ),
+    "what is handed back after the end is placed": (
+        "dispatcher",
+        "elif self._ledger.stage in (Stage.ENDING, Stage.OVER):",
+        "elif False:",
+    ),
+    "workers are told to end while a hand back is on its way": (
+        "master",
+        "                self._on_control(key)  # what was handed back",
+        "                pass  # what was handed back",
+    ),
+    "what a worker handed back before it died is lost": (
+        "master",
+        "        self._on_control(key)  # what it said last",
+        "        pass  # what it said last",
+    ),
+    "a client that leaves a queue is not noticed": (
+        "dispatcher",
+        "starved=starved)\n        self._watch_queued(connection)",
+        "starved=starved)",
+    ),
+    "no descriptors are kept for what is handed back": (
+        "master",
+        "        self._give_reserve()\n        try:",
+        "        try:",
+    ),
+    "nobody makes room for what is handed back": (
+        "master",
+        "not self._keep_reserve() and self._ledger.crowded(time.monotonic())",
+        "not self._keep_reserve() and False",
+    ),
+    "a large prefix waits until there are descriptors": (
+        "master",
+        "                self._give_reserve()  # a large",
+        "                pass  # a large",
+    ),
     "the backlog is thrown away in a graceful stop": ("dispatcher", "1000 if drain else 0", "0"),
 }
 
 
 # In which some of them were met, to save the time of looking for them: they are rare.
-RARE = (1230, 348, 319)
+RARE = (2284, 1722, 486, 221, 168, 151)
 
 
 @pytest.mark.parametrize("mutant", MUTANTS)

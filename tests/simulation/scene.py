@@ -1,0 +1,105 @@
+"""One history that is not drawn: a connection that moves, and a fault at one of its steps.
+
+A step is any change of the world (something arrives, a worker goes on, a client sends) or a turn
+of the master. Only how long a worker takes for what is drawn, always the same.
+"""
+
+from __future__ import annotations
+
+import signal
+
+from sticky.options import Options
+
+from .actors import LIMIT, Client, Weather
+from .history import World
+from .kernel import LARGE, Code, Request, Wire
+
+OTHERS = (0.5, 0.55, 0.6, 0.6, 0.62, 0.64, 0.66)
+"""When the connections come that are in its way, in slot 1."""
+FAULTS = ("crash 0", "crash 1", "FIN", "RST", "TERM", "INT", "HUP")
+
+
+class _Scripted(Client):
+    """Sends what it is told to send."""
+
+    def connect(self) -> None:
+        self.act()
+        self.world.listener.connect(self.wire)
+
+
+class Scene(World):
+    """A connection's requests belong to slots 0, 1, 0 and 1: it moves three times, with a small, a
+    large and no prefix, to a slot whose inbox is free, full and free.
+
+    Args:
+        fault: one of FAULTS; None to see how it is without.
+        step: after how many steps it comes.
+    """
+
+    def __init__(
+        self, code: Code, fault: str | None = None, step: int = 0, *, trace: bool = False
+    ) -> None:
+        self.fault = fault
+        super().__init__(1, code, trace=trace)
+        self.kernel.after_step = lambda now: self.strike() if fault and now == step else None
+
+    def draw(self) -> None:
+        self.weather = Weather(self.rng)
+        for name in vars(self.weather):
+            setattr(self.weather, name, 0)
+        self.options = Options(
+            num=2,
+            proxy=True,
+            worker_class="eventlet",
+            seed=b"12345678",
+            max_head_size=LIMIT,
+            prefetch=1,
+            graceful_timeout=10.0,
+            keep_alive=1.0,
+        )
+        self.spare, self.capacity = 1000, 1
+
+    def _write_script(self) -> None:
+        self.mover = self.make_wire(0)
+        client = self.play(self.mover, [(0, 0), (1, 5), (0, 2 * LARGE), (1, 0)], 0.5)
+        # The second comes with the first, half of the third after the second was served, ...
+        first, second, third, fourth = (_bytes(request) for request in self.mover.requests)
+        send = self.mover.send
+        client.steps = [
+            (0.0, send, (first + second,)),
+            (0.0, None, (1,)),
+            (0.0, send, (third,)),
+            (0.0, None, (3,)),
+            (0.1, send, (fourth,)),
+        ]
+        for moment in OTHERS:
+            wire = self.make_wire(1)
+            other = self.play(wire, [(1, 0)], moment)
+            other.steps = [(0.0, wire.send, (_bytes(wire.request),))]
+        self.kernel.at(3.0, self.send_signal, signal.SIGTERM)
+
+    def play(self, wire: Wire, requests: list[tuple[int, int]], moment: float) -> Client:
+        wire.requests = []
+        for slot, body in requests:
+            head = b"%d %d GET\n" % (slot, body)
+            wire.requests.append(Request(slot, None, head, len(head) + body))
+        client = _Scripted(self, wire)
+        self.kernel.at(moment, client.connect)
+        return client
+
+    def strike(self) -> None:
+        fault = self.fault
+        self.kernel.say("now comes", fault)
+        if fault in ("FIN", "RST"):
+            if self.mover.place != "ended":
+                (self.mover.shut if fault == "FIN" else self.mover.leave)()
+        elif fault in ("TERM", "INT", "HUP"):
+            self.send_signal(signal.Signals[f"SIG{fault}"])
+        else:
+            slot = int(fault.split()[1])
+            for worker in [w for w in self.workers.values() if w.slot == slot and w.alive]:
+                worker.die(-9)
+
+
+def _bytes(request: Request) -> bytes:
+    return request.head + bytes(97 + i % 26 for i in range(request.size - len(request.head)))

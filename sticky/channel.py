@@ -13,6 +13,7 @@ process (everything else, both ways).
 from __future__ import annotations
 
 import array
+import errno
 import os
 import socket
 import struct
@@ -51,6 +52,9 @@ _INBOX_BUFFER = 8192  # about 20 messages: what a dead worker leaves behind stay
 # Past this a prefix goes in a memfd: no packet is larger than the buffer, and one must not fill it.
 _MAX_PREFIX = _INBOX_BUFFER // 4
 _MAX_FDS = 253  # SCM_MAX_FD
+PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.ETOOMANYREFS)
+"""Why a connection cannot be sent just now: a memfd for its prefix, or its descriptor in flight,
+would be one too many. Nothing announces when that is over, and nothing was sent."""
 _FLAGS = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 _RIGHTS = socket.SOL_SOCKET, socket.SCM_RIGHTS
 
@@ -153,7 +157,8 @@ def send_connection(
     moves: int = 0,
     unheld: bool = False,
 ) -> None:
-    """Send a connection with the bytes already read from it; raises as ``send`` does.
+    """Send a connection with the bytes already read from it; raises as ``send`` does, and what
+    keeps a memfd from being made (see ``PASSING``).
 
     Args:
         unheld: a process that could have held the session of its next request does not.

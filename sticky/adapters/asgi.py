@@ -7,7 +7,6 @@ as if it had just been accepted. Its parsers, its lifespan and its websockets ar
 from __future__ import annotations
 
 import asyncio
-import errno
 import inspect
 import logging
 import select
@@ -202,7 +201,7 @@ class AsgiAdapter(base.Adapter):
                     self._loop.add_writer(self.control, self._send_back)
                     return
                 except OSError as error:
-                    if error.errno != errno.ETOOMANYREFS:
+                    if error.errno not in channel.PASSING:
                         raise
                     self._loop.call_later(_RETRY, self._send_back)
                     return

@@ -7,7 +7,6 @@ just been accepted. Its parser, its answers and its idea of keep-alive are kept 
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
 import os
 import signal
@@ -500,7 +499,7 @@ class EventletAdapter(base.Adapter):
                 except BlockingIOError:
                     trampoline(self.control, write=True)
                 except OSError as error:
-                    if error.errno != errno.ETOOMANYREFS:
+                    if error.errno not in channel.PASSING:
                         raise
                     eventlet.sleep(_RETRY)
                 else:

@@ -12,6 +12,7 @@ import os
 import random
 import re
 import resource
+import select
 import signal
 import threading
 import time
@@ -672,6 +673,24 @@ def test_connections_move_though_the_master_has_no_descriptor_left(kind: str) ->
             reply = line.reply()
             assert (reply.status, reply.worker) == (200, slot_of(client, NUM))
         assert "cut off" not in running.log()
+
+
+def test_what_a_worker_without_a_free_descriptor_hands_back_waits_for_one(kind: str) -> None:
+    with shared_server(kind) as running, Line(running.port) as large, Line(running.port) as small:
+        for line in (large, small):
+            line.send(ask(A))
+            check(line.reply(), A)
+        pid = running.worker_pids()[slot_of(A, NUM)]
+        soft, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+        used = {int(fd) for fd in os.listdir(f"/proc/{pid}/fd")}
+        free = next(fd for fd in range(len(used) + 1) if fd not in used)
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (free, hard))
+        large.send(ask(B, "/body", method="POST", body=b"x" * 5000))  # which goes in a memfd
+        assert not select.select([large.sock], [], [], 0.3)[0]  # closed, it would be readable
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (soft, hard))
+        assert large.reply().worker == slot_of(B, NUM)
+        small.send(ask(C))
+        check(small.reply(), C)
 
 
 @pytest.mark.parametrize("how", ["closed", "reset", "half closed"])

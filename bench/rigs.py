@@ -13,13 +13,14 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import re
 import resource
 import signal
 import socket
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -28,6 +29,8 @@ from typing import Self
 ROOT = Path(__file__).resolve().parent.parent
 SEED = "0123456789abcdef"
 KINDS = ("proxy", "direct", "bare", "shared")
+PLAIN = ("eventlet", "uvicorn")
+"""Servers of their own that know nothing of each other, each on its own port."""
 GENERATORS = 2
 CLIENTS = 64
 """Addresses per generator: the connections come from them, and the routing header names as many."""
@@ -44,7 +47,7 @@ def machine() -> str:
             if line.startswith("model name"):
                 cpu = line.split(":", 1)[1].strip()
                 break
-    packages = ", ".join(f"{name} {version(name)}" for name in ("Cython", "eventlet"))
+    packages = ", ".join(f"{name} {version(name)}" for name in ("Cython", "eventlet", "uvicorn"))
     return (
         f"Linux {platform.release()}, {len(os.sched_getaffinity(0))} x {cpu}, "
         f"Python {platform.python_version()}, {packages}"
@@ -84,11 +87,15 @@ def children_of(pid: int) -> list[int]:
 
 @dataclass
 class Rig:
-    """A running server: its port, and the processes whose CPU is counted."""
+    """A running server: its port (or one for each worker), and the processes whose CPU counts."""
 
-    port: int
+    ports: list[int]
     master: int
     workers: list[int]
+
+    @property
+    def port(self) -> int:
+        return self.ports[0]
 
     def cpu(self) -> tuple[int, int]:
         """Nanoseconds of CPU used so far: (by the master, by all processes)."""
@@ -97,13 +104,16 @@ class Rig:
 
 
 @contextlib.contextmanager
-def rig(kind: str, workers: int, *, app: str = "bench.apps:tiny") -> Iterator[Rig]:
-    """Start one of KINDS with this many workers, and stop it at the end."""
-    if kind in ("bare", "shared"):
+def rig(
+    kind: str, workers: int, *options: str, app: str = "bench.apps:tiny"
+) -> Iterator[Rig]:
+    """Start one of KINDS or PLAIN with this many workers, and stop it at the end."""
+    if kind in ("bare", "shared", *PLAIN):
         command = ["-m", "bench.rigs", kind, str(workers)]
     else:
         command = ["-m", "sticky", app, "-b", "127.0.0.1:0", "-w", str(workers), "--seed", SEED]
         command += ["--proxy"] if kind == "proxy" else []
+        command += options
     process = subprocess.Popen(
         [sys.executable, *command],
         cwd=ROOT,
@@ -116,14 +126,14 @@ def rig(kind: str, workers: int, *, app: str = "bench.apps:tiny") -> Iterator[Ri
         for line in process.stderr:
             said.append(line)
             if "Listening at: http://127.0.0.1:" in line:
-                port = int(line.split("http://127.0.0.1:")[1].split()[0])
+                ports = [int(port) for port in re.findall(r"http://127.0.0.1:(\d+)", line)]
                 break
         else:
             raise RuntimeError(f"{kind} did not start:\n" + "".join(said))
         children = children_of(process.pid)
         if len(children) != workers:
             raise RuntimeError(f"{kind} has the processes {children}, not {workers} workers")
-        yield Rig(port, process.pid, children)
+        yield Rig(ports, process.pid, children)
         if children_of(process.pid) != children:
             raise RuntimeError(f"a worker of {kind} was replaced while it was measured")
     finally:
@@ -168,8 +178,8 @@ def _bare(workers: int) -> None:
     sys.exit(master.run(Options.make(port=0, num=workers), program))
 
 
-def _shared(workers: int) -> None:
-    """eventlet's own server in every process, each with a listener on the same port."""
+def _forked(kind: str, workers: int) -> None:
+    """A server in every process, with its own listener: all on the same port, if it is shared."""
     listeners = []
     port = 0
     for _ in range(workers):
@@ -179,39 +189,71 @@ def _shared(workers: int) -> None:
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 1)
         listener.bind(("127.0.0.1", port))
         listener.listen(2048)
-        port = listener.getsockname()[1]
+        port = listener.getsockname()[1] if kind == "shared" else 0
         listeners.append(listener)
     # The port is announced when all workers serve: each closes its copy of this pipe's end.
     serving, ready = os.pipe()
     children = []
-    for own in listeners:
+    for number, own in enumerate(listeners):
         if child := os.fork():
             children.append(child)
             continue
-        import eventlet
-
-        eventlet.monkey_patch()
-        import eventlet.wsgi
-        from eventlet.greenio import GreenSocket
-
-        from bench import apps
-
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         for listener in listeners:
             if listener is not own:
                 listener.close()
-        os.close(ready)
-        eventlet.wsgi.server(GreenSocket(own), apps.tiny(), log_output=False, keepalive=75)
+        os.environ["STICKY_WORKER_ID"] = str(number)
+        (_uvicorn if kind == "uvicorn" else _eventlet)(
+            own, "tiny" if kind == "shared" else "numbered", lambda: os.close(ready)
+        )
         os._exit(0)
     os.close(ready)
     os.read(serving, 1)
+    ports = dict.fromkeys(listener.getsockname()[1] for listener in listeners)
     for listener in listeners:
         listener.close()
-    sys.stderr.write(f"Listening at: http://127.0.0.1:{port} (shared)\n")
+    urls = ", ".join(f"http://127.0.0.1:{port}" for port in ports)
+    sys.stderr.write(f"Listening at: {urls} ({kind})\n")
     with contextlib.suppress(KeyboardInterrupt):
         signal.pause()
     for child in children:
         os.kill(child, signal.SIGKILL)
+
+
+def _eventlet(listener: socket.socket, app: str, ready: Callable[[], None]) -> None:
+    import eventlet
+
+    eventlet.monkey_patch()
+    import eventlet.wsgi
+    from eventlet.greenio import GreenSocket
+
+    from bench import apps
+
+    factory = getattr(apps, app)
+    made = factory()
+    ready()
+    eventlet.wsgi.server(GreenSocket(listener), made, log_output=False, keepalive=75)
+
+
+def _uvicorn(listener: socket.socket, app: str, ready: Callable[[], None]) -> None:
+    """With the settings of sticky's workers."""
+    import uvicorn
+
+    from bench import apps
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            ready()
+
+    config = uvicorn.Config(
+        getattr(apps, app + "_asgi")(),
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        timeout_keep_alive=75,
+    )
+    Server(config).run([listener])
 
 
 # -- the load -------------------------------------------------------------------------------------
@@ -230,13 +272,13 @@ def head(size: int, client: str, *, header: bool = True) -> bytes:
     return start + filler + end
 
 
-class _Helpers:
+class Helpers:
     """Processes that are clients, started with numbers as arguments, told what to do in lines."""
 
-    def __init__(self, what: str, *arguments: Sequence[int]) -> None:
+    def __init__(self, module: str, what: str, *arguments: Sequence[int]) -> None:
         self._processes = [
             subprocess.Popen(
-                [sys.executable, "-m", "bench.rigs", what, *map(str, numbers)],
+                [sys.executable, "-m", module, what, *map(str, numbers)],
                 cwd=ROOT,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -261,14 +303,14 @@ class _Helpers:
                 raise RuntimeError("a client failed")
 
 
-class Load(_Helpers):
+class Load(Helpers):
     """Opens new connections, one request on each, from processes that are not counted.
 
     They are started once and wait between rounds, so that a round measures nothing of theirs.
     """
 
     def __init__(self) -> None:
-        super().__init__("load", *([part] for part in range(GENERATORS)))
+        super().__init__("bench.rigs", "load", *([part] for part in range(GENERATORS)))
 
     def run(self, port: int, connections: int, size: int, at_once: int, header: bool) -> None:
         """Open so many connections, ``at_once`` at a time in each generator.
@@ -284,12 +326,12 @@ class Load(_Helpers):
         self._wait(using)
 
 
-class Websockets(_Helpers):
+class Websockets(Helpers):
     """Idle websockets, opened here and closed at the end."""
 
     def __init__(self, port: int, count: int, processes: int = 5) -> None:
         super().__init__(
-            "websockets", *([port, count // processes, part] for part in range(processes))
+            "bench.rigs", "websockets", *([port, count // processes, part] for part in range(processes))
         )
         self._wait(self._processes)
 
@@ -361,8 +403,10 @@ def _alone(kind: str, arguments: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     what, *rest = sys.argv[1:]
-    if what in ("bare", "shared") and len(rest) == 1:
-        {"bare": _bare, "shared": _shared}[what](int(rest[0]))
+    if what == "bare" and len(rest) == 1:
+        _bare(int(rest[0]))
+    elif what in ("shared", *PLAIN) and len(rest) == 1:
+        _forked(what, int(rest[0]))
     elif what == "load":
         _load(int(rest[0]))
     elif what == "websockets":

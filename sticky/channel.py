@@ -55,8 +55,12 @@ _MAX_FDS = 253  # SCM_MAX_FD
 PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.ETOOMANYREFS)
 """Why a connection cannot be sent just now: a memfd for its prefix, or its descriptor in flight,
 would be one too many. Nothing announces when that is over, and nothing was sent."""
-_FLAGS = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
-_RIGHTS = socket.SOL_SOCKET, socket.SCM_RIGHTS
+# As numbers: what is done with the enums of the socket module, for each message, takes longer than
+# the system call.
+_FLAGS = int(socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+_RECEIVE = int(socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC)
+_CUT_OFF = int(socket.MSG_CTRUNC | socket.MSG_TRUNC)
+_RIGHTS = int(socket.SOL_SOCKET), int(socket.SCM_RIGHTS)
 
 Address = tuple[str, int] | tuple[str, int, int, int] | str
 
@@ -195,7 +199,7 @@ class Reader:
             ChannelError: it cannot be read, or its descriptors did not fit in this process.
         """
         size, ancillary, flags, _ = channel.recvmsg_into(
-            (self._buffer,), self._room, socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT
+            (self._buffer,), self._room, _RECEIVE
         )
         fds: list[int] = []
         for level, kind, data in ancillary:
@@ -212,7 +216,7 @@ class Reader:
             raise
 
     def _decode(self, size: int, fds: list[int], flags: int) -> Message:
-        if flags & (socket.MSG_CTRUNC | socket.MSG_TRUNC):
+        if flags & _CUT_OFF:
             raise ChannelError("a message was cut off: this process has no file descriptor free")
         if size < _HEADER.size or self._buffer[0] != VERSION:
             raise ChannelError(f"a message of {size} bytes is not of version {VERSION}")

@@ -341,6 +341,8 @@ class Dispatcher:
     def take_back(self, message: channel.Message, holder: socket.socket | None = None) -> bool:
         """A worker looked at the next request of a connection and found it to be another's.
 
+        In the common case it is sent on as it came, and no object made for it.
+
         Args:
             message: what it has sent.
             holder: where to ask first, if it was sent because that worker does not hold the
@@ -349,43 +351,30 @@ class Dispatcher:
         Returns:
             Whether it stays here: it was queued or refused.
         """
-        family = channel.socket_family(message.address)
-        sock = Socket(family, socket.SOCK_STREAM, 0, message.fds[0])
-        connection = Connection(sock, message.address, message.payload, message.moves + 1)
+        fd, address, payload = message.fds[0], message.address, message.payload
+        moves, unheld = message.moves + 1, message.unheld
         self.counters["moved"] += 1
-        self.counters["bytes_carried"] += len(message.payload)
-        if connection.moves > self._max_moves:
+        self.counters["bytes_carried"] += len(payload)
+        status, slot = 503, -1
+        if moves > self._max_moves:
             self.counters["moved_too_often"] += 1
             self.tell("moves", "a connection was moved too often for one request: answered 503")
-            self._refuse(connection, 503)
-        elif self._ledger.stage in (Stage.ENDING, Stage.OVER):
-            self._refuse(connection, 503)
-        elif message.unheld and holder and self._asked(connection, holder):
-            pass
+        elif self._ledger.stage not in (Stage.ENDING, Stage.OVER):
+            if unheld and holder and _pass_on(holder, fd, address, payload, moves):
+                return False
+            status, slot = 400, self._placed(payload, len(payload), address)
+            if slot >= 0 and not self._ledger.queues[slot]:
+                inbox = self._inboxes[slot]
+                if _pass_on(inbox, fd, address, payload, moves, unheld=unheld):
+                    return False
+        sock = Socket(channel.socket_family(address), socket.SOCK_STREAM, 0, fd)
+        connection = Connection(sock, address, payload, moves)
+        connection.unheld = unheld
+        if slot < 0:
+            self._refuse(connection, status)
         else:
-            connection.unheld = message.unheld
-            slot = self._placed(message.payload, len(message.payload), message.address)
-            if slot >= 0:
-                self.hand_over(connection, slot)
-            else:
-                self._refuse(connection, 400)
+            self.hand_over(connection, slot)
         return sock.fileno() >= 0
-
-    def _asked(self, connection: Connection, holder: socket.socket) -> bool:
-        """Send a connection to a process that may hold its session; whether that could be done."""
-        try:
-            channel.send_connection(
-                holder,
-                channel.CONNECTION,
-                connection.sock.fileno(),
-                connection.address,
-                connection.prefix,
-                moves=connection.moves,
-            )
-        except OSError:
-            return False  # it has ended, or has too much to do with it
-        connection.sock.close()
-        return True
 
     def _queue(self, connection: Connection, slot: int, now: float, *, starved: bool) -> None:
         self._ledger.queue(connection, slot, now, starved=starved)
@@ -457,3 +446,23 @@ class Dispatcher:
         if subject not in self._told:
             self._told.add(subject)
             log.warning("%s", text)
+
+
+def _pass_on(
+    to: socket.socket,
+    fd: int,
+    address: channel.Address,
+    prefix: bytes,
+    moves: int,
+    *,
+    unheld: bool = False,
+) -> bool:
+    """Send a connection that is known by its descriptor alone; whether there was room for it."""
+    try:
+        channel.send_connection(
+            to, channel.CONNECTION, fd, address, prefix, moves=moves, unheld=unheld
+        )
+    except OSError:
+        return False
+    os.close(fd)
+    return True

@@ -117,8 +117,12 @@ class AsgiAdapter(base.Adapter):
     # -- picking up ---------------------------------------------------------------------------
 
     def _pick_up(self) -> None:
-        self.receive_connections()
-        self._update_reading()
+        # Those adopted are begun in this same turn of the loop, so that mostly there is room again
+        # before the inbox is looked at: only if there is not, looking at it ends.
+        if self.has_room:
+            self.receive_connections()
+        else:
+            self._update_reading()
 
     def _update_reading(self) -> None:
         """Look at the inbox only while there is room (it would stay readable, and spin)."""
@@ -145,7 +149,8 @@ class AsgiAdapter(base.Adapter):
     ) -> None:
         self.not_begun -= 1
         self.open += 1
-        self._update_reading()
+        if not self._reading:
+            self._update_reading()
         adopted = False
         try:
             refusal = 0
@@ -186,9 +191,12 @@ class AsgiAdapter(base.Adapter):
         if len(self._leaving) == 1:
             self._send_back()
 
+    def _send_more_back(self) -> None:
+        self._loop.remove_writer(self.control)
+        self._send_back()
+
     def _send_back(self) -> None:
         """Send those that are leaving, in order; go on when there is room for the next."""
-        self._loop.remove_writer(self.control)
         while self._leaving:
             transport, address, prefix, unheld = self._leaving[0]
             if not transport.is_closing():  # the client may have left meanwhile
@@ -198,7 +206,7 @@ class AsgiAdapter(base.Adapter):
                         self.control, channel.HAND_BACK, fd, address, prefix, unheld=unheld
                     )
                 except BlockingIOError:
-                    self._loop.add_writer(self.control, self._send_back)
+                    self._loop.add_writer(self.control, self._send_more_back)
                     return
                 except OSError as error:
                     if error.errno not in channel.PASSING:
@@ -214,7 +222,8 @@ class AsgiAdapter(base.Adapter):
         """A connection has ended."""
         self.recount()
         self.open -= 1
-        self._update_reading()
+        if not self._reading:
+            self._update_reading()
 
     # -- events and sync ----------------------------------------------------------------------
 
@@ -312,6 +321,7 @@ def _watched(kind: Any) -> Any:
 
     class Protocol(kind):  # type: ignore[misc]
         headers: Any
+        _heads_are_whole = False  # when they are given to the parser
 
         def __init__(
             self,
@@ -331,7 +341,8 @@ def _watched(kind: Any) -> Any:
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
-            self._await_head()
+            if not (self._prefix and self._heads_are_whole):
+                self._await_head()
             if self._prefix:
                 # At once: on uvloop the socket's own data would overtake it later.
                 self.data_received(self._prefix)
@@ -362,7 +373,7 @@ def _watched(kind: Any) -> Any:
 
         def on_message_begin(self) -> None:
             super().on_message_begin()
-            if self._deadline is None:
+            if self._deadline is None and not self._heads_are_whole:
                 self._await_head()
 
         def on_headers_complete(self) -> None:

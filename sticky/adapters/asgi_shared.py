@@ -9,7 +9,6 @@ goes to the parser even when its request has been answered already, unread.
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from ..verdicts import NEED_MORE
@@ -17,8 +16,6 @@ from .base import UNHELD
 
 CLOSE = (b"connection", b"close")
 
-_HEAD = re.compile(rb"[\r\n]*[^\r\n].*?\n\r?\n", re.DOTALL)
-_EMPTY_LINE = re.compile(rb"\n\r?\n")  # h11 takes a bare LF in trailers, as in heads
 _CHUNKED = -1
 _ENOUGH = 65536
 """Bytes of further requests that are kept while one is being answered; then reading pauses."""
@@ -31,6 +28,7 @@ def shared(kind: Any) -> Any:
 
     class Protocol(kind):  # type: ignore[misc]
         timeout_keep_alive_task: Any
+        _heads_are_whole = True
 
         def __init__(self, *arguments: Any, **options: Any) -> None:
             super().__init__(*arguments, **options)
@@ -112,10 +110,11 @@ def shared(kind: Any) -> Any:
                 self._move()
                 return False
             self._first = False
-            found = _HEAD.match(buffer)
-            assert found is not None  # the router has seen its end
-            head = found[0]
-            del buffer[: found.end()]
+            blank = len(buffer) - len(buffer.lstrip(b"\r\n")) if buffer[0] in b"\r\n" else 0
+            end = _end(buffer, blank)
+            assert end  # the router has seen it
+            head = bytes(memoryview(buffer)[:end])
+            del buffer[:end]
             before, self._complete = self.cycle, False
             super().data_received(head)
             if self.transport.get_protocol() is not self:  # a websocket, from here on
@@ -148,8 +147,8 @@ def shared(kind: Any) -> Any:
             assert left is not None
             if left == _CHUNKED:
                 seen = len(self._tail)
-                found = _EMPTY_LINE.search(self._tail + buffer)
-                size = len(buffer) if found is None else found.end() - seen
+                end = _end(self._tail + buffer)
+                size = end - seen if end else len(buffer)
             else:
                 size = min(left, len(buffer))
             piece = bytes(memoryview(buffer)[:size])
@@ -189,6 +188,14 @@ def shared(kind: Any) -> Any:
             self._adapter.hand_back(transport, self._address, prefix, unheld=self._unheld)
 
     return Protocol
+
+
+def _end(data: bytes | bytearray, start: int = 0) -> int:
+    """Where the first empty line after ``start`` ends, the lines ending with CRLF or LF; 0: there
+    is none. (h11 takes a bare LF in trailers too.)"""
+    crlf = data.find(b"\n\r\n", start)
+    lf = data.find(b"\n\n", start, crlf if crlf >= 0 else len(data))
+    return lf + 2 if lf >= 0 else crlf + 3 if crlf >= 0 else 0
 
 
 def _field(cycle: Any, wanted: bytes) -> bytes | None:

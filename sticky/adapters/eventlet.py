@@ -37,6 +37,7 @@ _EPOLLRDHUP = 0x2000  # the patched select module has no epoll constants
 _LAST_HEAD = 1.0
 """Seconds for heads that are not complete when the server stops, as in the master."""
 _RETRY = 0.05
+_PEEK = int(socket.MSG_PEEK)  # as a number: `&` with the enum takes longer than the rest
 _LINGER = 2.0
 """Seconds for a refused client to read its answer, as in the master."""
 _READ_CHUNKED = eventlet.wsgi.Input._chunked_read.__code__
@@ -57,7 +58,7 @@ class _ClientSocket(GreenSocket):  # type: ignore[misc]
             view = memoryview(buffer).cast("B")
             size = min(len(self.prefix), nbytes or len(view), len(view))
             view[:size] = self.prefix[:size]
-            if not flags & socket.MSG_PEEK:
+            if not flags & _PEEK:
                 self.prefix = memoryview(self.prefix)[size:]
             return size
         try:
@@ -411,9 +412,7 @@ class EventletAdapter(base.Adapter):
         self._handing_back = eventlet.semaphore.Semaphore(1)
         self._held: dict[int, eventlet.event.Event] = {}
         self._departures = eventlet.patcher.original("select").epoll()
-        # No bound: connections are bounded by the descriptors, and a bound on green threads would
-        # let long polls and websockets keep everyone else out.
-        self._pool = eventlet.GreenPool(sys.maxsize)
+        self._one_ended = eventlet.event.Event()
         self._connections: set[_Connection] = set()
         # What the master lets through is to be served: eventlet's own limits are lower.
         eventlet.wsgi.MAX_HEADER_LINE = self.options.max_head_size
@@ -477,7 +476,9 @@ class EventletAdapter(base.Adapter):
         sock.prefix = prefix
         connection = _Connection([address, sock, _IDLE])
         connection.came, connection.asks = came, asks
-        self._pool.spawn_n(self._serve, connection)
+        # Not in a pool: connections are bounded by the descriptors, and a bound on green threads
+        # would let long polls and websockets keep everyone else out.
+        eventlet.spawn_n(self._serve, connection)
 
     def hand_back(self, connection: _Connection, prefix: bytes, *, unheld: bool) -> None:
         """Give a connection to the master, with what was read of its next request.
@@ -532,6 +533,8 @@ class EventletAdapter(base.Adapter):
             if fd >= 0:
                 eventlet.hubs.notify_close(fd)
                 os.close(fd)
+            if self.ending and not self._one_ended.ready():
+                self._one_ended.send()
 
     def _prepare(self, connection: _Connection) -> int:
         """The handlers' turn, and with ``sync`` the wait for the event; 0, or a status."""
@@ -592,12 +595,17 @@ class EventletAdapter(base.Adapter):
 
     def _wait_for_all(self) -> None:
         with eventlet.Timeout(_LAST_HEAD, False):
-            self._pool.waitall()
+            self._wait_until_empty()
         for connection in list(self._connections):
             if connection.head_is_awaited:
                 _shut_down(connection[1])
-        self._pool.waitall()
+        self._wait_until_empty()
         self.quit()
+
+    def _wait_until_empty(self) -> None:
+        while self.open or self.not_begun:
+            self._one_ended = eventlet.event.Event()
+            self._one_ended.wait()
 
     def later(self, seconds: float, call: Callable[[], object]) -> None:
         eventlet.spawn_after(seconds, call)

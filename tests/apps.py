@@ -1,4 +1,4 @@
-"""Factories of small apps for tests, as ``tests.apps:whoami``.
+"""Factories of small apps for tests, as ``tests.apps:whoami``; for ASGI as ``tests.asgi_apps``.
 
 Each says which worker served; -1 when it runs outside of one.
 """
@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -56,37 +56,38 @@ def _seconds(environ: Environ) -> float:
 def whoami() -> App:
     """JSON: who serves this request, and what it looks like from inside."""
 
-    def app(environ: Environ, start_response: StartResponse) -> list[bytes]:
-        return _answer(start_response, json.dumps(_identity(environ)).encode())
-
-    return app
+    return _whoami
 
 
 def slow() -> App:
     """As whoami, after ``?seconds=``; the other requests of the worker go on meanwhile."""
 
-    def app(environ: Environ, start_response: StartResponse) -> list[bytes]:
-        time.sleep(_seconds(environ))
-        return _answer(start_response, json.dumps(_identity(environ)).encode())
-
-    return app
+    return _slow
 
 
 def stuck() -> App:
     """As slow, but the whole process stands still: no monkey patch reaches this system call."""
 
-    def app(environ: Environ, start_response: StartResponse) -> list[bytes]:
-        if seconds := _seconds(environ):
-            signal.sigtimedwait([], seconds)
-        return _answer(start_response, json.dumps(_identity(environ)).encode())
-
-    return app
+    return _stuck
 
 
 def echo() -> App:
     """The body of the request, as it came; which worker is in the header X-Worker."""
 
     return _body
+
+
+def says(what: Callable[[], object]) -> App:
+    """What the function returns, as it is if that is text, else as JSON."""
+
+    def app(environ: Environ, start_response: StartResponse) -> list[bytes]:
+        return _answer(start_response, as_bytes(what()))
+
+    return app
+
+
+def as_bytes(what: object) -> bytes:
+    return (what if isinstance(what, str) else json.dumps(what)).encode()
 
 
 def _echo_server(**options: Any) -> Any:
@@ -128,7 +129,15 @@ def socketio_app() -> App:
     """
     import socketio
 
-    return _recorded(socketio.WSGIApp(_echo_server(), whoami()))
+    app = socketio.WSGIApp(_echo_server(), whoami())
+    record = recorder()
+
+    def recorded(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        query, address = environ.get("QUERY_STRING", ""), environ.get("HTTP_X_FORWARDED_FOR")
+        record(environ["PATH_INFO"], query, address)
+        return app(environ, start_response)
+
+    return recorded
 
 
 def socketio_cluster() -> Any:
@@ -138,24 +147,24 @@ def socketio_cluster() -> Any:
     return _echo_server(client_manager=Manager())
 
 
-def _recorded(app: App) -> App:
+def recorder() -> Callable[[str, str, str | None], None]:
+    """What notes a request, by its path, query and address, if it is one of Socket.IO."""
     # Appending less than a page is atomic, so that the workers can share the file.
-    path = os.environ.get("REQUEST_RECORD")
-    record = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600) if path else None
+    file = os.environ.get("REQUEST_RECORD")
+    fd = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600) if file else None
 
-    def recorder(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
-        if record is not None and environ["PATH_INFO"].startswith("/socket.io"):
-            query = parse_qs(environ.get("QUERY_STRING", ""))
+    def record(path: str, query: str, address: str | None) -> None:
+        if fd is not None and path.startswith("/socket.io"):
+            asked = parse_qs(query)
             line = {
                 "worker": worker_id(),
-                "transport": query.get("transport", [None])[0],
-                "sid": query.get("sid", [None])[0],
-                "xff": environ.get("HTTP_X_FORWARDED_FOR"),
+                "transport": asked.get("transport", [None])[0],
+                "sid": asked.get("sid", [None])[0],
+                "xff": address,
             }
-            os.write(record, json.dumps(line).encode() + b"\n")
-        return app(environ, start_response)
+            os.write(fd, json.dumps(line).encode() + b"\n")
 
-    return recorder
+    return record
 
 
 def lab() -> App:
@@ -191,10 +200,10 @@ def websocket_echo() -> App:
     return app
 
 
-# -- connections that clients share: one app, as WSGI and as ASGI, with the same answers ----------
+# -- connections that clients share --------------------------------------------------------------
 
 
-def _shared_answer(
+def shared_answer(
     method: str, path: str, query: str, address: str, body: bytes | None
 ) -> tuple[int, list[tuple[str, str]], list[bytes]]:
     """Status, headers and body for a request of whose body this much was read (None: nothing)."""
@@ -204,8 +213,7 @@ def _shared_answer(
         size = int(asked["size"])
         if "streamed" not in asked:
             headers.append(("Content-Length", str(size)))
-        pieces = range(0, size, 65536)
-        return 200, headers, [b"x" * min(65536, size - start) for start in pieces]
+        return 200, headers, list(blob(size))
     if path == "/stats":
         import sticky
 
@@ -260,7 +268,7 @@ def _forge(moves: int, address: str) -> str:
     return answer.decode()
 
 
-def _to_read(path: str, query: str) -> int | None:
+def to_read(path: str, query: str) -> int | None:
     """How much of the body the app reads: nothing, so many bytes, or all (-1)."""
     if path == "/body":
         return -1
@@ -284,10 +292,10 @@ def shared_lab() -> App:
         path, query = environ["PATH_INFO"], environ.get("QUERY_STRING", "")
         if path == "/ws":
             return websocket(environ, start_response)
-        size, body = _to_read(path, query), None
+        size, body = to_read(path, query), None
         if size is not None:
             body = environ["wsgi.input"].read(*(() if size < 0 else (size,)))
-        status, headers, pieces = _shared_answer(
+        status, headers, pieces = shared_answer(
             environ["REQUEST_METHOD"], path, query, environ.get("HTTP_X_FORWARDED_FOR", ""), body
         )
         if path == "/slow":
@@ -299,50 +307,7 @@ def shared_lab() -> App:
     return app
 
 
-def shared_lab_asgi() -> Any:
-    """The same for ASGI."""
-    import asyncio
-
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] == "websocket":
-            await receive()
-            await send({"type": "websocket.accept"})
-            while (message := await receive())["type"] == "websocket.receive":
-                await send({"type": "websocket.send", "text": message["text"]})
-            return
-        if scope["type"] != "http":
-            return
-        path, query = scope["path"], scope["query_string"].decode()
-        size, body, more = _to_read(path, query), None, True
-        if size is not None:
-            body = b""
-            while more and (size < 0 or len(body) < size):
-                message = await receive()
-                if message["type"] == "http.disconnect":
-                    return
-                body += message["body"]
-                more = message["more_body"]
-            body = body if size < 0 else body[:size]
-        address = ",".join(v.decode() for k, v in scope["headers"] if k == b"x-forwarded-for")
-        status, headers, pieces = _shared_answer(scope["method"], path, query, address, body)
-        if path == "/slow":
-            await asyncio.sleep(float(parse_qs(query)["seconds"][0]))
-        raw = [(name.lower().encode(), value.encode()) for name, value in headers]
-        await send({"type": "http.response.start", "status": status, "headers": raw})
-        for piece in pieces:
-            await send({"type": "http.response.body", "body": piece, "more_body": True})
-        await send({"type": "http.response.body", "body": b""})
-
-    return app
-
-
-def shared_lab_h11() -> Any:
-    """The same, on the parser and the event loop that uvicorn takes where no better ones are."""
-    sys.modules["httptools"] = sys.modules["uvloop"] = None  # type: ignore[assignment]
-    return shared_lab_asgi()
-
-
-def _blind() -> None:
+def blind() -> None:
     """Have no adapter of this process look at further requests: a negative control."""
     from sticky.adapters import base
 
@@ -357,18 +322,13 @@ def _blind() -> None:
 
 def shared_lab_blind() -> App:
     """As shared_lab, in a worker that does not look."""
-    _blind()
+    blind()
     return shared_lab()
-
-
-def shared_lab_asgi_blind() -> Any:
-    _blind()
-    return shared_lab_asgi()
 
 
 def socketio_app_blind() -> App:
     """As socketio_app, in a worker that does not look."""
-    _blind()
+    blind()
     return socketio_app()
 
 
@@ -412,22 +372,41 @@ def _slow(environ: Environ, start_response: StartResponse) -> list[bytes]:
 
 def _stuck(environ: Environ, start_response: StartResponse) -> list[bytes]:
     """?seconds= in a system call, and nobody else is served."""
-    signal.sigtimedwait([], _seconds(environ))
+    stand_still(_seconds(environ))
     return _whoami(environ, start_response)
 
 
 def _spin(environ: Environ, start_response: StartResponse) -> list[bytes]:
     """?seconds= of CPU, and nobody else is served."""
-    end = time.monotonic() + _seconds(environ)
+    compute(_seconds(environ))
+    return _whoami(environ, start_response)
+
+
+def stand_still(seconds: float) -> None:
+    """The whole process: no monkey patch and no event loop reaches this system call."""
+    if seconds:
+        signal.sigtimedwait([], seconds)
+
+
+def compute(seconds: float) -> None:
+    end = time.monotonic() + seconds
     while time.monotonic() < end:
         pass
-    return _whoami(environ, start_response)
+
+
+def _raise(environ: Environ, start_response: StartResponse) -> list[bytes]:
+    raise RuntimeError("the app is to blame")
 
 
 def _blob(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
     """?size= bytes, in pieces."""
     size = int(parse_qs(environ["QUERY_STRING"])["size"][0])
     start_response("200 OK", [("Content-Length", str(size))])
+    yield from blob(size)
+
+
+def blob(size: int) -> Iterator[bytes]:
+    """So many bytes, in pieces."""
     for start in range(0, size, 65536):
         yield b"x" * min(65536, size - start)
 
@@ -472,6 +451,7 @@ _LAB: dict[str, Callable[[Environ, StartResponse], Iterable[bytes]]] = {
     "/slow": _slow,
     "/stuck": _stuck,
     "/spin": _spin,
+    "/raise": _raise,
     "/blob": _blob,
     "/forever": _forever,
     "/body": _body,

@@ -1,6 +1,6 @@
 """Start the real thing, watch it from outside, and make sure that nothing of it is left.
 
-with serve("tests.apps:whoami", num=4, proxy=True) as running:
+with kind.serve("whoami", num=4, proxy=True) as running:
     answer = running.get("/", {"X-Forwarded-For": "192.0.2.7"})
     os.kill(running.worker_pids()[answer.json()["worker"]], signal.SIGKILL)
     running.wait_for(r"worker \\d+ ready")
@@ -317,3 +317,43 @@ def serve(
         boot_timeout=boot_timeout,
         end_timeout=end_timeout,
     )
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of server. Its apps have the names, and the answers, of every other kind's.
+
+    Attributes:
+        interface: of its apps: "wsgi" or "asgi".
+        apps: the module of its apps.
+        env: what makes a server of this kind, besides the app.
+    """
+
+    name: str
+    interface: str
+    apps: str
+    env: Mapping[str, str]
+
+    def app(self, name: str) -> str:
+        """The app of this name, as ``module:factory``."""
+        return f"{self.apps}:{name}"
+
+    def serve(
+        self, target: str, *, env: Mapping[str, str] | None = None, **options: Any
+    ) -> Running:
+        """``serve`` with this kind's app of that name, or with a target of one's own."""
+        own = ":" in target or options.get("script")
+        return serve(
+            target if own else self.app(target), env={**self.env, **(env or {})}, **options
+        )
+
+
+_ASGI = {"STICKY_WORKER_CLASS": "asgi"}
+KINDS = {
+    kind.name: kind
+    for kind in (
+        Kind("eventlet", "wsgi", "tests.apps", {}),
+        Kind("asgi", "asgi", "tests.asgi_apps", _ASGI),
+        Kind("asgi-h11", "asgi", "tests.h11_apps", _ASGI),
+    )
+}

@@ -11,8 +11,6 @@ import sticky
 
 SEED = "0123456789abcdef"
 NUM = 4
-KINDS = {"eventlet": "tests.apps:shared_lab", "asgi": "tests.apps:shared_lab_asgi"}
-BLIND = {"eventlet": "tests.apps:shared_lab_blind", "asgi": "tests.apps:shared_lab_asgi_blind"}
 
 
 def slot_of(address: str) -> int:

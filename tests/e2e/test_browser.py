@@ -1,4 +1,4 @@
-"""The chat example, in a real Chromium."""
+"""The chat example (a socketio.Server, with ``sticky.cluster``), in a real Chromium."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.conftest import HERE, ROOT, Start, requires
-from tests.harness import Running, serve, wait_until
+from tests.harness import KINDS, Kind, Running, wait_until
 
 WORKERS = 3
 CLIENTS = 100
@@ -55,18 +55,18 @@ def check(answers: list[dict[str, Any]], record: Path, mode: str, workers: int =
     assert all(found == expected for found in transports.values())
 
 
-def recorded(tmp_path: Path, num: int = WORKERS) -> tuple[Running, Path]:
+def recorded(kind: Kind, tmp_path: Path, num: int = WORKERS) -> tuple[Running, Path]:
     record = tmp_path / "requests"
     env = {"REQUEST_RECORD": str(record)}
-    return serve("tests.apps:socketio_app", num=num, proxy=True, env=env), record
+    return kind.serve("socketio_app", num=num, proxy=True, env=env), record
 
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("client", ["clients.js", "clients.py"])
 def test_every_request_of_a_client_reaches_one_worker(
-    tmp_path: Path, script: Start, client: str, mode: str
+    kind: Kind, tmp_path: Path, script: Start, client: str, mode: str
 ) -> None:
-    server, record = recorded(tmp_path)
+    server, record = recorded(kind, tmp_path)
     with server as running:
         clients = script(
             client, url=running.url, addresses=addresses(CLIENTS), mode=mode, echoes=ECHOES
@@ -76,9 +76,9 @@ def test_every_request_of_a_client_reaches_one_worker(
 
 
 def test_a_hundred_outstanding_long_polls_of_a_worker_do_not_keep_the_next_client_out(
-    tmp_path: Path, script: Start
+    kind: Kind, tmp_path: Path, script: Start
 ) -> None:
-    server, record = recorded(tmp_path, num=2)
+    server, record = recorded(kind, tmp_path, num=2)
     with server as running:
         found: list[str] = []
         for number in range(2000):
@@ -113,6 +113,8 @@ def test_a_hundred_outstanding_long_polls_of_a_worker_do_not_keep_the_next_clien
 
 @pytest.mark.parametrize("mode", ["polling", "websocket"])
 def test_events_reach_the_clients_of_all_workers_without_a_broker(script: Start, mode: str) -> None:
+    """With ``sticky.cluster``, which is a client manager for socketio.Server."""
+
     def everybody_hears_everybody() -> None:
         clients = script("shout.js", url=running.url, addresses=addresses(30), mode=mode, shouts=5)
         answers = clients.answer()
@@ -124,7 +126,7 @@ def test_events_reach_the_clients_of_all_workers_without_a_broker(script: Start,
             assert sorted(answer["heard"]) == everything, answer["address"]
         clients.end()
 
-    with serve("tests.apps:socketio_cluster", num=WORKERS, proxy=True) as running:
+    with KINDS["eventlet"].serve("socketio_cluster", num=WORKERS, proxy=True) as running:
         everybody_hears_everybody()
         killed = running.kill_worker(0)
         running.wait_for_successor(0, killed)  # it takes over the mailbox, too

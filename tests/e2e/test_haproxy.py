@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.conftest import Start, requires
-from tests.e2e.shared_kit import BLIND, KINDS, NUM, SEED, Clients
+from tests.e2e.shared_kit import NUM, SEED, Clients
 from tests.e2e.test_clients import CLIENTS, ECHOES, addresses, check, recorded
 from tests.e2e.test_nginx import free_port, is_up
-from tests.harness import serve, wait_until
+from tests.harness import Kind, wait_until
 
 CONF = """
 global
@@ -71,14 +71,13 @@ def haproxy(
 
 
 @pytest.mark.parametrize("count", [20, 200])
-@pytest.mark.parametrize("kind", KINDS)
 def test_behind_haproxy_every_request_is_answered_by_its_own_worker(
-    tmp_path: Path, kind: str, count: int
+    tmp_path: Path, kind: Kind, count: int
 ) -> None:
     requires("haproxy")
     options = ["--seed", SEED]
     with (
-        serve(KINDS[kind], num=NUM, proxy=True, options=options) as running,
+        kind.serve("shared_lab", num=NUM, proxy=True, options=options) as running,
         haproxy(tmp_path, running.port) as port,
     ):
         requests = int(os.environ.get("STICKY_REQUESTS", "5000"))
@@ -87,12 +86,11 @@ def test_behind_haproxy_every_request_is_answered_by_its_own_worker(
         assert "Traceback" not in running.log()
 
 
-@pytest.mark.parametrize("kind", BLIND)
-def test_without_looking_many_are_answered_by_another_worker(tmp_path: Path, kind: str) -> None:
+def test_without_looking_many_are_answered_by_another_worker(kind: Kind, tmp_path: Path) -> None:
     """The negative control: the test above can fail."""
     requires("haproxy")
     with (
-        serve(BLIND[kind], num=NUM, proxy=True, options=["--seed", SEED]) as running,
+        kind.serve("shared_lab_blind", num=NUM, proxy=True, options=["--seed", SEED]) as running,
         haproxy(tmp_path, running.port) as port,
     ):
         clients = Clients(port, addresses(20), 1000)
@@ -101,10 +99,10 @@ def test_without_looking_many_are_answered_by_another_worker(tmp_path: Path, kin
 
 @pytest.mark.parametrize("mode", ["polling", "upgrade"])
 def test_a_hundred_clients_of_four_workers_share_connections(
-    tmp_path: Path, script: Start, mode: str
+    kind: Kind, tmp_path: Path, script: Start, mode: str
 ) -> None:
     requires("haproxy")
-    server, record = recorded(tmp_path, num=NUM)
+    server, record = recorded(kind, tmp_path, num=NUM)
     with server as running, haproxy(tmp_path, running.port) as port:
         clients = script(
             "clients.js",
@@ -117,12 +115,12 @@ def test_a_hundred_clients_of_four_workers_share_connections(
         clients.end()
 
 
-def test_without_looking_the_same_clients_fail(tmp_path: Path, script: Start) -> None:
+def test_without_looking_the_same_clients_fail(kind: Kind, tmp_path: Path, script: Start) -> None:
     """The negative control for the test above."""
     requires("haproxy")
     env = {"REQUEST_RECORD": str(tmp_path / "requests")}
     with (
-        serve("tests.apps:socketio_app_blind", num=NUM, proxy=True, env=env) as running,
+        kind.serve("socketio_app_blind", num=NUM, proxy=True, env=env) as running,
         haproxy(tmp_path, running.port) as port,
     ):
         clients = script(

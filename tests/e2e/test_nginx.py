@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.conftest import Start, requires
-from tests.e2e.shared_kit import BLIND, KINDS, NUM, SEED, Clients
+from tests.e2e.shared_kit import NUM, SEED, Clients
 from tests.e2e.test_clients import CLIENTS, ECHOES, MODES, addresses, check, recorded
-from tests.harness import request, serve, wait_until
+from tests.harness import Kind, request, wait_until
 
 CONF = """
 {user}
@@ -108,16 +108,14 @@ CONNECTIONS = {
 }
 
 
-CASES = [(kind, mode) for kind in CONNECTIONS for mode in MODES]
-
-
-@pytest.mark.parametrize(("kind", "mode"), CASES)
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("connections", CONNECTIONS)
 def test_behind_nginx_every_request_of_a_client_reaches_one_worker(
-    tmp_path: Path, script: Start, kind: str, mode: str
+    kind: Kind, tmp_path: Path, script: Start, connections: str, mode: str
 ) -> None:
-    connection, keepalive = CONNECTIONS[kind]
+    connection, keepalive = CONNECTIONS[connections]
     requires("nginx")
-    server, record = recorded(tmp_path)
+    server, record = recorded(kind, tmp_path)
     with (
         server as running,
         nginx(tmp_path, running.port, connection=connection, keepalive=keepalive) as port,
@@ -134,13 +132,12 @@ def test_behind_nginx_every_request_of_a_client_reaches_one_worker(
 
 
 @pytest.mark.parametrize("count", [20, 200])
-@pytest.mark.parametrize("kind", KINDS)
 def test_behind_nginx_every_request_is_answered_by_its_own_worker(
-    tmp_path: Path, kind: str, count: int
+    tmp_path: Path, kind: Kind, count: int
 ) -> None:
     requires("nginx")
     with (
-        serve(KINDS[kind], num=NUM, proxy=True, options=["--seed", SEED]) as running,
+        kind.serve("shared_lab", num=NUM, proxy=True, options=["--seed", SEED]) as running,
         nginx(tmp_path, running.port, connection="''", keepalive="keepalive 4;") as port,
     ):
         requests = int(os.environ.get("STICKY_REQUESTS", "5000"))
@@ -149,12 +146,11 @@ def test_behind_nginx_every_request_is_answered_by_its_own_worker(
         assert "Traceback" not in running.log()
 
 
-@pytest.mark.parametrize("kind", BLIND)
-def test_without_looking_many_are_answered_by_another_worker(tmp_path: Path, kind: str) -> None:
+def test_without_looking_many_are_answered_by_another_worker(kind: Kind, tmp_path: Path) -> None:
     """The negative control: the test above can fail."""
     requires("nginx")
     with (
-        serve(BLIND[kind], num=NUM, proxy=True, options=["--seed", SEED]) as running,
+        kind.serve("shared_lab_blind", num=NUM, proxy=True, options=["--seed", SEED]) as running,
         nginx(tmp_path, running.port, connection="''", keepalive="keepalive 4;") as port,
     ):
         clients = Clients(port, addresses(20), 1000)

@@ -10,16 +10,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-from tests.harness import Running, serve
+from tests.harness import Kind, Running
 
 from .clients import SEED, XFF, addresses_of, slot_of
 
 NUM = 3
-KINDS = {
-    "eventlet": "tests.apps:shared_lab",
-    "asgi-httptools-uvloop": "tests.apps:shared_lab_asgi",
-    "asgi-h11-asyncio": "tests.apps:shared_lab_h11",
-}
 
 A, B, C = (addresses_of(slot, NUM, 1)[0] for slot in range(NUM))
 """Three clients, each of another worker: A of worker 0, B of 1, C of 2."""
@@ -188,10 +183,10 @@ def totals(running: Running) -> dict[str, int]:
 
 
 @contextlib.contextmanager
-def shared_server(kind: str, *options: str, num: int = NUM) -> Iterator[Running]:
+def shared_server(kind: Kind, *options: str, num: int = NUM) -> Iterator[Running]:
     """A server of this kind, of which every worker has served before."""
-    target, options = KINDS[kind], ("--seed", SEED, *options)
-    with serve(target, num=num, proxy=True, options=options) as running:
+    options = ("--seed", SEED, *options)
+    with kind.serve("shared_lab", num=num, proxy=True, options=options) as running:
         for client in CLIENTS:
             assert running.get("/", {XFF: client}).status == 200
         yield running

@@ -145,8 +145,3 @@ def asgi() -> Any:
         await send({"type": "http.response.body", "body": body})
 
     return app
-
-
-def nobody_releases() -> Any:
-    """An app without a handler."""
-    return whoami()

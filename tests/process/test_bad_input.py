@@ -20,7 +20,7 @@ import psutil
 import pytest
 
 import sticky
-from tests.harness import Running, request, serve, wait_until
+from tests.harness import Kind, Running, request, wait_until
 
 from .clients import SEED, XFF, Client, Crowd, addresses_of, head, parse, slot_of
 
@@ -56,8 +56,8 @@ class Server(NamedTuple):
 
 
 @contextlib.contextmanager
-def _serve(*options: str, proxy: bool = True) -> Iterator[Server]:
-    running = serve("tests.apps:lab", num=NUM, proxy=proxy, options=(*OPTIONS, *options))
+def _serve(kind: Kind, *options: str, proxy: bool = True) -> Iterator[Server]:
+    running = kind.serve("lab", num=NUM, proxy=proxy, options=(*OPTIONS, *options))
     with running:
         for slot in range(NUM):  # what a process opens once, at its first request
             for address in addresses_of(slot, NUM, 2):
@@ -75,20 +75,20 @@ def _serve(*options: str, proxy: bool = True) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="module")
-def _deferring() -> Iterator[Server]:
-    with _serve() as server:
+def _deferring(kind: Kind) -> Iterator[Server]:
+    with _serve(kind) as server:
         yield server
 
 
 @pytest.fixture(scope="module")
-def _accepting_at_once() -> Iterator[Server]:
-    with _serve("--no-defer-accept") as server:
+def _accepting_at_once(kind: Kind) -> Iterator[Server]:
+    with _serve(kind, "--no-defer-accept") as server:
         yield server
 
 
 @pytest.fixture(scope="module")
-def _direct() -> Iterator[Server]:
-    with _serve(proxy=False) as server:
+def _direct(kind: Kind) -> Iterator[Server]:
+    with _serve(kind, proxy=False) as server:
         yield server
 
 
@@ -219,8 +219,10 @@ def test_a_missing_or_empty_header_is_400(server: Server, lines: list[str]) -> N
     assert b"X-Forwarded-For" in answer.body
 
 
-def test_a_missing_or_empty_header_is_routed_by_the_peer_where_that_is_allowed() -> None:
-    with _serve("--ignore-missing-header") as server, _unharmed(server):
+def test_a_missing_or_empty_header_is_routed_by_the_peer_where_that_is_allowed(
+    kind: Kind,
+) -> None:
+    with _serve(kind, "--ignore-missing-header") as server, _unharmed(server):
         for local in ("127.0.0.1", "127.0.0.2", "127.0.0.3", "127.0.0.4", "127.0.0.5"):
             for lines in ([], [f"{XFF}:"], [f"{XFF}: unknown"]):
                 with Client(server.port, head(*lines, "Connection: close"), local=local) as client:
@@ -294,6 +296,19 @@ def test_empty_lines_before_a_request_are_skipped(
     assert parse(direct.ask(empty + head())).status == 200
 
 
+def dribble(client: Client) -> bytes:
+    """What is answered to a byte every now and then."""
+    client.sock.settimeout(0.1)
+    answer, started = b"", time.monotonic()
+    while not answer:
+        assert time.monotonic() < started + 30, "no answer at all"
+        client.send(b"x")
+        with contextlib.suppress(TimeoutError):
+            answer = client.sock.recv(65536)
+    client.sock.settimeout(30)
+    return answer + client.rest()
+
+
 @pytest.mark.parametrize("mode", ["proxy", "direct"])
 @pytest.mark.parametrize(
     "begin", [b"G", b"\r\n\r\n", b"GET / HTTP/1.1\r\nX-Forwarded-For: 10.1.1.1\r\nX-Endless: "]
@@ -304,16 +319,14 @@ def test_a_head_that_never_ends_is_408_however_slowly_it_goes_on(
     server: Server = request.getfixturevalue("server" if mode == "proxy" else "direct")
     started = time.monotonic()
     with server.connect(begin) as client:
-        client.sock.settimeout(0.1)
-        answer = b""
-        while not answer:
-            assert time.monotonic() < started + 30, "no answer at all"
-            client.send(b"x")
-            with contextlib.suppress(TimeoutError):
-                answer = client.sock.recv(65536)
-        client.sock.settimeout(30)
-        assert parse(answer + client.rest()).status == 408
+        assert parse(dribble(client)).status == 408
     assert time.monotonic() > started + 0.9
+
+
+def test_a_later_head_that_never_ends_is_408_too(direct: Server) -> None:
+    with direct.connect(head()) as client:
+        assert client.answer().status == 200
+        assert parse(dribble(client)).status == 408
 
 
 @pytest.mark.parametrize("mode", ["_accepting_at_once", "_deferring", "_direct"])

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 import sticky
-from tests.harness import ROOT, Running, serve
+from tests.harness import ROOT, Kind, Running, serve
 
 from .clients import SEED, XFF, Client, head, parse, slot_of
 from .test_options import assert_one_line, run
@@ -36,9 +36,9 @@ def has_ipv6() -> bool:
 ipv6 = pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6")
 
 
-def command(*arguments: str, num: int = 1) -> Running:
-    words = [sys.executable, "-m", "sticky", APP, "-w", str(num), *arguments]
-    return Running(words, num=num)
+def command(kind: Kind, *arguments: str, num: int = 1) -> Running:
+    words = [sys.executable, "-m", "sticky", kind.app("whoami"), "-w", str(num), *arguments]
+    return Running(words, num=num, env=kind.env)
 
 
 def addresses(running: Running) -> list[str]:
@@ -64,10 +64,10 @@ def ask(address: str | tuple[str, int], *lines: str) -> sticky.Explanation | dic
 
 
 @ipv6
-def test_several_addresses_of_all_kinds_are_one_server(tmp_path: Path) -> None:
+def test_several_addresses_of_all_kinds_are_one_server(kind: Kind, tmp_path: Path) -> None:
     path = str(tmp_path / "socket")
     binds = ["-b", "127.0.0.1:0", "-b", "[::1]:0", "-b", f"unix:{path}"]
-    with command(*binds, "--proxy", "--seed", SEED, num=2) as running:
+    with command(kind, *binds, "--proxy", "--seed", SEED, num=2) as running:
         first, second, third = addresses(running)
         ports = [int(url.rpartition(":")[2]) for url in (first, second)]
         assert (first, second) == (f"http://127.0.0.1:{ports[0]}", f"http://[::1]:{ports[1]}")
@@ -81,8 +81,8 @@ def test_several_addresses_of_all_kinds_are_one_server(tmp_path: Path) -> None:
 
 
 @ipv6
-def test_all_of_ipv6_is_all_of_ipv4_too_and_the_client_is_the_same() -> None:
-    with command("-b", "[::]:0", "--seed", SEED, num=2) as running:
+def test_all_of_ipv6_is_all_of_ipv4_too_and_the_client_is_the_same(kind: Kind) -> None:
+    with command(kind, "-b", "[::]:0", "--seed", SEED, num=2) as running:
         port = int(addresses(running)[0].rpartition(":")[2])
         four, six = ask(("127.0.0.1", port)), ask(("::1", port))
         assert four["worker"] == slot_of("127.0.0.1", 2)
@@ -90,19 +90,19 @@ def test_all_of_ipv6_is_all_of_ipv4_too_and_the_client_is_the_same() -> None:
 
 
 @ipv6
-def test_both_families_can_have_a_listener_on_the_same_port() -> None:
+def test_both_families_can_have_a_listener_on_the_same_port(kind: Kind) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    with command("-b", f"0.0.0.0:{port}", "-b", f"[::]:{port}") as running:
+    with command(kind, "-b", f"0.0.0.0:{port}", "-b", f"[::]:{port}") as running:
         assert addresses(running) == [f"http://0.0.0.0:{port}", f"http://[::]:{port}"]
         assert ask(("127.0.0.1", port))["remote_addr"] == "127.0.0.1"
         assert ask(("::1", port))["remote_addr"] == "::1"
 
 
 @ipv6
-def test_a_name_stands_for_all_its_addresses() -> None:
+def test_a_name_stands_for_all_its_addresses(kind: Kind) -> None:
     found = {at[4][0] for at in socket.getaddrinfo("localhost", 0, type=socket.SOCK_STREAM)}
-    with command("-b", "localhost:0") as running:
+    with command(kind, "-b", "localhost:0") as running:
         bound = addresses(running)
         assert len(bound) == len(found)
         assert len({url.rpartition(":")[2] for url in bound}) == 1
@@ -146,25 +146,25 @@ def test_a_unix_socket_needs_a_proxy_because_its_clients_have_no_address(path: s
 
 
 def test_without_its_header_a_client_of_a_unix_socket_is_refused_or_goes_to_one_worker(
-    path: str,
+    kind: Kind, path: str
 ) -> None:
-    with command("-b", f"unix:{path}", "--proxy") as running:
+    with command(kind, "-b", f"unix:{path}", "--proxy") as running:
         with socket.socket(socket.AF_UNIX) as sock:
             sock.settimeout(20)
             sock.connect(path)
             sock.sendall(head())
             assert sock.recv(100).startswith(b"HTTP/1.1 400 ")
         assert running.stop() == 0
-    with command("-b", f"unix:{path}", "--proxy", "--ignore-missing-header", num=2):
+    with command(kind, "-b", f"unix:{path}", "--proxy", "--ignore-missing-header", num=2):
         assert len({ask(path)["worker"] for _ in range(5)}) == 1
 
 
-def test_the_file_of_a_server_that_was_killed_is_replaced(path: str) -> None:
-    with command("-b", f"unix:{path}", "--proxy") as running:
+def test_the_file_of_a_server_that_was_killed_is_replaced(kind: Kind, path: str) -> None:
+    with command(kind, "-b", f"unix:{path}", "--proxy") as running:
         os.kill(running.master_pid, signal.SIGKILL)
         running.wait()
     assert stat.S_ISSOCK(os.lstat(path).st_mode)
-    with command("-b", f"unix:{path}", "--proxy"):
+    with command(kind, "-b", f"unix:{path}", "--proxy"):
         assert ask(path, f"{XFF}: 10.0.0.1")
     assert not os.path.exists(path)
 
@@ -181,12 +181,12 @@ def test_the_file_of_a_server_that_runs_is_never_taken(path: str) -> None:
         assert os.path.exists(path)
 
 
-@pytest.mark.parametrize("kind", ["file", "folder", "link"])
-def test_a_file_that_is_no_socket_is_never_removed(path: str, kind: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("what", ["file", "folder", "link"])
+def test_a_file_that_is_no_socket_is_never_removed(path: str, what: str, tmp_path: Path) -> None:
     (tmp_path / "precious").write_text("data")
-    if kind == "file":
+    if what == "file":
         Path(path).write_text("data")
-    elif kind == "folder":
+    elif what == "folder":
         os.mkdir(path)
     else:
         os.symlink(tmp_path / "precious", path)
@@ -198,8 +198,8 @@ def test_a_file_that_is_no_socket_is_never_removed(path: str, kind: str, tmp_pat
     assert (tmp_path / "precious").read_text() == "data"
 
 
-def test_at_the_end_the_file_is_removed_only_if_it_is_still_ours(path: str) -> None:
-    with command("-b", f"unix:{path}", "--proxy") as running:
+def test_at_the_end_the_file_is_removed_only_if_it_is_still_ours(kind: Kind, path: str) -> None:
+    with command(kind, "-b", f"unix:{path}", "--proxy") as running:
         os.rename(path, path + ".moved")
         with socket.socket(socket.AF_UNIX) as other:
             other.bind(path)

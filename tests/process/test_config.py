@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
 
-from tests.harness import ROOT, serve
+from tests.harness import ROOT, Kind, request, serve, wait_until
 
 from .test_options import assert_one_line, run
 
@@ -127,10 +128,10 @@ format=MINE %(name)s %(levelname)s %(message)s
 """
 
 
-@pytest.mark.parametrize("kind", ["ini", "json"])
-def test_a_log_config_says_where_everything_goes(kind: str, tmp_path: Path) -> None:
-    log, config = tmp_path / "out.log", tmp_path / f"log.{kind}"
-    if kind == "ini":
+@pytest.mark.parametrize("form", ["ini", "json"])
+def test_a_log_config_says_where_everything_goes(kind: Kind, form: str, tmp_path: Path) -> None:
+    log, config = tmp_path / "out.log", tmp_path / f"log.{form}"
+    if form == "ini":
         config.write_text(INI.format(path=str(log)))
     else:
         settings = {
@@ -147,8 +148,7 @@ def test_a_log_config_says_where_everything_goes(kind: str, tmp_path: Path) -> N
         }
         config.write_text(json.dumps(settings))
     options = ["--log-config", str(config), "--access-logfile", "-"]
-    with serve(APP, num=1, options=options, ready=False) as running:
-        from tests.harness import wait_until
+    with kind.serve("lab", num=1, options=options, ready=False) as running:
 
         def lines() -> str:
             return log.read_text() if log.exists() else ""
@@ -156,8 +156,6 @@ def test_a_log_config_says_where_everything_goes(kind: str, tmp_path: Path) -> N
         found = wait_until(lambda: lines() if "Listening at" in lines() else "", 60)
         assert "MINE sticky.master INFO worker 0 ready" in found
         port = int(found.split("Listening at: http://127.0.0.1:")[1].split()[0])
-        from tests.harness import request
-
         assert request(port).status == 200
         wait_until(lambda: "MINE sticky.access INFO 127.0.0.1 - - [" in lines())
         assert running.stop() == 0
@@ -200,20 +198,29 @@ def test_importing_the_library_configures_no_logging() -> None:
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
 
 
-def test_the_error_log_has_slot_and_pid_of_who_writes(tmp_path: Path) -> None:
+def test_the_error_log_has_slot_and_pid_of_who_writes(kind: Kind, tmp_path: Path) -> None:
     (tmp_path / "app.py").write_text(
         "import logging\n"
         "def make():\n"
         "    logging.getLogger('sticky.mine').warning('hello from the app')\n"
-        "    from tests.apps import lab\n"
+        f"    from {kind.apps} import lab\n"
         "    return lab()\n"
     )
     env = {"PYTHONPATH": str(ROOT)}
-    with serve("app:make", num=2, cwd=tmp_path, env=env) as running:
+    with kind.serve("app:make", num=2, cwd=tmp_path, env=env) as running:
         when = r"^\[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d [+-]\d{4}\]"
         running.wait_for(rf"{when} \[{running.master_pid}\] \[INFO\] Listening at: ")
         for slot, pid in running.worker_pids().items():
             running.wait_for(rf"{when} \[{pid} worker {slot}\] \[WARNING\] hello from the app$")
+
+
+def test_an_error_of_the_app_is_500_and_its_traceback_is_logged_once(kind: Kind) -> None:
+    with kind.serve("lab", num=1) as running:
+        assert running.get("/raise").status == 500
+        assert running.stop() == 0
+        pid = running.worker_pids()[0]
+        assert re.search(rf"\[{pid} worker 0\] \[ERROR\] (.*\n)?Traceback ", running.log())
+        assert running.log().count("RuntimeError: the app is to blame") == 1
 
 
 # -- extras that are not installed -----------------------------------------------------------------
@@ -240,13 +247,13 @@ def without(tmp_path: Path) -> dict[str, str]:
     [
         ("asgi_apps:lab", [], "uvicorn", r"'asgi' needs 'uvicorn'.*'socketio-sticky\[asgi\]'"),
         ("asgi_apps:lab", ["-k", "asgi"], "uvicorn", r"'uvicorn'.*'socketio-sticky\[asgi\]'"),
-        ("objects:wsgi_object", ["--reload"], "watchfiles", r"'socketio-sticky\[reload\]'"),
+        ("apps:lab", ["--reload"], "watchfiles", r"'socketio-sticky\[reload\]'"),
     ],
 )
 def test_a_missing_extra_is_one_line_that_says_what_to_install(
     target: str, words: list[str], blocked: str, says: str, without: dict[str, str]
 ) -> None:
-    command = ["-m", "sticky", f"tests.process.{target}", "-w", "1", "-b", "127.0.0.1:0", *words]
+    command = ["-m", "sticky", f"tests.{target}", "-w", "1", "-b", "127.0.0.1:0", *words]
     ended = run(*command, **without, BLOCKED=blocked)
     assert ended.returncode in (1, 3, 4)
     lines = [line for line in ended.stderr.splitlines() if "[ERROR]" in line]
@@ -261,13 +268,13 @@ def test_a_missing_extra_is_one_line_that_says_what_to_install(
 
 @pytest.mark.parametrize(
     ("target", "worker_class", "right"),
-    [("asgi_apps:lab", "eventlet", "asgi"), ("objects:wsgi_object", "asgi", "eventlet")],
+    [("asgi_apps:lab", "eventlet", "asgi"), ("apps:lab", "asgi", "eventlet")],
 )
 def test_a_worker_class_that_cannot_serve_the_app_is_answered_with_the_right_one(
     target: str, worker_class: str, right: str
 ) -> None:
     words = ["-w", "2", "-b", "127.0.0.1:0", "-k", worker_class]
-    ended = run("-m", "sticky", f"tests.process.{target}", *words)
+    ended = run("-m", "sticky", f"tests.{target}", *words)
     assert ended.returncode == 4
     assert ended.stderr.count("[ERROR]") == 1
     assert f"worker class '{worker_class}' cannot serve: use '{right}' (-k {right})" in ended.stderr

@@ -12,18 +12,18 @@ import pytest
 import websocket
 
 import sticky
-from tests.harness import ROOT, Running, serve, wait_until
+from tests.harness import ROOT, Kind, Running, wait_until
 
 from .clients import SEED, XFF, Client, addresses_of, head
 from .shared_kit import NUM, A, B, Line, ask
 
-OPTIONS = ("--seed", SEED, "--keep-alive", "1.5")
+OPTIONS = ("--seed", SEED, "--keep-alive", "1.5", "--head-timeout", "1.5")
 
 
 @pytest.fixture(scope="module")
-def running() -> Iterator[Running]:
+def running(kind: Kind) -> Iterator[Running]:
     """Two workers, in which no garbage is ever collected."""
-    with serve("tests.apps:lab_without_gc", num=2, proxy=True, options=OPTIONS) as running:
+    with kind.serve("lab_without_gc", num=2, proxy=True, options=OPTIONS) as running:
         for slot in (0, 1):
             for address in addresses_of(slot, 2, 3):
                 assert running.get("/", {XFF: address}).status == 200
@@ -144,7 +144,13 @@ def test_a_request_may_take_longer_than_an_idle_connection(running: Running) -> 
         assert client.answer().status == 200
 
 
-def test_a_body_may_pause_longer_than_an_idle_connection(running: Running) -> None:
+def test_a_large_body_makes_it_there_and_back(running: Running) -> None:
+    body = bytes(range(256)) * 4096
+    answer = running.get("/body", {XFF: ADDRESS}, method="POST", body=body)
+    assert answer.body == body
+
+
+def test_a_body_may_pause_longer_than_an_idle_connection_or_a_head(running: Running) -> None:
     lines = (f"{XFF}: {ADDRESS}", "Content-Length: 6")
     with Client(running.port, head(*lines, target="/body", method="POST") + b"abc") as client:
         time.sleep(2)  # the pause is what is tested
@@ -166,8 +172,8 @@ def test_an_answer_can_be_read_while_the_body_it_ignores_is_still_being_sent(
 
 
 @pytest.fixture(scope="module")
-def talking() -> Iterator[Running]:
-    with serve("tests.apps:websocket_echo", num=2, proxy=True, options=OPTIONS) as running:
+def talking(kind: Kind) -> Iterator[Running]:
+    with kind.serve("websocket_echo", num=2, proxy=True, options=OPTIONS) as running:
         running.get("/", {XFF: ADDRESS})
         yield running
 
@@ -211,14 +217,28 @@ def test_a_websocket_whose_client_is_gone_leaves_no_descriptor_behind(
     assert "Traceback" not in talking.log()
 
 
-def test_a_refused_upgrade_is_an_ordinary_answer(talking: Running) -> None:
-    lines = (f"{XFF}: {ADDRESS}", "Connection: Upgrade", "Upgrade: websocket")
+def test_websockets_that_have_ended_do_not_count_any_more(kind: Kind) -> None:
+    with kind.serve("websocket_echo", num=1, options=["--max-connections", "2"]) as running:
+        for _ in range(4):
+            ws = websocket.create_connection(f"ws://127.0.0.1:{running.port}/ws", timeout=20)
+            ws.send("hello")
+            assert ws.recv() == "hello"
+            ws.close()
+
+
+def test_a_refused_upgrade_is_answered_and_ends_the_connection(
+    talking: Running, kind: Kind
+) -> None:
+    """A WSGI app gives it an ordinary answer, for an ASGI app the server says that it is refused."""
+    lines = [f"{XFF}: {ADDRESS}", "Connection: Upgrade", "Upgrade: websocket"]
+    lines += ["Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: x3JJHMbDL1EzLkh9GBhXDw=="]
     with Client(talking.port, head(*lines, target="/no-websocket")) as client:
-        assert client.answer().status == 200
+        assert client.answer().status == {"wsgi": 200, "asgi": 403}[kind.interface]
+        assert client.rest() == b""
 
 
-def test_what_was_counted_is_logged_when_the_master_is_asked() -> None:
-    with serve("tests.apps:whoami", num=2, proxy=True) as running:
+def test_what_was_counted_is_logged_when_the_master_is_asked(kind: Kind) -> None:
+    with kind.serve("whoami", num=2, proxy=True) as running:
         for number in range(5):
             assert running.get("/", {XFF: f"192.0.2.{number}"}).status == 200
         running.send_signal(signal.SIGUSR1)

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.harness import ROOT, Running, wait_until
+from tests.harness import ROOT, Kind, Running, wait_until
 
 from .clients import Client, head
 
@@ -120,10 +120,9 @@ def read_only_works() -> bool:
 @pytest.mark.skipif(
     os.getuid() != 0 or not read_only_works(), reason="read-only mounts are not allowed here"
 )
-@pytest.mark.parametrize("target", ["tests.apps:lab", "tests.process.asgi_apps:lab"])
-def test_on_a_file_system_where_only_tmp_can_be_written(target: str) -> None:
+def test_on_a_file_system_where_only_tmp_can_be_written(kind: Kind) -> None:
     """And without a home, a terminal, or anything in the environment."""
-    command = [sys.executable, "-m", "sticky", target, "-b", "127.0.0.1:0", "-w", "2"]
+    command = [sys.executable, "-m", "sticky", kind.app("lab"), "-b", "127.0.0.1:0", "-w", "2"]
     shell = (
         f"{READ_ONLY}\n"
         f'exec env -i HARNESS_RUN="$HARNESS_RUN" PATH="$PATH" PYTHONUNBUFFERED=1 '

@@ -7,12 +7,10 @@ from pathlib import Path
 import pytest
 
 import sticky
-from tests.harness import ROOT, Answer, Running, serve
+from tests.harness import ROOT, Answer, Kind, Running, serve
 
 from .clients import SEED, XFF, Client, addresses_of, head
 from .test_options import run
-
-APP = "tests.apps:whoami"
 
 
 def ask(running: Running, *lines: str) -> Answer:
@@ -34,18 +32,18 @@ ROUTINGS = {
 
 
 @pytest.mark.parametrize("how", ROUTINGS)
-def test_a_client_is_told_by_what_the_options_say(how: str) -> None:
+def test_a_client_is_told_by_what_the_options_say(kind: Kind, how: str) -> None:
     options, lines = ROUTINGS[how]
-    with serve(APP, num=2, proxy=True, options=[*options, "--seed", SEED]) as running:
+    with kind.serve("whoami", num=2, proxy=True, options=[*options, "--seed", SEED]) as running:
         for slot in range(2):
             for address in addresses_of(slot, 2, 3):
                 answer = ask(running, *(line.format(address) for line in lines))
                 assert answer.json()["worker"] == slot, (slot, address)
 
 
-def test_prefixes_say_which_clients_are_one() -> None:
+def test_prefixes_say_which_clients_are_one(kind: Kind) -> None:
     options = ["--ipv4-prefix", "16", "--ipv6-prefix", "32", "--seed", SEED]
-    with serve(APP, num=4, proxy=True, options=options) as running:
+    with kind.serve("whoami", num=4, proxy=True, options=options) as running:
         for many in (
             [f"203.0.{number}.{number}" for number in range(1, 12)],
             [f"2001:db8:{number}::{number}" for number in range(1, 12)],
@@ -56,9 +54,9 @@ def test_prefixes_say_which_clients_are_one() -> None:
         assert len(others) > 1
 
 
-def test_a_value_that_is_no_address_is_a_key_too() -> None:
+def test_a_value_that_is_no_address_is_a_key_too(kind: Kind) -> None:
     options = ["--proxy-header", "x-session", "--seed", SEED]
-    with serve(APP, num=4, proxy=True, options=options) as running:
+    with kind.serve("whoami", num=4, proxy=True, options=options) as running:
         found = {}
         for number in range(12):
             line = f"X-Session: user-{number}"
@@ -140,6 +138,13 @@ def test_what_cannot_be_served_is_said_once_with_status_4(
     assert "Traceback" not in ended.stderr
 
 
+def test_the_app_sees_the_request_as_it_was_sent(kind: Kind) -> None:
+    """Whom of those in the header to trust is its own decision."""
+    with kind.serve("whoami", num=2, proxy=True) as running:
+        seen = ask(running, f"{XFF}: 203.0.113.1, 10.0.0.1").json()
+        assert (seen["xff"], seen["remote_addr"]) == ("203.0.113.1, 10.0.0.1", "127.0.0.1")
+
+
 def test_an_asgi_app_can_be_given_to_listen_in_a_script(tmp_path: Path) -> None:
     """The first worker finds it out; the script is run once more for it."""
     script = tmp_path / "serve.py"
@@ -168,9 +173,9 @@ def test_a_script_does_not_take_what_the_factory_raises_for_its_own(
     assert ended.stderr.count(says) == 1
 
 
-def test_explain_says_where_the_server_sends() -> None:
+def test_explain_says_where_the_server_sends(kind: Kind) -> None:
     words = ["--proxy", "-w", "4", "--seed", SEED]
-    with serve(APP, num=4, proxy=True, options=["--seed", SEED]) as running:
+    with kind.serve("whoami", num=4, proxy=True, options=["--seed", SEED]) as running:
         for address in ("203.0.113.7", "198.51.100.1", "2001:db8::1"):
             ended = run("-m", "sticky", "explain", *words, address)
             assert (ended.returncode, ended.stderr) == (0, "")

@@ -19,7 +19,7 @@ import psutil
 import pytest
 import websocket
 
-from tests.harness import MARK, ROOT, Running, marked, request, serve, wait_until
+from tests.harness import MARK, ROOT, Kind, Running, marked, request, serve, wait_until
 
 from .clients import SEED, XFF, Client, addresses_of, head
 from .test_listen import Script
@@ -70,10 +70,10 @@ def wait_for_none(running: Running, timeout: float) -> None:
 
 
 @pytest.fixture(scope="module")
-def shared() -> Iterator[Running]:
+def shared(kind: Kind) -> Iterator[Running]:
     """For what a server has to survive."""
     options = (*ROUTED, "--queue-timeout", "5")
-    with serve("tests.apps:lab", num=NUM, proxy=True, options=options) as running:
+    with kind.serve("lab", num=NUM, proxy=True, options=options) as running:
         yield running
 
 
@@ -200,10 +200,10 @@ def test_the_queue_of_a_worker_that_goes_on_is_served_in_full(shared: Running) -
 
 
 @pytest.fixture(scope="module")
-def impatient() -> Iterator[Running]:
+def impatient(kind: Kind) -> Iterator[Running]:
     """A server with a short heartbeat."""
     options = (*ROUTED, "--timeout", "3", "--queue-timeout", "60")
-    with serve("tests.apps:lab", num=NUM, proxy=True, options=options) as running:
+    with kind.serve("lab", num=NUM, proxy=True, options=options) as running:
         yield running
 
 
@@ -237,8 +237,8 @@ def test_a_master_that_stood_still_does_not_blame_its_workers(impatient: Running
 
 
 @pytest.mark.parametrize("busy", ["idle", "computing", "stopped"])
-def test_a_killed_master_leaves_no_process_for_a_second(busy: str) -> None:
-    with serve("tests.apps:lab", num=NUM, proxy=True, options=ROUTED) as running:
+def test_a_killed_master_leaves_no_process_for_a_second(kind: Kind, busy: str) -> None:
+    with kind.serve("lab", num=NUM, proxy=True, options=ROUTED) as running:
         pid = running.worker_pids()[0]
         with ask(running, 0, "/spin?seconds=60" if busy == "computing" else "/") as client:
             if busy == "computing":
@@ -251,8 +251,8 @@ def test_a_killed_master_leaves_no_process_for_a_second(busy: str) -> None:
             wait_for_none(running, 1.0)
 
 
-def test_a_killed_launcher_leaves_no_process(tmp_path: Path) -> None:
-    script = Script(tmp_path)
+def test_a_killed_launcher_leaves_no_process(kind: Kind, tmp_path: Path) -> None:
+    script = Script(tmp_path, kind)
     call = f'sticky.listen(factory, 0, {NUM}, proxy=True, seed="{SEED}")'
     with script.serve(call, NUM) as running, ask(running, 0, "/spin?seconds=60"):
         wait_until_it_computes(running.worker_pids()[0])
@@ -260,8 +260,10 @@ def test_a_killed_launcher_leaves_no_process(tmp_path: Path) -> None:
         wait_for_none(running, 10)
 
 
-def test_a_killed_master_is_told_to_the_launcher_and_leaves_no_process(tmp_path: Path) -> None:
-    script = Script(tmp_path)
+def test_a_killed_master_is_told_to_the_launcher_and_leaves_no_process(
+    kind: Kind, tmp_path: Path
+) -> None:
+    script = Script(tmp_path, kind)
     with script.serve("sticky.listen(factory, 0, 2)", 2) as running:
         os.kill(running.master_pid, signal.SIGKILL)
         wait_for_none(running, 5)
@@ -281,8 +283,8 @@ def refused(port: int) -> bool:
     return False
 
 
-def test_a_graceful_stop_finishes_what_is_in_hand_and_takes_nothing_new() -> None:
-    with serve("tests.apps:lab", num=2, proxy=True, options=ROUTED) as running:
+def test_a_graceful_stop_finishes_what_is_in_hand_and_takes_nothing_new(kind: Kind) -> None:
+    with kind.serve("lab", num=2, proxy=True, options=ROUTED) as running:
         pids = running.worker_pids()
         clients = [ask(running, slot, "/slow?seconds=4") for slot in (0, 1, 0, 1)]
         for slot in (0, 1):
@@ -297,8 +299,10 @@ def test_a_graceful_stop_finishes_what_is_in_hand_and_takes_nothing_new() -> Non
         assert running.wait() == 0
 
 
-def test_a_graceful_stop_serves_what_waits_in_the_backlog_the_inbox_and_the_queue() -> None:
-    with serve("tests.apps:lab", num=2, proxy=True, options=ROUTED) as running:
+def test_a_graceful_stop_serves_what_waits_in_the_backlog_the_inbox_and_the_queue(
+    kind: Kind,
+) -> None:
+    with kind.serve("lab", num=2, proxy=True, options=ROUTED) as running:
         worker, master = running.worker_pids()[0], running.master_pid
         with stopped(worker):
             clients = [ask(running, 0) for _ in range(40)]  # some in the inbox, some queued
@@ -314,8 +318,8 @@ def test_a_graceful_stop_serves_what_waits_in_the_backlog_the_inbox_and_the_queu
         assert running.wait() == 0
 
 
-def test_a_graceful_stop_serves_the_inbox_of_a_worker_that_dies_meanwhile() -> None:
-    with serve("tests.apps:lab", num=2, proxy=True, options=ROUTED) as running:
+def test_a_graceful_stop_serves_the_inbox_of_a_worker_that_dies_meanwhile(kind: Kind) -> None:
+    with kind.serve("lab", num=2, proxy=True, options=ROUTED) as running:
         worker = running.worker_pids()[0]
         with stopped(worker):
             clients = [ask(running, 0) for _ in range(10)]
@@ -331,10 +335,10 @@ def test_a_graceful_stop_serves_the_inbox_of_a_worker_that_dies_meanwhile() -> N
         assert running.wait() == 0
 
 
-def test_clients_who_only_wait_do_not_hold_up_a_graceful_stop() -> None:
+def test_clients_who_only_wait_do_not_hold_up_a_graceful_stop(kind: Kind) -> None:
     """A long poll, a websocket, an idle keep-alive connection, one that has said nothing, and one
     in the middle of its head."""
-    with serve("tests.apps:socketio_server", num=1, options=("--no-defer-accept",)) as running:
+    with kind.serve("socketio_server", num=1, options=("--no-defer-accept",)) as running:
         query = "/socket.io/?EIO=4&transport="
         sid = json.loads(running.get(query + "polling").body[1:])["sid"]
         polling = f"{query}polling&sid={sid}"
@@ -363,9 +367,9 @@ def test_clients_who_only_wait_do_not_hold_up_a_graceful_stop() -> None:
         ws.close()
 
 
-def test_a_request_that_never_ends_is_cut_at_the_graceful_timeout() -> None:
+def test_a_request_that_never_ends_is_cut_at_the_graceful_timeout(kind: Kind) -> None:
     options = (*ROUTED, "--graceful-timeout", "2")
-    with serve("tests.apps:lab", num=2, proxy=True, options=options) as running:
+    with kind.serve("lab", num=2, proxy=True, options=options) as running:
         with ask(running, 0, "/forever") as endless, ask(running, 1, "/slow?seconds=1") as slow:
             endless.read(10_000)
             served_by(running, 1)
@@ -379,19 +383,22 @@ def test_a_request_that_never_ends_is_cut_at_the_graceful_timeout() -> None:
 
 
 @pytest.mark.parametrize("sig", [signal.SIGINT, signal.SIGQUIT])
-def test_an_interrupt_is_quick_whatever_goes_on(sig: int) -> None:
-    with serve("tests.apps:lab", num=2, proxy=True, options=ROUTED) as running:
+def test_an_interrupt_is_quick_whatever_goes_on(kind: Kind, sig: int) -> None:
+    with kind.serve("websocket_echo", num=2, proxy=True, options=ROUTED) as running:
+        url, header = f"ws://127.0.0.1:{running.port}/ws", {XFF: addresses_of(0, 2, 1)[0]}
+        ws = websocket.create_connection(url, timeout=20, header=header)
         with ask(running, 0, "/slow?seconds=60"), ask(running, 1, "/spin?seconds=60"):
             wait_until_it_computes(running.worker_pids()[1])
             started = time.monotonic()
             assert running.stop(sig) == 0
             assert time.monotonic() - started < 10
+        ws.shutdown()
         assert "Traceback" not in running.log()
 
 
-def test_an_interrupt_overtakes_a_graceful_stop() -> None:
+def test_an_interrupt_overtakes_a_graceful_stop(kind: Kind) -> None:
     with (
-        serve("tests.apps:lab", num=2, proxy=True, options=ROUTED) as running,
+        kind.serve("lab", num=2, proxy=True, options=ROUTED) as running,
         ask(running, 0, "/slow?seconds=60"),
     ):
         served_by(running, 0)
@@ -405,25 +412,27 @@ def test_an_interrupt_overtakes_a_graceful_stop() -> None:
 # -- starting ----------------------------------------------------------------------------------
 
 
-def failing(target: str, *options: str, num: int = 2) -> tuple[int, str]:
+def failing(server: Running) -> tuple[int, str]:
     """Start what cannot start: its exit status and log."""
-    with serve(target, num=num, ready=False, options=options) as running:
+    with server as running:
         status = running.wait(60)
         wait_for_none(running, 5)
         running._reader.join(10)
         return status, running.log()
 
 
-def test_workers_that_cannot_start_end_everything_with_their_own_traceback_once() -> None:
-    status, log = failing("tests.apps:broken", num=4)
+def test_workers_that_cannot_start_end_everything_with_their_own_traceback_once(
+    kind: Kind,
+) -> None:
+    status, log = failing(kind.serve("broken", num=4, ready=False))
     assert status == 3
     assert log.count("Traceback") == log.count("RuntimeError: the database is not there") == 1
     assert "in broken" in log
     assert str(ROOT / "sticky") not in log  # their traceback, not ours
 
 
-def test_a_script_whose_workers_cannot_start_exits_3(tmp_path: Path) -> None:
-    script = Script(tmp_path)
+def test_a_script_whose_workers_cannot_start_exits_3(kind: Kind, tmp_path: Path) -> None:
+    script = Script(tmp_path, kind)
     call = """
         def bad():
             return 1 / 0
@@ -448,37 +457,38 @@ def test_a_script_whose_workers_cannot_start_exits_3(tmp_path: Path) -> None:
     ],
 )
 def test_an_app_that_cannot_be_loaded_is_one_line_and_exit_4(target: str, said: str) -> None:
-    status, log = failing(target)
+    status, log = failing(serve(target, ready=False))
     assert status == 4
     assert_one_line(log, re.escape(said))
 
 
 def test_a_module_with_an_error_in_it_is_told_by_its_traceback(tmp_path: Path) -> None:
     (tmp_path / "wrong.py").write_text("import nothing_at_all\n")
-    status, log = failing("wrong:app", "--app-dir", str(tmp_path))
+    status, log = failing(serve("wrong:app", ready=False, options=["--app-dir", str(tmp_path)]))
     assert status == 3
     assert log.count("Traceback") == 1
     assert "ModuleNotFoundError: No module named 'nothing_at_all'" in log
     assert str(tmp_path / "wrong.py") in log
 
 
-def test_a_worker_that_dies_before_it_is_ready_is_one_line_and_exit_3() -> None:
-    status, log = failing("tests.apps:dies")
+def test_a_worker_that_dies_before_it_is_ready_is_one_line_and_exit_3(kind: Kind) -> None:
+    status, log = failing(kind.serve("dies", ready=False))
     assert status == 3
     assert_one_line(log, r"worker \d \(pid \d+\) could not start: it exited with status 7 before")
 
 
-def test_a_worker_that_is_not_ready_in_time_ends_everything_with_3() -> None:
-    status, log = failing("tests.apps:never_ready", "--boot-timeout", "2")
+def test_a_worker_that_is_not_ready_in_time_ends_everything_with_3(kind: Kind) -> None:
+    options = ["--boot-timeout", "2"]
+    status, log = failing(kind.serve("never_ready", ready=False, options=options))
     assert status == 3
     assert "not ready within 2 s" in log
     assert "Traceback" not in log
 
 
-def test_a_crash_loop_is_slowed_down_and_touches_nobody_else(tmp_path: Path) -> None:
+def test_a_crash_loop_is_slowed_down_and_touches_nobody_else(kind: Kind, tmp_path: Path) -> None:
     flag = tmp_path / "crash"
     env = {"CRASH_LOOP": str(flag)}
-    with serve("tests.apps:crashes_later", num=2, proxy=True, options=ROUTED, env=env) as running:
+    with kind.serve("crashes_later", num=2, proxy=True, options=ROUTED, env=env) as running:
         other = served_by(running, 1)
         flag.touch()
         killed = running.kill_worker(0)
@@ -521,7 +531,7 @@ def when_served(act: Callable[[], int]) -> int:
     return wait_until(attempt, 60, "it is served")
 
 
-def test_a_log_that_nobody_reads_stops_nobody() -> None:
+def test_a_log_that_nobody_reads_stops_nobody(kind: Kind) -> None:
     """Its pipe is full from the start."""
     reader, writer = os.pipe()
     fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
@@ -531,14 +541,14 @@ def test_a_log_that_nobody_reads_stops_nobody() -> None:
             os.write(writer, b"x")
     os.set_blocking(writer, True)
     port, mark = free_port(), os.urandom(16).hex()
-    command = [sys.executable, "-m", "sticky", "tests.apps:lab", "-b", f"127.0.0.1:{port}"]
+    command = [sys.executable, "-m", "sticky", kind.app("lab"), "-b", f"127.0.0.1:{port}"]
     process = subprocess.Popen(
         [*command, "-w", "2", "--proxy", "--log-level", "info"],
         stdin=subprocess.DEVNULL,
         stdout=writer,
         stderr=writer,
         cwd=ROOT,
-        env={**os.environ, MARK: mark},
+        env={**os.environ, **kind.env, MARK: mark},
         start_new_session=True,
     )
     try:

@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 import sticky
-from tests.harness import LISTENING, ROOT, Running, request, serve, wait_until
+from tests.harness import KINDS, LISTENING, ROOT, Kind, Running, request, serve, wait_until
 
 from .clients import SEED, XFF, addresses_of, slot_of
 from .test_options import run
@@ -24,7 +24,7 @@ from .test_options import run
 PRELUDE = """
 import os, json, sys
 import sticky
-from tests.apps import lab, process
+from {apps} import lab, process
 
 def record(*words):
     with open(os.environ["RECORD"], "a") as file:  # short appends do not mix
@@ -42,16 +42,18 @@ def on_listening(addresses):
 
 
 class Script:
-    """A script in a folder of its own; what its processes recorded."""
+    """A script in a folder of its own, for a kind of server; what its processes recorded."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, kind: Kind) -> None:
+        self.kind = kind
+        self.prelude = PRELUDE.replace("{apps}", kind.apps)
         self.folder = folder
         self.path = folder / "serve.py"
         self.record = folder / "record"
-        self.env = {"PYTHONPATH": str(ROOT), "RECORD": str(self.record)}
+        self.env = {**kind.env, "PYTHONPATH": str(ROOT), "RECORD": str(self.record)}
 
     def write(self, source: str, *, first: str = "") -> str:
-        self.path.write_text(first + PRELUDE + textwrap.dedent(source))
+        self.path.write_text(first + self.prelude + textwrap.dedent(source))
         return str(self.path)
 
     def serve(self, source: str, num: int, *, first: str = "", **options: Any) -> Running:
@@ -69,8 +71,14 @@ class Script:
 
 
 @pytest.fixture
-def script(tmp_path: Path) -> Script:
-    return Script(tmp_path)
+def script(tmp_path: Path, kind: Kind) -> Script:
+    return Script(tmp_path, kind)
+
+
+@pytest.fixture
+def green_script(tmp_path: Path) -> Script:
+    """For what is told about monkey-patching: that is eventlet's alone."""
+    return Script(tmp_path, KINDS["eventlet"])
 
 
 CALLS = {
@@ -106,9 +114,10 @@ def test_listen_can_be_called(script: Script, call: str) -> None:
 
 
 def test_listen_can_be_called_in_a_script_that_is_monkey_patched_first_of_all(
-    script: Script,
+    green_script: Script,
 ) -> None:
-    check_call(script, CALLS["with_a_guard"], first="import eventlet; eventlet.monkey_patch()")
+    first = "import eventlet; eventlet.monkey_patch()"
+    check_call(green_script, CALLS["with_a_guard"], first=first)
 
 
 def check_call(script: Script, call: str, *, first: str = "") -> None:
@@ -132,7 +141,7 @@ def check_call(script: Script, call: str, *, first: str = "") -> None:
 def test_a_string_is_imported_in_the_workers_and_the_script_is_not_run_again(
     script: Script,
 ) -> None:
-    (script.folder / "project.py").write_text(PRELUDE.replace('"script"', '"module"'))
+    (script.folder / "project.py").write_text(script.prelude.replace('"script"', '"module"'))
     call = 'sticky.listen("project:factory", 0, 2)\nrecord("after")'
     with script.serve(call, 2) as running:
         workers = sorted(running.worker_pids().values())
@@ -154,22 +163,22 @@ def test_a_module_that_calls_listen_itself_can_be_named_too(script: Script) -> N
     assert sorted(recorded["script"]) == sorted(recorded["factory"]) == workers
 
 
-@pytest.mark.parametrize("kind", ["module", "package", "folder"])
-def test_a_module_can_be_the_script(script: Script, kind: str) -> None:
+@pytest.mark.parametrize("form", ["module", "package", "folder"])
+def test_a_module_can_be_the_script(script: Script, form: str) -> None:
     call = 'sticky.listen(factory, 0, 2)\nrecord("after")'
     source = Path(script.write(call))
-    if kind == "module":
+    if form == "module":
         arguments = ["-m", "serve"]
     else:
         project = script.folder / "project"
         project.mkdir()
         source.rename(project / "__main__.py")
         (project / "beside.py").write_text("")
-        if kind == "package":
+        if form == "package":
             (project / "__init__.py").write_text("")
             arguments = ["-m", "project"]
         else:
-            (project / "__main__.py").write_text("import beside\n" + PRELUDE + call)
+            (project / "__main__.py").write_text("import beside\n" + script.prelude + call)
             arguments = ["project"]
     command = [sys.executable, *arguments, "an argument"]
     with Running(command, num=2, env=script.env, cwd=script.folder) as running:
@@ -340,9 +349,9 @@ def test_the_workers_of_a_command_have_no_descriptor_that_is_not_their_own(scrip
     shell = script.folder / "start.sh"
     shell.write_text(
         f'exec 7<"{secret}" 9<"{secret}"\n'
-        f'exec "{sys.executable}" -m sticky tests.apps:lab -b 127.0.0.1:0 -w 1\n'
+        f'exec "{sys.executable}" -m sticky {script.kind.app("lab")} -b 127.0.0.1:0 -w 1\n'
     )
-    with serve(str(shell), python="/bin/sh", script=True, num=1) as running:
+    with script.kind.serve(str(shell), python="/bin/sh", script=True, num=1) as running:
         assert str(secret) in _targets(running.master_pid)
         assert str(secret) not in _targets(running.worker_pids()[0])
 
@@ -375,7 +384,8 @@ def test_files_named_like_the_standard_librarys_do_not_break_the_start(
     if how == "script":
         command = [sys.executable, source]
     else:
-        command = [sys.executable, "-P", "-m", "sticky", "tests.apps:lab", "-b", ":0", "-w", "1"]
+        lab = script.kind.app("lab")
+        command = [sys.executable, "-P", "-m", "sticky", lab, "-b", ":0", "-w", "1"]
     with Running(command, num=1, env=script.env, cwd=folder) as running:
         answer = running.get("/process").json()
         assert answer["cwd"] == str(folder)
@@ -442,15 +452,17 @@ def green():
 
 
 @pytest.mark.parametrize("how", ["script", "string", "command"])
-def test_patching_comes_before_everything_the_user_imports(script: Script, how: str) -> None:
+def test_patching_comes_before_everything_the_user_imports(green_script: Script, how: str) -> None:
     """What is imported by name is green, and a lock made at import time does not hang."""
-    (script.folder / "project.py").write_text(GREEN)
+    (green_script.folder / "project.py").write_text(GREEN)
     if how == "command":
         command = ["-m", "sticky", "project:green", "-b", "127.0.0.1:0", "-w", "1"]
     else:
         given = "green" if how == "script" else '"project:green"'
-        command = [script.write(f"sticky.listen({given}, 0, 1)", first=GREEN)]
-    with Running([sys.executable, *command], num=1, env=script.env, cwd=script.folder) as running:
+        command = [green_script.write(f"sticky.listen({given}, 0, 1)", first=GREEN)]
+    with Running(
+        [sys.executable, *command], num=1, env=green_script.env, cwd=green_script.folder
+    ) as running:
         answers: list[bytes] = []
         threads = [
             threading.Thread(target=lambda: answers.append(running.get().body)) for _ in range(20)
@@ -472,34 +484,51 @@ OBJECTS = {
     "socketio_wsgi": "/socket.io/?transport=polling&EIO=4",
     "flask_socketio_app": "/socket.io/?transport=polling&EIO=4",
 }
+ASGI_OBJECTS = {
+    "asgi_function": "/",
+    "asgi_object": "/",
+    "fastapi_app": "/",
+    "socketio_server": "/socket.io/?transport=polling&EIO=4",
+    "socketio_asgi": "/socket.io/?transport=polling&EIO=4",
+}
 
 
-@pytest.mark.parametrize("name", [*OBJECTS, "make_socketio_server", "make_flask_socketio_app"])
-def test_an_object_can_be_served_as_well_as_what_a_factory_makes(name: str) -> None:
-    with serve(f"tests.process.objects:{name}", num=1) as running:
-        answer = running.get(OBJECTS[name.removeprefix("make_")])
+def check_object(target: str, path: str) -> None:
+    with serve(target, num=1) as running:
+        answer = running.get(path)
         assert answer.status == 200
         if b"worker" in answer.body:
             assert answer.json()["worker"] == 0
         else:
             assert answer.body.startswith(b'0{"sid"')
-        if "flask" in name:
+        if "flask" in target:
             assert running.get("/").json() == {"worker": 0}
         assert running.stop() == 0
         assert "Traceback" not in running.log()
 
 
+@pytest.mark.parametrize("name", [*OBJECTS, "make_socketio_server", "make_flask_socketio_app"])
+def test_an_object_can_be_served_as_well_as_what_a_factory_makes(name: str) -> None:
+    check_object(f"tests.process.objects:{name}", OBJECTS[name.removeprefix("make_")])
+
+
+@pytest.mark.parametrize("name", [*ASGI_OBJECTS, "make_socketio_server", "make_fastapi_app"])
+def test_an_asgi_object_can_be_served_as_well_as_what_a_factory_makes(name: str) -> None:
+    check_object(f"tests.process.asgi_objects:{name}", ASGI_OBJECTS[name.removeprefix("make_")])
+
+
 def test_an_object_can_be_given_to_listen_in_a_script(script: Script) -> None:
-    call = """
-        from tests.process.objects import flask_app
-        sticky.listen(flask_app, 0, 2)
+    what = {"wsgi": "objects import flask_app", "asgi": "asgi_objects import fastapi_app"}
+    call = f"""
+        from tests.process.{what[script.kind.interface]} as app
+        sticky.listen(app, 0, 2)
         """
     with script.serve(call, 2) as running:
         assert running.get().json()["worker"] in (0, 1)
 
 
-def test_the_command_routes_as_explain_says() -> None:
-    with serve("tests.apps:whoami", num=3, proxy=True, options=["--seed", SEED]) as running:
+def test_the_command_routes_as_explain_says(kind: Kind) -> None:
+    with kind.serve("whoami", num=3, proxy=True, options=["--seed", SEED]) as running:
         for number in range(30):
             address = f"203.0.113.{number}"
             served = running.get("/", {XFF: address}).json()["worker"]

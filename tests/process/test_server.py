@@ -14,12 +14,11 @@ import psutil
 import pytest
 
 import sticky
-from tests.harness import LISTENING, MARK, ROOT, marked, request, serve, wait_until
+from tests.harness import LISTENING, MARK, ROOT, Kind, marked, request, wait_until
 
 from .clients import SEED, XFF, slot_of
 from .test_options import run
 
-APP = "tests.apps:lab"
 SMALL = {"port": 0, "num": 1, "app_dir": ROOT}
 
 
@@ -33,10 +32,18 @@ def nothing_is_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     assert psutil.Process().children() == []
 
 
-def test_it_is_started_and_stopped_and_the_host_notices_nothing_of_it() -> None:
+@pytest.fixture
+def app(kind: Kind, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The lab, and whatever is started has workers of its kind."""
+    for name, value in kind.env.items():
+        monkeypatch.setenv(name, value)
+    return kind.app("lab")
+
+
+def test_it_is_started_and_stopped_and_the_host_notices_nothing_of_it(app: str) -> None:
     handlers = {number: signal.getsignal(number) for number in signal.valid_signals()}
     threads = threading.enumerate()
-    server = sticky.Server(APP, {**SMALL, "num": 2, "proxy": True, "seed": SEED})
+    server = sticky.Server(app, {**SMALL, "num": 2, "proxy": True, "seed": SEED})
     assert (server.addresses, server.pid) == ([], None)
     assert server.start() is server
     try:
@@ -54,20 +61,20 @@ def test_it_is_started_and_stopped_and_the_host_notices_nothing_of_it() -> None:
     assert server.wait() == server.stop() == 0  # again and again
 
 
-def test_as_a_context_manager_it_is_stopped_at_the_end_of_the_body() -> None:
-    with sticky.Server(APP, sticky.Options(**SMALL)) as server:
+def test_as_a_context_manager_it_is_stopped_at_the_end_of_the_body(app: str) -> None:
+    with sticky.Server(app, sticky.Options(**SMALL)) as server:
         port = server.addresses[0][1]
         assert request(port).json()["worker"] == 0
     with pytest.raises(ConnectionRefusedError):
         request(port)
-    with pytest.raises(LookupError), sticky.Server(APP, SMALL) as server:
+    with pytest.raises(LookupError), sticky.Server(app, SMALL) as server:
         raise LookupError
     assert server.wait() == 0
 
 
-def test_two_servers_run_at_once_and_are_stopped_from_another_thread() -> None:
+def test_two_servers_run_at_once_and_are_stopped_from_another_thread(app: str, kind: Kind) -> None:
     """Each started by a thread of its own, waited for by others, stopped by this one."""
-    servers = [sticky.Server(APP, SMALL), sticky.Server("tests.apps:echo", SMALL)]
+    servers = [sticky.Server(app, SMALL), sticky.Server(kind.app("echo"), SMALL)]
     statuses: list[int] = []
     starting = [threading.Thread(target=server.start) for server in servers]
     for thread in starting:
@@ -92,46 +99,43 @@ def test_two_servers_run_at_once_and_are_stopped_from_another_thread() -> None:
     assert statuses == [0] * 4
 
 
-def test_nothing_stays_open_of_servers_that_ended() -> None:
-    sticky.Server(APP, SMALL).start().stop()
+def test_nothing_stays_open_of_servers_that_ended(app: str) -> None:
+    sticky.Server(app, SMALL).start().stop()
     gc.collect()
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(2):
-        sticky.Server(APP, SMALL).start().stop()
+        sticky.Server(app, SMALL).start().stop()
     gc.collect()
     assert len(os.listdir("/proc/self/fd")) == before
 
 
 @pytest.mark.parametrize(
-    ("target", "status", "says"),
-    [
-        ("tests.apps:broken", 3, "the database is not there"),
-        ("tests.apps:nothing", 4, "has no attribute 'nothing'"),
-    ],
+    ("name", "status", "says"),
+    [("broken", 3, "the database is not there"), ("nothing", 4, "has no attribute 'nothing'")],
 )
 def test_a_start_that_fails_raises_and_the_log_says_why(
-    target: str, status: int, says: str, capfd: pytest.CaptureFixture[str]
+    kind: Kind, name: str, status: int, says: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    server = sticky.Server(target, SMALL)
+    server = sticky.Server(kind.app(name), SMALL)
     with pytest.raises(sticky.WorkerError, match="its log says why") as raised:
         server.start()
     assert raised.value.exit_status == server.wait() == status
     assert says in capfd.readouterr().err
 
 
-def test_a_master_that_is_killed_has_the_status_of_a_shell() -> None:
-    server = sticky.Server(APP, SMALL).start()
+def test_a_master_that_is_killed_has_the_status_of_a_shell(app: str) -> None:
+    server = sticky.Server(app, SMALL).start()
     assert server.pid is not None
     os.kill(server.pid, signal.SIGKILL)
     assert server.wait() == 128 + signal.SIGKILL
 
 
-def test_it_is_started_once_and_wrong_options_are_seen_before() -> None:
+def test_it_is_started_once_and_wrong_options_are_seen_before(app: str) -> None:
     with pytest.raises(sticky.OptionError, match="'nun'; did you mean 'num'"):
-        sticky.Server(APP, {"nun": 1})
+        sticky.Server(app, {"nun": 1})
     with pytest.raises(sticky.OptionError, match="module:factory"):
         sticky.Server("no module", SMALL)
-    server = sticky.Server(APP, SMALL)
+    server = sticky.Server(app, SMALL)
     assert server.wait() == server.stop() == 0  # it never ran
     with (
         server,
@@ -140,10 +144,12 @@ def test_it_is_started_once_and_wrong_options_are_seen_before() -> None:
         server.start()
 
 
-def test_the_environment_of_the_workers_has_what_was_added(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_of_the_workers_has_what_was_added(
+    app: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("OVERRIDDEN", "theirs")
     added = {"ADDED": "1", "OVERRIDDEN": "ours"}
-    with sticky.Server(APP, SMALL, env=added) as server:
+    with sticky.Server(app, SMALL, env=added) as server:
         environ = request(server.addresses[0][1], "/process").json()["environ"]
     assert environ.items() >= added.items()
     assert environ["STICKY_WORKER_ID"] == "0"
@@ -159,21 +165,20 @@ def script(folder: Path, source: str) -> str:
     return str(path)
 
 
-def says(text: str) -> str:
+def says(kind: Kind, text: str) -> str:
+    """A factory of this name, whose app says it and the worker."""
     return f"""
+        from {kind.apps} import says
         def {text}():
-            def app(environ, start_response):
-                start_response("200 OK", [])
-                return [b"{text} %d" % sticky.current_worker().id]
-            return app
+            return says(lambda: "{text} %d" % sticky.current_worker().id)
         """
 
 
-def test_two_servers_of_one_script_each_with_a_function(tmp_path: Path) -> None:
+def test_two_servers_of_one_script_each_with_a_function(kind: Kind, tmp_path: Path) -> None:
     path = script(
         tmp_path,
-        textwrap.dedent(says("first"))
-        + textwrap.dedent(says("second"))
+        textwrap.dedent(says(kind, "first"))
+        + textwrap.dedent(says(kind, "second"))
         + textwrap.dedent(
             """
             one = sticky.Server(first, port=0, num=1)
@@ -186,7 +191,7 @@ def test_two_servers_of_one_script_each_with_a_function(tmp_path: Path) -> None:
             """
         ),
     )
-    with serve(path, script=True, num=1, env={"PYTHONPATH": str(ROOT)}) as running:
+    with kind.serve(path, script=True, num=1, env={"PYTHONPATH": str(ROOT)}) as running:
         found = running.wait_for(r"^ports (\d+) (\d+)$", 60)
         assert request(int(found[1])).body == b"first 0"
         assert request(int(found[2])).body == b"second 0"
@@ -196,10 +201,10 @@ def test_two_servers_of_one_script_each_with_a_function(tmp_path: Path) -> None:
         assert running.wait() == 0
 
 
-def test_a_function_in_a_thread_is_answered_with_what_to_do(tmp_path: Path) -> None:
+def test_a_function_in_a_thread_is_answered_with_what_to_do(kind: Kind, tmp_path: Path) -> None:
     path = script(
         tmp_path,
-        textwrap.dedent(says("app"))
+        textwrap.dedent(says(kind, "app"))
         + textwrap.dedent(
             """
             def serve():
@@ -220,10 +225,12 @@ def test_a_function_in_a_thread_is_answered_with_what_to_do(tmp_path: Path) -> N
     assert "Traceback" not in ended.stderr
 
 
-def test_on_listening_gets_the_chosen_port_when_everyone_is_ready(tmp_path: Path) -> None:
+def test_on_listening_gets_the_chosen_port_when_everyone_is_ready(
+    kind: Kind, tmp_path: Path
+) -> None:
     path = script(
         tmp_path,
-        textwrap.dedent(says("app"))
+        textwrap.dedent(says(kind, "app"))
         + textwrap.dedent(
             """
             from urllib.request import urlopen
@@ -236,26 +243,22 @@ def test_on_listening_gets_the_chosen_port_when_everyone_is_ready(tmp_path: Path
             """
         ),
     )
-    with serve(path, script=True, num=3, env={"PYTHONPATH": str(ROOT)}) as running:
+    with kind.serve(path, script=True, num=3, env={"PYTHONPATH": str(ROOT)}) as running:
         running.wait_for(r"^asked 127\.0\.0\.1 b'app \d'$")
 
 
-def test_a_worker_counts_what_it_does(tmp_path: Path) -> None:
+def test_a_worker_counts_what_it_does(kind: Kind, tmp_path: Path) -> None:
     path = script(
         tmp_path,
-        """
-        import json
+        f"""
+        from {kind.apps} import says
         def factory():
             worker = sticky.current_worker()
-            def app(environ, start_response):
-                start_response("200 OK", [])
-                return [json.dumps([worker.stats(), worker.id, worker.pid,
-                                    worker.options.num]).encode()]
-            return app
+            return says(lambda: [worker.stats(), worker.id, worker.pid, worker.options.num])
         sticky.listen(factory, 0, 1)
         """,
     )
-    with serve(path, script=True, num=1, env={"PYTHONPATH": str(ROOT)}) as running:
+    with kind.serve(path, script=True, num=1, env={"PYTHONPATH": str(ROOT)}) as running:
         for number in range(1, 4):
             stats, slot, pid, num = running.get().json()
             assert stats["adopted"] == number

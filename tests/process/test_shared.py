@@ -22,21 +22,19 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.harness import Running, wait_until
+from tests.harness import KINDS, Kind, Running, wait_until
 
 from .clients import XFF, slot_of
-from .shared_kit import CLIENTS, KINDS, NUM, A, B, C, Line, Reply, ask, check, shared_server, totals
+from .shared_kit import CLIENTS, NUM, A, B, C, Line, Reply, ask, check, shared_server, totals
 
 HEAD_TIMEOUT, KEEP_ALIVE, MAX_HEAD = 1.0, 1.5, 4096
 
 
-@pytest.fixture(scope="module", params=KINDS)
-def kind(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
+pytestmark = pytest.mark.parametrize("kind", KINDS, indirect=True, scope="module")
 
 
 @pytest.fixture(scope="module")
-def shared(kind: str) -> Iterator[Running]:
+def shared(kind: Kind) -> Iterator[Running]:
     """Three workers, with all defaults."""
     with shared_server(kind) as running:
         yield running
@@ -44,7 +42,7 @@ def shared(kind: str) -> Iterator[Running]:
 
 
 @pytest.fixture(scope="module")
-def impatient(kind: str) -> Iterator[Running]:
+def impatient(kind: Kind) -> Iterator[Running]:
     """Three workers, with short deadlines."""
     options = ["--head-timeout", str(HEAD_TIMEOUT), "--keep-alive", str(KEEP_ALIVE)]
     with shared_server(kind, *options, "--max-head-size", str(MAX_HEAD)) as running:
@@ -53,7 +51,7 @@ def impatient(kind: str) -> Iterator[Running]:
 
 
 @pytest.fixture(scope="module")
-def alone(kind: str) -> Iterator[Running]:
+def alone(kind: Kind) -> Iterator[Running]:
     """One worker, which has no reason to look at anything."""
     with shared_server(kind, num=1) as running:
         yield running
@@ -353,7 +351,7 @@ def test_what_is_sent_over_a_websocket_is_never_looked_at(shared: Running) -> No
     assert after["handed_back"] - before["handed_back"] == 1
 
 
-def test_keep_alive_0_closes_after_every_answer_and_moves_nothing(kind: str) -> None:
+def test_keep_alive_0_closes_after_every_answer_and_moves_nothing(kind: Kind) -> None:
     with shared_server(kind, "--keep-alive", "0") as running:
         for client in by_turns(6):
             with Line(running.port) as line:
@@ -794,7 +792,7 @@ class Sharers:
         return not reply.closes
 
 
-def test_a_killed_worker_loses_what_it_had_and_nothing_else(kind: str) -> None:
+def test_a_killed_worker_loses_what_it_had_and_nothing_else(kind: Kind) -> None:
     """Six connections, each with one request at a time: no more than that can be lost at once."""
     with shared_server(kind) as running:
         with Sharers(running) as sharers:
@@ -809,7 +807,7 @@ def test_a_killed_worker_loses_what_it_had_and_nothing_else(kind: str) -> None:
         assert not re.search("Traceback", running.log())
 
 
-def test_a_graceful_stop_finishes_what_is_under_way(kind: str) -> None:
+def test_a_graceful_stop_finishes_what_is_under_way(kind: Kind) -> None:
     with shared_server(kind) as running, Sharers(running) as sharers:
         sharers.wait(300)
         running.send_signal(signal.SIGTERM)
@@ -819,7 +817,7 @@ def test_a_graceful_stop_finishes_what_is_under_way(kind: str) -> None:
         assert "did not end" not in running.log()
 
 
-def test_a_reload_goes_on_serving_shared_connections(kind: str) -> None:
+def test_a_reload_goes_on_serving_shared_connections(kind: Kind) -> None:
     with shared_server(kind) as running, Sharers(running) as sharers:
         sharers.wait(100)
         before = running.worker_pids()

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.harness import ROOT, Running, serve, wait_until
+from tests.harness import ROOT, Kind, Running, serve, wait_until
 
 from .clients import SEED, XFF, Client, Crowd, addresses_of, head
 from .test_options import run
@@ -48,14 +48,16 @@ class Gated:
         return found
 
 
-@pytest.fixture(scope="module", params=["wsgi", "asgi"])
-def gated(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Gated]:
+def serve_gated(kind: Kind, gates: Path, **options: Any) -> Running:
+    target = f"tests.process.sync_apps:{kind.interface}"
+    return kind.serve(target, env={"GATES": str(gates)}, **options)
+
+
+@pytest.fixture(scope="module")
+def gated(kind: Kind, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gated]:
     gates = tmp_path_factory.mktemp("gates")
-    target = f"tests.process.sync_apps:{request.param}"
     options = [*SYNC, "--sync-timeout", "100"]
-    with serve(target, num=2, proxy=True, options=options, env={"GATES": str(gates)}) as running:
+    with serve_gated(kind, gates, num=2, proxy=True, options=options) as running:
         yield Gated(running, gates)
 
 
@@ -148,12 +150,9 @@ def test_two_hundred_unreleased_connections_delay_nobody(gated: Gated) -> None:
             assert answer.json()[-1] == "app"
 
 
-@pytest.mark.parametrize("app", ["wsgi", "asgi"])
-def test_a_connection_that_is_never_released_is_answered_503(app: str, tmp_path: Path) -> None:
+def test_a_connection_that_is_never_released_is_answered_503(kind: Kind, tmp_path: Path) -> None:
     options = ["--sync", "loaded", "--sync-timeout", "0.5"]
-    env = {"GATES": str(tmp_path)}
-    target = f"tests.process.sync_apps:{app}"
-    with serve(target, num=1, proxy=True, options=options, env=env) as running:
+    with serve_gated(kind, tmp_path, num=1, proxy=True, options=options) as running:
         gated = Gated(running, tmp_path)
         client = gated.new_client()
         with gated.connect(client, "nothing") as connection:
@@ -172,10 +171,8 @@ def test_a_connection_that_is_never_released_is_answered_503(app: str, tmp_path:
         assert running.stop() == 0
 
 
-@pytest.mark.parametrize("app", ["wsgi", "asgi"])
-def test_without_sync_handlers_are_called_and_nothing_is_held(app: str, tmp_path: Path) -> None:
-    env = {"GATES": str(tmp_path)}
-    with serve(f"tests.process.sync_apps:{app}", num=1, proxy=True, env=env) as running:
+def test_without_sync_handlers_are_called_and_nothing_is_held(kind: Kind, tmp_path: Path) -> None:
+    with serve_gated(kind, tmp_path, num=1, proxy=True) as running:
         gated = Gated(running, tmp_path)
         client = gated.new_client()
         with gated.connect(client, "nothing") as connection:
@@ -184,34 +181,28 @@ def test_without_sync_handlers_are_called_and_nothing_is_held(app: str, tmp_path
             assert connection.answer().status == 500
 
 
-def test_a_stop_does_not_wait_for_the_unreleased_for_ever(tmp_path: Path) -> None:
+def test_a_stop_does_not_wait_for_the_unreleased_for_ever(kind: Kind, tmp_path: Path) -> None:
     options = ["--sync", "loaded", "--sync-timeout", "100", "--graceful-timeout", "1"]
-    env = {"GATES": str(tmp_path)}
-    target = "tests.process.sync_apps:wsgi"
     with (
-        serve(target, num=1, options=options, env=env) as running,
+        serve_gated(kind, tmp_path, num=1, options=options) as running,
         Client(running.port, head("X-Do: nothing")),
     ):
         assert running.stop(timeout=30) == 0
 
 
-def test_the_originals_spelling_is_understood(tmp_path: Path) -> None:
+def test_the_originals_spelling_is_understood(kind: Kind, tmp_path: Path) -> None:
     script = tmp_path / "serve.py"
     script.write_text(
-        "import json, sticky\n"
+        f"import sticky\nfrom {kind.apps} import says\n"
         "def factory():\n"
         "    worker = sticky.current_worker()\n"
         "    worker.on('connection', lambda connection: connection.emit('my_sync_event'))\n"
-        "    def app(environ, start_response):\n"
-        "        start_response('200 OK', [])\n"
-        "        return [json.dumps([worker.options.sync, worker.options.proxy,\n"
-        "            worker.options.ignore_missing_header, worker.id, worker.pid,\n"
-        "            repr(worker)]).encode()]\n"
-        "    return app\n"
+        "    return says(lambda: [worker.options.sync, worker.options.proxy,\n"
+        "        worker.options.ignore_missing_header, worker.id, worker.pid, repr(worker)])\n"
         "sticky.listen(factory, 0, {'num': 1, 'proxy': True, 'ignoreMissingHeader': True,\n"
         "    'isSynced': True, 'sync': {'event': 'my_sync_event'}})\n"
     )
-    with serve(str(script), script=True, num=1, env={"PYTHONPATH": str(ROOT)}) as running:
+    with kind.serve(str(script), script=True, num=1, env={"PYTHONPATH": str(ROOT)}) as running:
         found: list[Any] = running.get().json()  # without the header
         pid = running.worker_pids()[0]
         assert found == ["my_sync_event", True, True, 0, pid, f"<sticky worker 0 (pid {pid})>"]
@@ -226,28 +217,25 @@ def test_an_event_that_does_not_exist_is_named(tmp_path: Path) -> None:
     assert "there is no event 'conection': the only one is 'connection'" in ended.stderr
 
 
-def test_what_a_handler_is_shown(tmp_path: Path) -> None:
+def test_what_a_handler_is_shown(kind: Kind, tmp_path: Path) -> None:
     """Client address, key, head, how it came; the app sees the same bytes afterwards."""
     (tmp_path / "app.py").write_text(
         "import json, sticky\n"
-        "seen = []\n"
+        f"from {kind.apps} import echo\n"
         "def make():\n"
         "    def note(connection):\n"
-        "        seen.append([connection.address[0], connection.key.decode(),\n"
-        "                     connection.head.decode(), connection.came])\n"
+        "        print(json.dumps([connection.address[0], connection.key.decode(),\n"
+        "              connection.head.decode(), connection.came]), flush=True)\n"
         "    sticky.current_worker().on('connection', note)\n"
-        "    def app(environ, start_response):\n"
-        "        body = environ['wsgi.input'].read().decode()\n"
-        "        start_response('200 OK', [])\n"
-        "        return [json.dumps([seen[-1], body]).encode()]\n"
-        "    return app\n"
+        "    return echo()\n"
     )
     env = {"PYTHONPATH": str(ROOT)}
-    with serve("app:make", num=1, proxy=True, cwd=tmp_path, env=env) as running:
+    with kind.serve("app:make", num=1, proxy=True, cwd=tmp_path, env=env) as running:
         request = head(f"{XFF}: 2001:db8:1:2:3::4", "Content-Length: 4", method="POST")
         with Client(running.port, request + b"body") as client:
-            (address, key, shown, came), body = json.loads(client.answer().body)
-        assert (address, key, came, body) == ("127.0.0.1", "2001:db8:1:2::/64", "accepted", "body")
+            assert client.answer().body == b"body"
+        address, key, shown, came = json.loads(running.wait_for(r"^\[\".*\]$")[0])
+        assert (address, key, came) == ("127.0.0.1", "2001:db8:1:2::/64", "accepted")
         assert shown.encode().startswith(request)
 
 

@@ -79,7 +79,7 @@ ATOMS = {
 }
 
 
-@pytest.mark.parametrize(("atom", "value"), ATOMS.items())
+@pytest.mark.parametrize(("atom", "value"), ATOMS.items(), ids=ATOMS)
 def test_an_atom_has_the_value_that_gunicorn_gives_it(atom, value, tmp_path):
     assert line(tmp_path, atom) == value + "\n"
 

@@ -217,13 +217,13 @@ def test_a_factory_of_any_arguments_is_taken_for_an_app_and_can_be_named():
 
 
 @pytest.mark.parametrize(
-    ("thing", "kind"), [(c, k) for c, k in CASES.values() if k in (WSGI, ASGI)][:4], ids=str
+    ("thing", "kind"), [(c, k) for c, k in CASES.values() if k in (WSGI, ASGI)][:4]
 )
 def test_an_app_is_served_as_it_is_and_not_called(thing, kind):
     assert make_app(thing) == (thing, kind)
 
 
-@pytest.mark.parametrize("made", [wsgi, FLASK, SERVER, asgi, ASYNC_SERVER], ids=str)
+@pytest.mark.parametrize("made", [wsgi, FLASK, SERVER, asgi, ASYNC_SERVER])
 def test_what_a_factory_makes_is_asked_for_its_kind(made):
     app, kind = make_app(lambda: made)
     assert app is made

@@ -117,7 +117,7 @@ class AsgiAdapter(base.Adapter):
     # -- picking up ---------------------------------------------------------------------------
 
     def _pick_up(self) -> None:
-        # Those adopted are begun in this same turn of the loop, so that mostly there is room again
+        # Those adopted mostly begin in this same turn of the loop, so that there is room again
         # before the inbox is looked at: only if there is not, looking at it ends.
         if self.has_room:
             self.receive_connections()
@@ -147,34 +147,52 @@ class AsgiAdapter(base.Adapter):
     async def _begin(
         self, sock: socket.socket, address: channel.Address, prefix: bytes, came: str, asks: bool
     ) -> None:
-        self.not_begun -= 1
         self.open += 1
-        if not self._reading:
-            self._update_reading()
+        begins = self._beginning()
         adopted = False
         try:
             refusal = 0
             if self.handlers or self.options.sync:
+                begins()
                 refusal = await self._prepare(sock, address, prefix, came)
             if refusal:
                 await self._refuse(sock, refusal)
             else:
+                if not prefix and not base.peek(sock, 1):
+                    begins()  # it is its client who is waited for
                 await self._loop.connect_accepted_socket(
-                    lambda: self._protocol(address, prefix, asks), sock
+                    lambda: self._protocol(address, prefix, begins, asks), sock
                 )
                 adopted = True
         except OSError as error:
             log.debug("%s: the connection failed: %s", address, error)
         finally:
             if not adopted:
+                begins()
                 sock.close()
                 self.closed()
 
-    def _protocol(self, address: channel.Address, prefix: bytes, asks: bool) -> asyncio.Protocol:
+    def _beginning(self) -> Callable[[], None]:
+        """What is called when a connection begins; what it is called for later is not news."""
+        counts = True
+
+        def begins() -> None:
+            nonlocal counts
+            if counts:
+                counts = False
+                self.not_begun -= 1
+                self._update_reading()
+
+        return begins
+
+    def _protocol(
+        self, address: channel.Address, prefix: bytes, begins: Callable[[], None], asks: bool
+    ) -> asyncio.Protocol:
         protocol: asyncio.Protocol = self._protocol_class(
             self,
             address,
             prefix,
+            begins,
             config=self._config,
             server_state=self._server.server_state,
             app_state=self._server.lifespan.state,
@@ -307,8 +325,14 @@ class AsgiAdapter(base.Adapter):
         self._loop.call_later(seconds, call)
 
     def quit(self) -> None:
+        # What is cut off now is cancelled by us, and that is no error of the app's.
+        logging.getLogger("uvicorn.error").addFilter(_is_no_cancellation)
         self._server.force_exit = True
         self._server.should_exit = True
+
+
+def _is_no_cancellation(record: logging.LogRecord) -> bool:
+    return not (record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))
 
 
 def _decide(outcome: asyncio.Future[int], status: int) -> None:
@@ -320,6 +344,7 @@ def _watched(kind: Any) -> Any:
     """uvicorn's protocol, told what was read before; with limits for a head, which it lacks."""
 
     class Protocol(kind):  # type: ignore[misc]
+        app: Any
         headers: Any
         _heads_are_whole = False  # when they are given to the parser
 
@@ -328,16 +353,25 @@ def _watched(kind: Any) -> Any:
             adapter: AsgiAdapter,
             address: channel.Address,
             prefix: bytes,
+            begins: Callable[[], None],
             **arguments: Any,
         ) -> None:
             super().__init__(**arguments)
             self._adapter = adapter
             self._address = address
             self._prefix = prefix
+            self._begins = begins
+            self._called, self.app = self.app, self._call
             self._begun = False
             self._refused = False
             self._head_size = 0
             self._deadline: asyncio.TimerHandle | None = None
+
+        def _call(self, scope: Any, receive: Any, send: Any) -> Any:
+            """The app, when it is called for the first request."""
+            self._begins()
+            self.app = self._called
+            return self.app(scope, receive, send)
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
@@ -350,6 +384,7 @@ def _watched(kind: Any) -> Any:
         def connection_lost(self, error: Exception | None) -> None:
             self._head_is_over()
             super().connection_lost(error)
+            self._begins()
             self._adapter.closed()
 
         def data_received(self, data: bytes) -> None:
@@ -370,6 +405,8 @@ def _watched(kind: Any) -> Any:
                 self._head_size += len(data)
                 if self._head_size > self._adapter.options.max_head_size:
                     self._refuse_head(431)
+            if self.cycle is None:
+                self._begins()  # there is no request yet, or none for this protocol
 
         def on_message_begin(self) -> None:
             super().on_message_begin()

@@ -24,7 +24,7 @@ _RETRY = 0.01
 
 def shared(kind: Any) -> Any:
     """The protocol class, with a look at each further request. (See ``AsgiAdapter`` for what its
-    instances have: ``_adapter``, ``_address``, and the limits for a head.)"""
+    instances have: ``_adapter``, ``_address``, ``_begins``, and the limits for a head.)"""
 
     class Protocol(kind):  # type: ignore[misc]
         timeout_keep_alive_task: Any
@@ -49,6 +49,8 @@ def shared(kind: Any) -> Any:
             if not self._refused:
                 self._buffer += data
                 self._advance()
+                if self.cycle is None:
+                    self._begins()
 
         def on_message_complete(self) -> None:
             self._complete = True

@@ -229,7 +229,7 @@ def test_websockets_that_have_ended_do_not_count_any_more(kind: Kind) -> None:
 def test_a_refused_upgrade_is_answered_and_ends_the_connection(
     talking: Running, kind: Kind
 ) -> None:
-    """A WSGI app gives it an ordinary answer, for an ASGI app the server says that it is refused."""
+    """A WSGI app gives it an ordinary answer; an ASGI app lets the server refuse it."""
     lines = [f"{XFF}: {ADDRESS}", "Connection: Upgrade", "Upgrade: websocket"]
     lines += ["Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: x3JJHMbDL1EzLkh9GBhXDw=="]
     with Client(talking.port, head(*lines, target="/no-websocket")) as client:

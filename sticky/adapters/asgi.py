@@ -408,6 +408,15 @@ def _watched(kind: Any) -> Any:
             if self.cycle is None:
                 self._begins()  # there is no request yet, or none for this protocol
 
+        def eof_received(self) -> None:
+            """The client has closed its side, which closes the connection; in the middle of a head
+            it is told so."""
+            if self._head_has_begun():
+                self._refuse_head(400)
+
+        def _head_has_begun(self) -> bool:
+            return self._deadline is not None and self._head_size > 0
+
         def on_message_begin(self) -> None:
             super().on_message_begin()
             if self._deadline is None and not self._heads_are_whole:

@@ -52,6 +52,13 @@ def shared(kind: Any) -> Any:
                 if self.cycle is None:
                     self._begins()
 
+        def eof_received(self) -> None:
+            self._advance()  # the turn of what is there may have come just now
+            super().eof_received()
+
+        def _head_has_begun(self) -> bool:
+            return self._deadline is not None and bool(self._buffer)
+
         def on_message_complete(self) -> None:
             self._complete = True
             super().on_message_complete()

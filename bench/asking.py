@@ -1,6 +1,6 @@
 """Requests on connections that are kept, and an nginx that shares them between clients.
 
-    python -m bench.asking eventlet moved 16      one kind of request until interrupted: for profilers
+python -m bench.asking eventlet moved 16      one kind until interrupted: for profilers
 """
 
 from __future__ import annotations

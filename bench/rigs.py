@@ -104,9 +104,7 @@ class Rig:
 
 
 @contextlib.contextmanager
-def rig(
-    kind: str, workers: int, *options: str, app: str = "bench.apps:tiny"
-) -> Iterator[Rig]:
+def rig(kind: str, workers: int, *options: str, app: str = "bench.apps:tiny") -> Iterator[Rig]:
     """Start one of KINDS or PLAIN with this many workers, and stop it at the end."""
     if kind in ("bare", "shared", *PLAIN):
         command = ["-m", "bench.rigs", kind, str(workers)]
@@ -331,7 +329,9 @@ class Websockets(Helpers):
 
     def __init__(self, port: int, count: int, processes: int = 5) -> None:
         super().__init__(
-            "bench.rigs", "websockets", *([port, count // processes, part] for part in range(processes))
+            "bench.rigs",
+            "websockets",
+            *([port, count // processes, part] for part in range(processes)),
         )
         self._wait(self._processes)
 

@@ -129,9 +129,7 @@ def test_behind_nginx(benchmark, report, asking, kind):
         verdicts.append((f"{kind}, sticky over nginx's hash, {how}", over, limit))
     benchmark.extra_info.update(rows=rows, verdicts=verdicts)
     benchmark.group = "a turn over all rigs, behind nginx"
-    report(
-        f"{kind} behind nginx, 20 clients, {TURNS} turns of {REQUESTS} requests", rows, verdicts
-    )
+    report(f"{kind} behind nginx, 20 clients, {TURNS} turns of {REQUESTS} requests", rows, verdicts)
 
 
 def _turns(
@@ -169,6 +167,4 @@ def _rows(samples, base: str, columns: tuple[str, ...], over: str | None = None)
 
 def _ratio(samples, of: object, to: object) -> float:
     """The median of the ratios within a turn."""
-    return round(
-        median(a[0] / b[0] for a, b in zip(samples[of], samples[to], strict=True)), 3
-    )
+    return round(median(a[0] / b[0] for a, b in zip(samples[of], samples[to], strict=True)), 3)

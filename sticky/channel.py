@@ -198,9 +198,7 @@ class Reader:
             BlockingIOError: there is none yet.
             ChannelError: it cannot be read, or its descriptors did not fit in this process.
         """
-        size, ancillary, flags, _ = channel.recvmsg_into(
-            (self._buffer,), self._room, _RECEIVE
-        )
+        size, ancillary, flags, _ = channel.recvmsg_into((self._buffer,), self._room, _RECEIVE)
         fds: list[int] = []
         for level, kind, data in ancillary:
             if (level, kind) == _RIGHTS:

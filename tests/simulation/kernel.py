@@ -742,6 +742,7 @@ class _Log:
 
 class _Message:
     __slots__ = ("address", "fds", "kind", "moves", "payload")
+    unheld = False
 
     def __init__(self, kind: int, payload: bytes) -> None:
         self.kind, self.payload = kind, payload
@@ -781,7 +782,14 @@ def _hand_over(inbox: Inbox, fd: int, address: object) -> None:
 
 
 def _send_connection(
-    inbox: Inbox, kind: int, fd: int, address: object, prefix: bytes = b"", *, moves: int = 0
+    inbox: Inbox,
+    kind: int,
+    fd: int,
+    address: object,
+    prefix: bytes = b"",
+    *,
+    moves: int = 0,
+    unheld: bool = False,
 ) -> None:
     memfd = File(inbox.kernel) if len(prefix) > LARGE else None
     try:

@@ -7,7 +7,7 @@ import pytest
 
 def pytest_addoption(parser):
     group = parser.getgroup("simulation")
-    group.addoption("--histories", type=int, help="simulated histories to run (default: 2000)")
+    group.addoption("--histories", type=int, help="simulated histories to run (default: 1500)")
     group.addoption("--first-seed", type=int, default=0, help="the seed of the first of them")
 
 
@@ -30,4 +30,4 @@ def wanted(config):
 def seeds(request):
     """The seeds of the histories to run."""
     first = request.config.getoption("--first-seed", 0)
-    return range(first, first + (wanted(request.config) or 2000))
+    return range(first, first + (wanted(request.config) or 1500))

@@ -54,8 +54,9 @@ def test_every_promise_is_kept_in_every_history(seeds):
         world = run(seed, code)
         outcomes += world.outcomes()
         events.update(set(world.kernel.events))
-    for event, number in EVENTS.items():
-        assert events[event] > number * len(seeds) // 1000 * (len(seeds) >= 1000), events
+    if len(seeds) >= 1000:
+        rare = {event for event in EVENTS if events[event] * 1000 < EVENTS[event] * len(seeds)}
+        assert not rare, events
     # Histories in which nothing happens would keep every promise.
     for outcome in ("served", "refused", "dropped", "left", "lost with its worker"):
         assert outcomes[outcome] > len(seeds) // 100, outcomes

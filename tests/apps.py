@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 from urllib.parse import parse_qs
@@ -138,6 +139,57 @@ def socketio_app() -> App:
         return app(environ, start_response)
 
     return recorded
+
+
+class Keeper:
+    """Sessions of a protocol of its own: /new makes one and says its id, /count?id= (or the id in a
+    header or a cookie) counts its requests, /end ends it. Whose session is not here gets 404."""
+
+    def __init__(self) -> None:
+        import sticky
+
+        self.counts: dict[str, int] = {}
+        self.holds = sticky.holds(self.counts.__contains__)
+
+    def answer(
+        self, path: str, query: str, header: str | None, cookie: str | None
+    ) -> tuple[int, bytes]:
+        import sticky
+
+        in_cookie = cookie.partition("id=")[2] if cookie else None
+        session = parse_qs(query).get("id", [header or in_cookie or ""])[0]
+        if path == "/new":
+            make = (lambda: uuid.uuid4().hex) if "make" in query else None
+            session = sticky.mint(make)
+            self.counts[session] = 0
+        elif session not in self.counts:
+            return 404, as_bytes({"worker": worker_id(), "pid": os.getpid()})
+        self.counts[session] += 1
+        said = {
+            "worker": worker_id(),
+            "pid": os.getpid(),
+            "id": session,
+            "count": self.counts[session],
+        }
+        if path == "/end":
+            del self.counts[session]
+        return 200, as_bytes(said)
+
+
+def keeper() -> App:
+    kept = Keeper()
+
+    def app(environ: Environ, start_response: StartResponse) -> list[bytes]:
+        status, body = kept.answer(
+            environ["PATH_INFO"],
+            environ.get("QUERY_STRING", ""),
+            environ.get("HTTP_X_ID"),
+            environ.get("HTTP_COOKIE"),
+        )
+        start_response(f"{status} Whatever", [("Content-Length", str(len(body)))])
+        return [body]
+
+    return app
 
 
 def socketio_cluster() -> Any:

@@ -202,6 +202,21 @@ def socketio_app() -> App:
     return recorded
 
 
+def keeper() -> App:
+    kept = apps.Keeper()
+
+    async def act(scope: Scope, receive: Receive, send: Send) -> None:
+        status, body = kept.answer(
+            scope["path"],
+            scope["query_string"].decode(),
+            _header(scope, b"x-id"),
+            _header(scope, b"cookie"),
+        )
+        await _send(send, [body], {"Content-Length": str(len(body))}, status)
+
+    return _http(act)
+
+
 def socketio_app_blind() -> App:
     apps.blind()
     return socketio_app()

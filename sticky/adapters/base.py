@@ -121,6 +121,7 @@ class Adapter(abc.ABC):
         self.inbox = inbox
         self.handlers = handlers
         self.ending = False
+        self._has_left = False
         self.closing = False
         self.counters = private(WORKER) if counters is None else counters
         self._router = make_router(options)
@@ -235,6 +236,8 @@ class Adapter(abc.ABC):
                 return
             except ConnectionResetError:
                 message = None
+            if message is None and self._has_left:
+                return
             if message is None:
                 self.orphaned()
             if message.kind == channel.PING:
@@ -342,6 +345,7 @@ class Adapter(abc.ABC):
 
     def leave(self) -> None:
         """Give back what has been sent to this process meanwhile; then nothing more can be."""
+        self._has_left = True
         with contextlib.suppress(OSError):
             self.control.shutdown(socket.SHUT_RD)
         while True:

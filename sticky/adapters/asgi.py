@@ -104,6 +104,8 @@ class AsgiAdapter(base.Adapter):
         """uvicorn's start, with the app's lifespan; its reason is ours if that fails."""
         messages, logger = _Messages(), logging.getLogger("uvicorn.error")
         logger.addHandler(messages)
+        if not logger.level:  # or uvicorn takes it for one that wants a line for each connection
+            logger.setLevel(logging.DEBUG)
         logger.propagate = self.options.log_config is not None
         try:
             await self._server.startup(sockets=[])

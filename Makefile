@@ -3,6 +3,7 @@
 # make fast    the tests that need nothing but Python, without the slowest of them
 #              (PYTHON=python3.12, here and everywhere, for another Python)
 # make bench   the benchmarks
+# make long    100,000 requests through each real proxy to each kind of server (a quarter of an hour)
 # make clean   remove what the others made
 #
 # All of them set up what they need, in a virtual environment of their own; the second time there is
@@ -24,7 +25,7 @@ NODE_MODULES := tests/e2e/node_modules/.package-lock.json
 
 AGAIN ?=
 
-.PHONY: demo test test-again lint fast bench clean ready ready-for-fast programs
+.PHONY: demo test test-again lint fast bench long clean ready ready-for-fast programs
 
 demo: $(VENV)/installed
 	@exec $(BIN)/python examples/chat/app.py $(PORT)
@@ -51,6 +52,12 @@ test-again:
 
 bench: ready-for-fast
 	$(BIN)/python -m pytest bench
+
+# nginx and HAProxy send the requests of 20 clients over few connections; every request has to be
+# answered, by its own worker. The same tests run in `make test` with 5,000 requests.
+long: ready
+	STICKY_REQUESTS=100000 $(BIN)/python -m pytest tests/e2e/test_nginx.py \
+		tests/e2e/test_haproxy.py -k "own_worker and not 200" --timeout 1800
 
 clean:
 	rm -rf .venv .venv-* build dist *.egg-info sticky/_core.c sticky/*.so

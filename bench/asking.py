@@ -1,6 +1,10 @@
 """Requests on connections that are kept, and an nginx that shares them between clients.
 
-python -m bench.asking eventlet moved 16      one kind until interrupted: for profilers
+One kind of request alone, until interrupted (for profilers), on so many connections; the kinds are
+own, moved, close (a new connection for each, answered so), blind (own, not looked at), and nginx4
+(through an nginx that keeps 4 idle connections):
+
+    python -m bench.asking eventlet moved 16
 """
 
 from __future__ import annotations
@@ -24,6 +28,7 @@ import sticky
 
 from .rigs import SEED, Helpers, Rig, cpu_of, rig
 
+PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/usr/local/sbin"])
 WORKERS = 4
 APPS = {
     "eventlet": ("bench.apps:numbered", "bench.apps:blind"),
@@ -226,7 +231,7 @@ def nginx(upstreams: dict[str, Rig], keepalives: Sequence[int]) -> Iterator[Ngin
                     connection="''" if keepalive else "close",
                 )
             )
-    program = shutil.which("nginx", path=os.environ.get("PATH", os.defpath) + ":/usr/sbin")
+    program = shutil.which("nginx", path=PATH)
     if program is None:
         raise FileNotFoundError("nginx")
     with tempfile.TemporaryDirectory() as folder:

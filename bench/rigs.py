@@ -247,6 +247,7 @@ def _uvicorn(listener: socket.socket, app: str, ready: Callable[[], None]) -> No
     config = uvicorn.Config(
         getattr(apps, app + "_asgi")(),
         log_config=None,
+        log_level="info",
         access_log=False,
         proxy_headers=False,
         timeout_keep_alive=75,

@@ -25,6 +25,10 @@ NODE_MODULES := tests/e2e/node_modules/.package-lock.json
 
 AGAIN ?=
 
+# Three processes keep two cores busy: many tests wait most of their time. The tests of a module
+# share servers, so they stay together, and the order is that of the folders: e2e, the slowest, first.
+PYTEST := $(BIN)/python -m pytest -n 3 --dist loadscope --no-loadscope-reorder
+
 .PHONY: demo test test-again lint fast bench long clean ready ready-for-fast programs
 
 demo: $(VENV)/installed
@@ -33,7 +37,7 @@ demo: $(VENV)/installed
 # The tests run also when the linters complain, so that one trouble does not hide another.
 test: ready
 	@status=0; $(MAKE) --no-print-directory lint || status=1; \
-	echo "$(BIN)/python -m pytest"; $(BIN)/python -m pytest || status=1; exit $$status
+	echo "$(PYTEST)"; $(PYTEST) || status=1; exit $$status
 
 lint: ready-for-fast
 	$(BIN)/ruff check
@@ -42,7 +46,7 @@ lint: ready-for-fast
 	PATH="$(abspath $(BIN)):$$PATH" cython-lint sticky/_core.pyx
 
 fast: ready-for-fast
-	$(BIN)/python -m pytest -o cache_dir=$(VENV)/pytest-cache $(AGAIN) tests/unit tests/simulation \
+	$(PYTEST) -o cache_dir=$(VENV)/pytest-cache $(AGAIN) tests/unit tests/simulation \
 		tests/process/test_listen.py \
 		--ignore tests/unit/test_core_mutants.py --ignore tests/unit/test_packaging.py
 

@@ -165,7 +165,9 @@ def websocket_echo() -> App:
 def socketio_server() -> Any:
     import socketio
 
-    sio = socketio.AsyncServer(async_mode="asgi", cors_allowed_origins="*")
+    # python-engineio's AsyncServer answers the long poll of a client that has closed its session
+    # only when the next ping is due; its Server does at once.
+    sio = socketio.AsyncServer(async_mode="asgi", cors_allowed_origins="*", ping_interval=5)
 
     def about(sid: str) -> dict[str, Any]:
         return {"worker": worker_id(), "pid": os.getpid(), "transport": sio.transport(sid)}

@@ -141,6 +141,19 @@ def socketio_app() -> App:
     return recorded
 
 
+def tab() -> App:
+    """A page for a browser that talks to socketio_server over polling alone."""
+    import socketio
+
+    return socketio.WSGIApp(socketio_server(), static_files=TAB)
+
+
+TAB = {
+    "/": {"filename": "tests/e2e/tab.html", "content_type": "text/html"},
+    "/socket.io.min.js": "examples/chat/socket.io.min.js",
+}
+
+
 class Keeper:
     """Sessions of a protocol of its own: /new makes one and says its id, /count?id= (or the id in a
     header or a cookie) counts its requests, /end ends it. Whose session is not here gets 404."""

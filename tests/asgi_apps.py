@@ -210,6 +210,13 @@ def socketio_app() -> App:
     return recorded
 
 
+def tab() -> App:
+    import socketio
+
+    app: App = socketio.ASGIApp(socketio_server(), static_files=apps.TAB)
+    return app
+
+
 def keeper() -> App:
     kept = apps.Keeper()
 

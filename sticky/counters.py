@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from typing import Any
 
 MASTER = (
@@ -50,8 +50,8 @@ _PROCESSES = 4  # rows for each slot: of one that serves, and of several that ar
 class Row(MutableMapping[str, int]):
     """Counters by name."""
 
-    def __init__(self, names: tuple[str, ...], cells: memoryview) -> None:
-        self._at = {name: index for index, name in enumerate(names)}
+    def __init__(self, at: Mapping[str, int], cells: memoryview) -> None:
+        self._at = at
         self._cells = cells
 
     def __getitem__(self, name: str) -> int:
@@ -70,9 +70,16 @@ class Row(MutableMapping[str, int]):
         return len(self._at)
 
 
-def private(names: tuple[str, ...]) -> Row:
+def _places(names: tuple[str, ...]) -> dict[str, int]:
+    return {name: index for index, name in enumerate(names)}
+
+
+_OF_MASTER, _OF_WORKER = _places(MASTER), _places(WORKER)
+
+
+def private(names: tuple[str, ...] = WORKER) -> Row:
     """Counters that no other process sees."""
-    return Row(names, memoryview(bytearray(_ROW)).cast("Q"))
+    return Row(_places(names), memoryview(bytearray(_ROW)).cast("Q"))
 
 
 class Board:
@@ -92,15 +99,15 @@ class Board:
         self.fd = fd
         self._memory = mmap.mmap(fd, self._rows * _ROW)
         self._cells = memoryview(self._memory).cast("Q")
-        self.master = Row(MASTER, self._cells[:_CELLS])
+        self.master = Row(_OF_MASTER, self._cells[:_CELLS])
         self._free = list(range(self._rows - 1, 0, -1))
 
     def process(self, row: int) -> Row:
         """The counters of the process that was given this row; 0: it was given none."""
         if not row:
-            return private(WORKER)
+            return private()
         start = row * _CELLS
-        return Row(WORKER, self._cells[start + _BEFORE : start + _CELLS])
+        return Row(_OF_WORKER, self._cells[start + _BEFORE : start + _CELLS])
 
     def has_previous(self, row: int) -> bool:
         """Whether the process that this one has replaced is still there."""

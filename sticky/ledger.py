@@ -560,7 +560,8 @@ class Ledger:
         if self.stage is Stage.SERVING:
             self.actions.append(CloseListeners(drain=not quick))
             for process, worker in self._workers.items():
-                if worker.state is Process.READY and not quick:
+                # One that was replaced may be waiting for its sessions to end.
+                if worker.state in (Process.READY, Process.DRAINING) and not quick:
                     self._say(process, Tell.CLOSING)
         if not quick:
             self.stage = Stage.LISTENING  # SERVING -> LISTENING

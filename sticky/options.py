@@ -400,6 +400,12 @@ class Options:
         30.0, _seconds(0), "seconds that requests in hand are given to end when stopping"
     )
 
+    drain_spread: float = _option(
+        10.0,
+        _seconds(0),
+        "with session: seconds over which a worker that is replaced ends its Socket.IO sessions",
+    )
+
     reload: bool = _option(False, _flag, "restart the workers when a Python file changes")
 
     # Logs

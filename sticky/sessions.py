@@ -39,13 +39,17 @@ class Sessions:
         self._slot = slot
         self._counters = counters
         self._holders: list[Holder] = []
-        self._minted: set[str] = set()
+        self._minted: set[str] = set()  # while anybody can say which of them are held
+        self._minted_for_nobody = 0
         self._servers: list[Any] = []  # of Engine.IO
 
     def mint(self, make: Make | None = None) -> str:
         """An id that leads to this worker; see ``sticky.mint``."""
         minted = self._draw(make)
-        self._minted.add(minted)
+        if self._holders:
+            self._minted.add(minted)
+        else:
+            self._minted_for_nobody += 1
         self._counters["sessions"] += 1
         return minted
 
@@ -89,13 +93,14 @@ class Sessions:
     def count(self) -> None:
         """Count what is held now. What was minted and nobody can say is held counts for ever."""
         if self._holders:
-            self._minted = {minted for minted in self._minted if self.hold(minted)}
+            # A copy: the app may be minting in another thread.
+            self._minted -= {one for one in self._minted.copy() if not self.hold(one)}
         self.count_servers()
 
     def count_servers(self) -> None:
         """The same, without asking the app about each id."""
         held = sum(len(server.sockets) for server in self._servers)
-        self._counters["sessions"] = held + len(self._minted)
+        self._counters["sessions"] = held + len(self._minted) + self._minted_for_nobody
 
     # -- Engine.IO ----------------------------------------------------------------------------
 
@@ -110,7 +115,8 @@ class Sessions:
             return self._mint_for(server, None)
 
         kind.generate_id = generate_id
-        for server in instances(kind):
+        self._servers = instances(kind)
+        for server in self._servers:
             if type(server).generate_id is not generate_id:
                 make = server.generate_id
                 server.generate_id = functools.partial(self._mint_for, server, make)
@@ -132,19 +138,26 @@ def instances(*kinds: type) -> list[Any]:
     return [thing for thing in gc.get_objects() if issubclass(type(thing), kinds)]
 
 
-def close_sessions() -> None:
-    """Close Engine.IO sessions so that their clients come back.
-
-    Closed at this level a JavaScript client sees "transport close" and reconnects; after
-    ``sio.disconnect(sid)`` it sees "io server disconnect" and does not. The servers are looked up
-    among all objects, because the app may have wrapped them in anything.
-    """
+def of_engineio() -> list[Any]:
+    """The open Engine.IO sessions of this process. The servers are looked up among all objects,
+    because the app may have wrapped them in anything."""
     engineio = sys.modules.get("engineio")
     if engineio is None:
-        return
-    for server in instances(engineio.Server):
-        for session in list(server.sockets.values()):
-            try:
-                session.close(wait=False)
-            except Exception:  # one session's trouble must not keep the others
-                log.debug("closing a session failed", exc_info=True)
+        return []
+    servers = instances(engineio.Server, engineio.AsyncServer)
+    return [session for server in servers for session in list(server.sockets.values())]
+
+
+def close(session: Any) -> Any:
+    """Close an Engine.IO session so that its client comes back.
+
+    Closed at this level a JavaScript client sees "transport close" and reconnects; after
+    ``sio.disconnect(sid)`` it sees "io server disconnect" and does not.
+
+    Returns:
+        What is to be awaited, of an asynchronous server.
+    """
+    try:
+        return session.close(wait=False)
+    except Exception:  # one session's trouble must not keep the others
+        log.debug("closing a session failed", exc_info=True)

@@ -15,7 +15,7 @@ import socket
 import sys
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import uvicorn
@@ -23,7 +23,6 @@ import uvicorn
 from .. import channel
 from ..accesslog import AccessLog
 from ..errors import WorkerError
-from ..sessions import instances
 from . import base
 from .asgi_shared import CLOSE, shared
 
@@ -314,14 +313,12 @@ class AsgiAdapter(base.Adapter):
 
     def finish(self) -> None:
         self._update_reading()
-        engineio = sys.modules.get("engineio")
-        if engineio is not None:
-            for server in instances(engineio.AsyncServer):
-                for session in list(server.sockets.values()):
-                    task = self._loop.create_task(session.close(wait=False))
-                    self._tasks.add(task)
-                    task.add_done_callback(self._tasks.discard)
         self._server.should_exit = True
+
+    def run_soon(self, pending: Awaitable[object]) -> None:
+        task = self._loop.create_task(_awaited(pending))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def later(self, seconds: float, call: Callable[[], object]) -> None:
         self._loop.call_later(seconds, call)
@@ -331,6 +328,13 @@ class AsgiAdapter(base.Adapter):
         logging.getLogger("uvicorn.error").addFilter(_is_no_cancellation)
         self._server.force_exit = True
         self._server.should_exit = True
+
+
+async def _awaited(pending: Awaitable[object]) -> None:
+    try:
+        await pending
+    except Exception:  # one session's trouble must not keep the others
+        log.debug("closing a session failed", exc_info=True)
 
 
 def _is_no_cancellation(record: logging.LogRecord) -> bool:

@@ -10,20 +10,22 @@ import abc
 import contextlib
 import json
 import logging
+import math
 import os
 import socket
 import sys
-from collections.abc import Callable, Iterable, Sequence
+import time
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
 from .. import channel
 from ..accesslog import AccessLog
 from ..answers import answer, refusals
-from ..counters import WORKER, Row, private
+from ..counters import Row, private
 from ..errors import ChannelError
 from ..options import Options
 from ..routing import make_router
-from ..sessions import Sessions, close_sessions, instances
+from ..sessions import Sessions, close, instances, of_engineio
 from ..verdicts import ANYWHERE
 
 log = logging.getLogger("sticky.worker")
@@ -122,8 +124,9 @@ class Adapter(abc.ABC):
         self.handlers = handlers
         self.ending = False
         self._has_left = False
+        self._finishing = False
         self.closing = False
-        self.counters = private(WORKER) if counters is None else counters
+        self.counters = private() if counters is None else counters
         self._router = make_router(options)
         self.slot = slot
         self.sessions = sessions
@@ -249,8 +252,10 @@ class Adapter(abc.ABC):
             elif message.kind == channel.CLOSING:
                 self.closing = True
                 self.close_after_answers()
+                if self.ending:  # replaced, and waiting for sessions to end
+                    self._finish()
             elif message.kind == channel.END:
-                self.end()
+                self.end(replaced=not self.closing)
             elif message.kind == channel.QUIT:
                 self.quit()
 
@@ -318,30 +323,57 @@ class Adapter(abc.ABC):
 
     # -- ending -------------------------------------------------------------------------------
 
-    def end(self) -> None:
-        """Nothing more will come: finish what is in hand, then end."""
+    def end(self, *, replaced: bool = False) -> None:
+        """Nothing more will come: finish what is in hand, then end.
+
+        Args:
+            replaced: another process has taken the slot.
+        """
         if self.ending:
             return
-        stopping, self.ending, self.closing = self.closing, True, True
+        self.ending = self.closing = True
         self.close_after_answers()
-        if self.sessions is not None and not stopping:
-            self._linger()  # another process has the slot, and asks for the sessions it lacks
+        if self.sessions is not None and replaced:
+            # That process asks here for the sessions that it does not hold.
+            sessions = of_engineio()
+            self._linger(sessions, len(sessions), time.monotonic())
         else:
             self._finish()
 
-    def _linger(self) -> None:
-        """Stay while sessions are held that end when they like. The master sets the limit."""
-        close_sessions()
+    def _linger(self, sessions: list[Any], count: int, began: float) -> None:
+        """Stay while sessions are held. Those of Engine.IO are ended one after another, so that not
+        all their clients come back at once; others end when they like: the master sets the limit.
+
+        Args:
+            sessions: those of Engine.IO that are left.
+            count: how many there were.
+            began: when that was.
+        """
+        if self._finishing:
+            return
         assert self.sessions is not None
+        spread = self.options.drain_spread
+        elapsed = time.monotonic() - began
+        left = math.ceil(count * max(0.0, 1 - elapsed / spread)) if spread else 0
+        while len(sessions) > left:
+            self._end_session(sessions.pop())
         self.sessions.count()
-        if self.sessions.last:
-            self.later(_LINGER, self._linger)
+        if left or self.sessions.last:
+            self.later(_LINGER, lambda: self._linger(sessions, count, began))
         else:
             self._finish()
 
     def _finish(self) -> None:
-        close_sessions()
-        self.finish()
+        if not self._finishing:
+            self._finishing = True
+            for session in of_engineio():
+                self._end_session(session)
+            self.finish()
+
+    def _end_session(self, session: Any) -> None:
+        pending = close(session)
+        if pending is not None:
+            self.run_soon(pending)
 
     def leave(self) -> None:
         """Give back what has been sent to this process meanwhile; then nothing more can be."""
@@ -373,6 +405,10 @@ class Adapter(abc.ABC):
         os.close(message.fds[0])
 
     # -- what a framework provides ------------------------------------------------------------
+
+    def run_soon(self, pending: Awaitable[object]) -> None:
+        """Await this, where the framework has a loop for it."""
+        raise NotImplementedError
 
     @abc.abstractmethod
     def later(self, seconds: float, call: Callable[[], object]) -> None:

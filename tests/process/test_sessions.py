@@ -239,6 +239,33 @@ def test_on_a_reload_sessions_stay_with_the_process_that_holds_them(kind: Kind) 
         shared.close()
 
 
+def test_on_a_reload_sessions_of_socketio_end_one_after_another(kind: Kind) -> None:
+    options = ["--session", "sid", "--drain-spread", "600", "--graceful-timeout", "600"]
+    with kind.serve("socketio_app", num=2, options=options) as running:
+        shared = Shared(running.port)
+        sids = [open_session(shared) for _ in range(10)]
+        (slot,) = {connect(shared, sid) for sid in sids}
+        old = running.worker_pids()[slot]
+        running.send_signal(signal.SIGHUP)
+        for other, pid in list(running.worker_pids().items()):
+            running.wait_for_successor(other, pid)
+        new = running.worker_pids()[slot]
+        statuses = Counter[int]()
+        for sid in sids:
+            answer = shared.ask(of(sid), "POST", '42["echo",1]')
+            statuses[answer.status] += 1
+            if answer.status == 200:
+                assert b'"pid":%d,' % old in shared.ask(of(sid)).body
+        assert statuses == {200: 10}  # one a minute is ended
+        later = open_session(shared)
+        connect(shared, later)
+        assert shared.ask(of(later), "POST", '42["echo",1]').status == 200
+        assert b'"pid":%d,' % new in shared.ask(of(later)).body
+        shared.close()
+        running.stop()  # which does not wait for the rest of the ten minutes
+        assert f"worker {slot} (pid {old}) ended" in running.log()
+
+
 def test_without_the_option_there_is_nothing_to_mint_for(kind: Kind) -> None:
     with kind.serve("keeper", num=1, ready=False) as running:
         running.wait_for("sticky.holds\\(\\) needs the option 'session'")

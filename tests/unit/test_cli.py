@@ -45,6 +45,7 @@ FLAGS = {
     "boot_timeout": (["--boot-timeout", "5"], 5.0),
     "timeout": (["--timeout", "0"], 0.0),
     "graceful_timeout": (["--graceful-timeout", "0"], 0.0),
+    "drain_spread": (["--drain-spread", "3"], 3.0),
     "reload": (["--reload"], True),
     "log_level": (["--log-level", "debug"], "debug"),
     "log_config": (["--log-config", "LOG_CONFIG"], "LOG_CONFIG"),

@@ -92,6 +92,7 @@ VALUES = {
     "boot_timeout": seconds(0.1),
     "timeout": seconds(0),
     "graceful_timeout": seconds(0),
+    "drain_spread": seconds(0),
     "reload": FLAG,
     "log_level": (["debug", "critical"], ["DEBUG", "loud", None, 10]),
     "log_config": ([None], ["/no/such/file.ini", __file__, "", 3]),

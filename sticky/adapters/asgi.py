@@ -468,12 +468,15 @@ def _watched(kind: Any) -> Any:
                 cycle.message_event.set()
 
         def _refuse(self, status: int) -> None:
-            """Answer, and let the client read it: to close while it still sends would reset the
-            connection, and the answer with it (RFC 9112, 9.6)."""
             self._head_is_over()
+            self.transport.write(self._adapter.refusals[status])
+            self.linger()
+
+        def linger(self) -> None:
+            """Close, but let the client read its answer: to close while it still sends would reset
+            the connection, and the answer with it (RFC 9112, 9.6)."""
             self._unset_keepalive_if_required()
             self._refused = True
-            self.transport.write(self._adapter.refusals[status])
             self.transport.write_eof()
             self.transport.resume_reading()
             self.loop.call_later(_LINGER, self.transport.close)
@@ -492,12 +495,31 @@ def _counted(kind: Any, adapter: AsgiAdapter) -> Any:
     return Protocol
 
 
+class _Lingering:
+    """A connection's transport, for an answer that comes before the request's end: closed behind
+    it, but not before the client could read it."""
+
+    def __init__(self, cycle: Any) -> None:
+        self._cycle = cycle
+        self._transport = cycle.transport
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def close(self) -> None:
+        if self._cycle.more_body and not self._transport.is_closing():
+            self._transport.get_protocol().linger()
+        else:
+            self._transport.close()
+
+
 def _framed(app: Any) -> Any:
-    """The app, where its answers could be misread by the next client of the same connection.
+    """The app, where its answers could be misread by the next client of the same connection, or not
+    be read at all.
 
     uvicorn writes the body of a 204 or 304 if it was given with its length (RFC 9110, 15.3.5 and
-    15.4.5: there is none), and leaves it open whether a client that waits for 100 will still send
-    the body that nobody asked for.
+    15.4.5: there is none), leaves it open whether a client that waits for 100 will still send the
+    body that nobody asked for, and closes at once behind an answer, even while a body comes.
     """
 
     def framed(scope: Any, receive: Any, send: Any) -> Any:
@@ -509,6 +531,8 @@ def _framed(app: Any) -> Any:
             nonlocal bodiless
             if message["type"] == "http.response.start":
                 cycle = send.__self__
+                if cycle.more_body:
+                    cycle.transport = _Lingering(cycle)
                 if cycle.waiting_for_100_continue:
                     cycle.default_headers = [*cycle.default_headers, CLOSE]
                 if bodiless := message["status"] in (204, 304):

@@ -251,6 +251,7 @@ cdef enum:
     MAX_ADDRESS = 128
     RANDOM_BYTES = 15
     MINTED = 20
+    MARKED = 16  # lines with session ids that are found again without another scan
     END_OF_HEAD = 100  # of next_field alone: beside the reasons above
     FIELD = 101
     SESSION_FIELD = 102
@@ -1044,25 +1045,37 @@ cdef bint session_in_cookie(
             return True
 
 
-cdef bint session_in_lines(const Rules *rules, const Values *found, Key *key) noexcept nogil:
-    """The first session id in these lines."""
+cdef bint session_in_value(const Rules *rules, const Pieces *value, Key *key) noexcept nogil:
+    """The session id in one line."""
+    cdef Sip sip
+    if rules.place == IN_COOKIE:
+        return session_in_cookie(rules, value.at, value.end, key)
+    sip_start(&sip, rules.k0, rules.k1)
+    key.words = 0
+    unfold(value.at, value.end, &sip, key)
+    if sip.size == 0:
+        return False
+    key.hash = sip_bytes_end(&sip)
+    return True
+
+
+cdef bint session_in_lines(
+    const Rules *rules, const uint8_t **marks, int count, const Values *found, Key *key
+) noexcept nogil:
+    """The first session id in these lines: those that are marked, and those after them."""
     cdef Values values = found[0]
     cdef Pieces value
-    cdef Sip sip
-    value_at(&value, found.at, found.head.end)
-    while True:
-        if rules.place == IN_COOKIE:
-            if session_in_cookie(rules, value.at, value.end, key):
-                return True
-        else:
-            sip_start(&sip, rules.k0, rules.k1)
-            key.words = 0
-            unfold(value.at, value.end, &sip, key)
-            if sip.size:
-                key.hash = sip_bytes_end(&sip)
-                return True
-        if not next_value(&values, rules, &value):
-            return False
+    cdef int i
+    for i in range(min(count, MARKED)):
+        value_at(&value, marks[i], values.head.end)
+        if session_in_value(rules, &value, key):
+            return True
+    values.left = count - MARKED
+    while values.left > 0:
+        next_value(&values, rules, &value)
+        if session_in_value(rules, &value, key):
+            return True
+    return False
 
 
 # --- the decision --------------------------------------------------------------------------------
@@ -1074,6 +1087,7 @@ cdef int decide(
     cdef const uint8_t *end = data + length
     cdef Head head
     cdef Values values, sessions
+    cdef const uint8_t *marks[MARKED]
     cdef int lines = 0, session_lines = 0, found
     while data < end:
         if data[0] == c'\n':
@@ -1094,10 +1108,9 @@ cdef int decide(
                 values.head = head
             lines += 1
         elif found == SESSION_FIELD:
-            if session_lines == 0:
-                sessions.kind = SESSION_FIELD
-                sessions.at = head.at
-                sessions.head = head
+            if session_lines < MARKED:
+                marks[session_lines] = head.at
+                sessions.head = head  # of the last one that is marked
             session_lines += 1
         else:
             break
@@ -1108,8 +1121,8 @@ cdef int decide(
             if session_in_query(rules, data, end, key):
                 return BY_SESSION
         elif session_lines:
-            sessions.left = session_lines - 1
-            if session_in_lines(rules, &sessions, key):
+            sessions.kind = SESSION_FIELD
+            if session_in_lines(rules, marks, session_lines, &sessions, key):
                 return BY_SESSION
         if rules.anywhere:
             return NO_SESSION

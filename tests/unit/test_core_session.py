@@ -128,6 +128,15 @@ def test_the_value_of_a_cookie(twin, lines, expected):
     assert found(twin, get(b"/", *lines), b"cookie:sid") == expected
 
 
+@pytest.mark.parametrize("count", [1, 15, 16, 17, 18, 40])
+def test_it_is_found_in_the_last_of_many_lines(twin, count):
+    for line, session in ((b"Cookie: a=b", b"cookie:sid"), (b"X-Id:", b"header:x-id")):
+        last = b"Cookie: sid=abc" if b"Cookie" in line else b"X-Id: abc"
+        lines = [line, b"X-Forwarded-For: 192.0.2.1"] * (count - 1) + [last, b"B: b"]
+        assert found(twin, get(b"/", *lines), session, proxy=True) == b"abc"
+        assert found(twin, get(b"/", *lines, last + b"d"), session, proxy=True) == b"abc"
+
+
 def test_it_comes_before_the_address_and_nothing_of_the_address_is_needed(twin):
     rules = {"session": SID, "proxy": True}
     line = b"X-Forwarded-For: 203.0.113.7"

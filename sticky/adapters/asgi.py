@@ -97,6 +97,7 @@ class AsgiAdapter(base.Adapter):
         if self._tasks and not server.force_exit:
             await asyncio.wait(self._tasks, timeout=self.options.graceful_timeout)
         await server.shutdown(sockets=[])
+        self._loop.remove_reader(self.control)
         self.leave()
 
     async def _start(self) -> None:

@@ -123,8 +123,9 @@ class Adapter(abc.ABC):
         self.inbox = inbox
         self.handlers = handlers
         self.ending = False
-        self._has_left = False
+        self.has_left = False
         self._finishing = False
+        self._replaced = False
         self.closing = False
         self.counters = private() if counters is None else counters
         self._router = make_router(options)
@@ -170,17 +171,19 @@ class Adapter(abc.ABC):
         Args:
             unheld: that process was asked.
         """
-        return not unheld and self.sessions is not None and (self.ending or self._has_previous())
+        return not unheld and self.sessions is not None and self._has_previous()
 
     def _look(self, data: bytes | bytearray, length: int, peer: str) -> int:
         """Whose request this is: as ``route`` says it, or ELSEWHERE, or UNHELD."""
         slot = self.route(data, length, peer)
         if slot == ANYWHERE:
-            return self.slot if self._keeps() else ELSEWHERE
-        if slot == self.slot and (self.ending or self._has_previous()):
+            return self.slot if self._keeps() and not self._replaced else ELSEWHERE
+        if slot == self.slot and (self._replaced or self._has_previous()):
             session = self._router.session(data, length)
+            if not session:  # it may begin a session, which is for the process that stays
+                return ELSEWHERE if self._replaced else slot
             assert self.sessions is not None
-            if session and not self.sessions.hold(session.decode(errors="replace")):
+            if not self.sessions.hold(session.decode(errors="replace")):
                 return UNHELD
         return slot
 
@@ -232,15 +235,13 @@ class Adapter(abc.ABC):
 
     def receive_control(self) -> None:
         """The control pair is readable: obey."""
-        while True:
+        while not self.has_left:
             try:
                 message = self._reader.receive(self.control)
             except BlockingIOError:
                 return
             except ConnectionResetError:
                 message = None
-            if message is None and self._has_left:
-                return
             if message is None:
                 self.orphaned()
             if message.kind == channel.PING:
@@ -252,7 +253,7 @@ class Adapter(abc.ABC):
             elif message.kind == channel.CLOSING:
                 self.closing = True
                 self.close_after_answers()
-                if self.ending:  # replaced, and waiting for sessions to end
+                if self._replaced:  # nobody will ask for its sessions any more
                     self._finish()
             elif message.kind == channel.END:
                 self.end(replaced=not self.closing)
@@ -333,7 +334,8 @@ class Adapter(abc.ABC):
             return
         self.ending = self.closing = True
         self.close_after_answers()
-        if self.sessions is not None and replaced:
+        self._replaced = replaced and self.sessions is not None
+        if self._replaced:
             # That process asks here for the sessions that it does not hold.
             sessions = of_engineio()
             self._linger(sessions, len(sessions), time.monotonic())
@@ -365,7 +367,7 @@ class Adapter(abc.ABC):
 
     def _finish(self) -> None:
         if not self._finishing:
-            self._finishing = True
+            self._finishing, self._replaced = True, False
             for session in of_engineio():
                 self._end_session(session)
             self.finish()
@@ -377,7 +379,7 @@ class Adapter(abc.ABC):
 
     def leave(self) -> None:
         """Give back what has been sent to this process meanwhile; then nothing more can be."""
-        self._has_left = True
+        self.has_left = True  # what is read from now on is the end that is made here
         with contextlib.suppress(OSError):
             self.control.shutdown(socket.SHUT_RD)
         while True:

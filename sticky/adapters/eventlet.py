@@ -428,7 +428,7 @@ class EventletAdapter(base.Adapter):
         self._ended.wait()
 
     def _obey(self) -> None:
-        while True:
+        while not self.has_left:
             trampoline(self.control, read=True)
             self.receive_control()
             eventlet.sleep(0)

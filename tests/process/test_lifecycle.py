@@ -283,6 +283,15 @@ def refused(port: int) -> bool:
     return False
 
 
+@pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGINT])
+def test_workers_that_are_told_to_stop_end_by_themselves(kind: Kind, sig: int) -> None:
+    with kind.serve("whoami", num=2) as running:
+        pids = running.worker_pids()
+        assert running.stop(sig) == 0
+        for slot, pid in pids.items():  # and not with a status, or by a signal
+            running.wait_for(rf"worker {slot} \(pid {pid}\) ended")
+
+
 def test_a_graceful_stop_finishes_what_is_in_hand_and_takes_nothing_new(kind: Kind) -> None:
     with kind.serve("lab", num=2, proxy=True, options=ROUTED) as running:
         pids = running.worker_pids()

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import functools
 import gc
+import inspect
 import logging
 import os
 import sys
+import time
 from collections.abc import Callable, MutableMapping
 from typing import Any
 
@@ -23,6 +25,9 @@ _DRAWS = 200
 """For each slot, how many ids are drawn until the one that makes them is at fault: with random ones
 it takes that many once in e**200 times."""
 
+_SETTLING = 5.0
+"""Seconds that the app may take until it holds what it has minted."""
+
 
 class Sessions:
     """The sessions of one worker process.
@@ -31,25 +36,34 @@ class Sessions:
         options: the settings.
         slot: the worker's.
         counters: where to count what is held, as "sessions".
+        clock: the monotonic time, in seconds.
     """
 
-    def __init__(self, options: Options, slot: int, counters: MutableMapping[str, int]) -> None:
+    def __init__(
+        self,
+        options: Options,
+        slot: int,
+        counters: MutableMapping[str, int],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._router: Router = make_router(options)
         self._num = options.num
         self._slot = slot
         self._counters = counters
         self._holders: list[Holder] = []
-        self._minted: set[str] = set()  # while anybody can say which of them are held
-        self._minted_for_nobody = 0
+        self._clock = clock
+        # Apps mint in threads, too: what they change here is changed in single steps.
+        self._minted: dict[str, float] = {}  # and until when it need not be held
+        self._unknown = 0  # minted where nobody says what is held: nothing is kept of those
         self._servers: list[Any] = []  # of Engine.IO
 
     def mint(self, make: Make | None = None) -> str:
         """An id that leads to this worker; see ``sticky.mint``."""
         minted = self._draw(make)
         if self._holders:
-            self._minted.add(minted)
+            self._minted[minted] = self._clock() + _SETTLING
         else:
-            self._minted_for_nobody += 1
+            self._unknown += 1
         self._counters["sessions"] += 1
         return minted
 
@@ -70,6 +84,8 @@ class Sessions:
 
     def held_by(self, holder: Holder) -> None:
         """Ask this function, too, whether the app holds an id; see ``sticky.holds``."""
+        if inspect.iscoroutinefunction(holder):
+            raise TypeError(f"sticky.holds needs a plain function, and {holder!r} is a coroutine's")
         self._holders.append(holder)
 
     @property
@@ -92,15 +108,18 @@ class Sessions:
 
     def count(self) -> None:
         """Count what is held now. What was minted and nobody can say is held counts for ever."""
-        if self._holders:
-            # A copy: the app may be minting in another thread.
-            self._minted -= {one for one in self._minted.copy() if not self.hold(one)}
+        now = self._clock()
+        for minted, until in list(self._minted.items()):
+            if self.hold(minted):
+                self._minted[minted] = now  # from here on it is held, or has ended
+            elif until <= now:
+                del self._minted[minted]
         self.count_servers()
 
     def count_servers(self) -> None:
         """The same, without asking the app about each id."""
         held = sum(len(server.sockets) for server in self._servers)
-        self._counters["sessions"] = held + len(self._minted) + self._minted_for_nobody
+        self._counters["sessions"] = held + len(self._minted) + self._unknown
 
     # -- Engine.IO ----------------------------------------------------------------------------
 
@@ -115,9 +134,9 @@ class Sessions:
             return self._mint_for(server, None)
 
         kind.generate_id = generate_id
-        self._servers = instances(kind)
-        for server in self._servers:
-            if type(server).generate_id is not generate_id:
+        for server in instances(kind):
+            self._servers.append(server)  # a session that it lacks may be held by its predecessor
+            if "generate_id" in vars(server) or type(server).generate_id is not generate_id:
                 make = server.generate_id
                 server.generate_id = functools.partial(self._mint_for, server, make)
 

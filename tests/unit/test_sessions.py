@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import os
+import threading
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 
@@ -20,8 +23,13 @@ def counters():
 
 
 @pytest.fixture
-def sessions(counters):
-    return Sessions(OPTIONS, 3, counters)
+def clock():
+    return SimpleNamespace(now=100.0)
+
+
+@pytest.fixture
+def sessions(counters, clock):
+    return Sessions(OPTIONS, 3, counters, lambda: clock.now)
 
 
 def owner(minted):
@@ -57,12 +65,62 @@ def test_what_is_held_the_app_says(sessions, counters):
     assert all(map(sessions.hold, minted))
     assert not sessions.hold("another")
     assert sessions.last
+    sessions.count()
     kept.pop()
     sessions.count()
     assert counters["sessions"] == 2
     kept.clear()
     sessions.count()
     assert (counters["sessions"], sessions.last) == (0, False)
+
+
+def test_what_the_app_has_minted_it_may_store_a_little_later(sessions, counters, clock):
+    kept = set()
+    sessions.held_by(kept.__contains__)
+    minted, forgotten = sessions.mint(), sessions.mint()
+    sessions.count()
+    assert sessions.last
+    kept.add(minted)
+    clock.now += 6
+    sessions.count()
+    assert not sessions.hold(forgotten)
+    assert (counters["sessions"], sessions.last) == (1, True)
+    kept.clear()
+    sessions.count()
+    assert (counters["sessions"], sessions.last) == (0, False)
+
+
+def test_where_nobody_says_what_is_held_ids_are_not_kept(sessions, counters):
+    for _ in range(1000):
+        sessions.mint()
+    sessions.count()
+    assert counters["sessions"] == 1000
+    assert not sessions._minted
+
+
+def test_threads_mint_while_it_is_counted_what_is_held(sessions):
+    kept = set()
+    sessions.held_by(kept.__contains__)
+
+    def mint():
+        for _ in range(2000):
+            kept.add(sessions.mint())
+
+    threads = [threading.Thread(target=mint) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads):
+        sessions.count()
+    sessions.count()
+    assert len(kept) == len(sessions._minted) == 8000
+
+
+def test_a_holder_must_be_a_plain_function(sessions):
+    async def holder(_):
+        return False
+
+    with pytest.raises(TypeError, match="plain function"):
+        sessions.held_by(holder)
 
 
 def test_a_holder_that_fails_holds(sessions, caplog):
@@ -86,18 +144,22 @@ def test_engineio_mints_here_and_says_what_it_holds(counters, monkeypatch):
             return "own-" + super().generate_id()
 
     own = Own(async_mode="threading")
+    patched = engineio.AsyncServer()
+    patched.generate_id = lambda: "patched-" + os.urandom(4).hex()
     sessions = Sessions(OPTIONS, 3, counters)
     sessions.mint_for_engineio()
     later = engineio.AsyncServer()
-    for server in (own, later):
+    assert not sessions.hold("an id of the process before")
+    for server in (own, patched, later):
         minted = server.generate_id()
         assert owner(minted) == 3
         assert minted.startswith("own-") == (server is own)
+        assert minted.startswith("patched-") == (server is patched)
         assert not sessions.hold(minted)
         server.sockets[minted] = object()
         assert sessions.hold(minted)
     sessions.count()
-    assert counters["sessions"] == 2
+    assert counters["sessions"] == 3
     own.sockets.clear()
     sessions.count_servers()
-    assert counters["sessions"] == 1
+    assert counters["sessions"] == 2

@@ -30,13 +30,13 @@ class Balance:
 
     def next(self) -> int:
         """The slot for one more session."""
-        in_turn = [(self._turn + step) % self._num for step in range(self._num)]
-        loads = {slot: load for slot in in_turn if (load := self._load(slot)) is not None}
-        if not loads:
-            chosen = in_turn[0]
-        elif self._least:
-            chosen = min(loads, key=lambda slot: loads[slot])
-        else:
-            chosen = next(iter(loads))
-        self._turn = chosen + 1
+        chosen, least = self._turn, None
+        for step in range(self._num):
+            slot = (self._turn + step) % self._num
+            load = self._load(slot)
+            if load is not None and (least is None or load < least):
+                chosen, least = slot, load
+                if not self._least or not load:
+                    break  # nobody has less
+        self._turn = (chosen + 1) % self._num
         return chosen

@@ -44,6 +44,7 @@ WORKER = (
 _CELLS = 32  # in a row, of 8 bytes
 _ROW = _CELLS * 8
 _BEFORE = 3  # cells of a process's row that are no counters
+_SESSIONS, _NOT_BEGUN = (_BEFORE + WORKER.index(name) for name in ("sessions", "not_begun"))
 _PROCESSES = 4  # rows for each slot: of one that serves, and of several that are being replaced
 
 
@@ -109,9 +110,16 @@ class Board:
         start = row * _CELLS
         return Row(_OF_WORKER, self._cells[start + _BEFORE : start + _CELLS])
 
-    def has_previous(self, row: int) -> bool:
-        """Whether the process that this one has replaced is still there."""
-        return bool(row and self._cells[row * _CELLS + 2])
+    def has_others(self, row: int) -> bool:
+        """Whether another process of the same slot is there: the one that this one has replaced, or
+        is about to, or that has replaced it. True, too, where there is no row to tell it."""
+        start = row * _CELLS
+        return not row or not self._cells[start] or bool(self._cells[start + 2])
+
+    def is_replaced(self, row: int) -> bool:
+        """Whether this process has served its slot and another one serves it now."""
+        start = row * _CELLS
+        return bool(row and self._cells[start + 1] and not self._cells[start])
 
     def stats(self) -> dict[str, Any]:
         """All that was counted: the master's by name, the workers' under "workers", by slot."""
@@ -121,9 +129,20 @@ class Board:
         }
         return {**self.master, "workers": workers}
 
-    def workers(self) -> Iterator[tuple[int, Row]]:
-        """The counters of each process that serves, with its slot."""
-        return ((slot, self.process(row)) for slot, row in self._shown())
+    def load(self, row: int) -> int:
+        """What a process has to do: sessions, and what will be some. 0 where no row says it."""
+        start = row * _CELLS
+        return self._cells[start + _SESSIONS] + self._cells[start + _NOT_BEGUN] if row else 0
+
+    def loads(self) -> Iterator[tuple[int, int]]:
+        """The same of each process that serves, with its slot."""
+        cells = self._cells  # column by column: asked for often, and a list of rows takes long
+        slots = cells[_CELLS::_CELLS].tolist()
+        sessions = cells[_CELLS + _SESSIONS :: _CELLS].tolist()
+        not_begun = cells[_CELLS + _NOT_BEGUN :: _CELLS].tolist()
+        for slot, one, other in zip(slots, sessions, not_begun, strict=True):
+            if slot:
+                yield slot - 1, one + other
 
     def _shown(self) -> Iterator[tuple[int, int]]:
         for row in range(1, self._rows):

@@ -515,6 +515,9 @@ class Ledger:
     def _succeed(self, slot: _Slot, now: float) -> None:
         """The successor is ready: it takes the slot, the old process drains."""
         old, slot.process, slot.successor = slot.process, slot.successor, None
+        for earlier, worker in self._workers.items():
+            if worker.state is Process.DRAINING and worker.slot == self._workers[old].slot:
+                self._say(earlier, Tell.END)  # once more: it is asked for no session from now on
         if self.state_of(old) is Process.READY:
             self._end(old)
             self._workers[old].end_by = self._remind(now + self.rules.graceful_timeout)
@@ -560,8 +563,7 @@ class Ledger:
         if self.stage is Stage.SERVING:
             self.actions.append(CloseListeners(drain=not quick))
             for process, worker in self._workers.items():
-                # One that was replaced may be waiting for its sessions to end.
-                if worker.state in (Process.READY, Process.DRAINING) and not quick:
+                if worker.state is Process.READY and not quick:
                     self._say(process, Tell.CLOSING)
         if not quick:
             self.stage = Stage.LISTENING  # SERVING -> LISTENING
@@ -767,6 +769,8 @@ class Ledger:
                 self._kill(process, "the server stops")
             elif quick:
                 self._say(process, Tell.QUIT)
+            elif worker.state is Process.DRAINING:
+                self._say(process, Tell.END)  # once more: nobody will ask for its sessions
             else:
                 self._end(process)
         self._proceed()

@@ -383,8 +383,8 @@ class Master:
                 return
             stays = False
             if message.kind == channel.READY:
-                log.info("worker %d ready (pid %d)", process.slot, process.pid)
                 self._serves(process)
+                log.info("worker %d ready (pid %d)", process.slot, process.pid)
                 self._ledger.ready(key, time.monotonic())
             elif message.kind == channel.PONG:
                 self._ledger.heard(key)
@@ -426,11 +426,12 @@ class Master:
     def _serves(self, process: _Process) -> None:
         """This process has the slot now; the one before drains."""
         slot = process.slot
-        self._board.show(process.row, slot, process.pid)
         if before := self._serving.get(slot):
             self._previous[slot] = before
-            self._board.previous(process.row, True)
         self._serving[slot] = process
+        # Also where the one that had replaced it has died meanwhile.
+        self._board.previous(process.row, slot in self._previous)
+        self._board.show(process.row, slot, process.pid)
 
     def _has_ended(self, process: _Process) -> None:
         slot = process.slot
@@ -452,9 +453,8 @@ class Master:
         process = self._serving.get(slot)
         if process is None:
             return None
-        row = self._board.process(process.row)
         waiting = _unread(self._slots[slot]) // channel.HEADER_SIZE
-        return row["sessions"] + row["not_begun"] + waiting + len(self._ledger.queues[slot])
+        return self._board.load(process.row) + waiting + len(self._ledger.queues[slot])
 
     def _on_end(self, key: int) -> None:
         self._on_control(key)  # what it said last

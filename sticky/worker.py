@@ -22,7 +22,7 @@ import sys
 import traceback
 import types
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -106,15 +106,17 @@ class Worker:
         """What this process has counted since it started, and what it holds now."""
         return dict(self._counters)
 
-    def has_previous(self) -> bool:
-        """Whether the process that this one has replaced in its slot is still there."""
-        return self.board.has_previous(self._row)
+    def has_others(self) -> bool:
+        """Whether another process of this slot is there, or may be."""
+        return self.board.has_others(self._row)
 
-    def rivals(self) -> Iterator[int]:
+    def is_replaced(self) -> bool:
+        """Whether another process has the slot now."""
+        return self.board.is_replaced(self._row)
+
+    def rivals(self) -> Iterable[int]:
         """What each of the other workers has to do: sessions, and what will be some."""
-        for slot, counted in self.board.workers():
-            if slot != self.id:
-                yield counted["sessions"] + counted["not_begun"]
+        return (load for slot, load in self.board.loads() if slot != self.id)
 
     def __repr__(self) -> str:
         return f"<sticky worker {self.id} (pid {self.pid})>"
@@ -183,13 +185,14 @@ def holds(holder: Holder) -> Holder:
 
     Args:
         holder: called with an id (a str); returns whether the app of this process holds it. It is
-            called often, and must not wait for anything.
+            called often, and must not wait for anything. To be said before the first is minted.
 
     Returns:
         The same function. Outside of a worker it is never called.
 
     Raises:
         StickyError: the option ``session`` is not set.
+        TypeError: it is a coroutine function.
     """
     sessions = _sessions("holds")
     if sessions is not None:
@@ -344,7 +347,8 @@ def serve(factory: Callable[[], Any] | Any) -> NoReturn:
         slot=worker.id,
         counters=worker._counters,
         sessions=worker.sessions,
-        has_previous=worker.has_previous,
+        has_others=worker.has_others,
+        is_replaced=worker.is_replaced,
         rivals=worker.rivals,
     )
     adapter.run()

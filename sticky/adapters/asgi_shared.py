@@ -37,13 +37,14 @@ def shared(kind: Any) -> Any:
             self._tail = b""  # of a chunked body: what may be the beginning of an empty line
             self._complete = False  # the current request, as httptools says
             self._first = True
+            self._asks = False
             self._moving = False
             self._unheld = False
             self._full = False
 
         def asks_first(self) -> None:
             """Have already the first request looked at."""
-            self._first = False
+            self._asks = True
 
         def data_received(self, data: bytes) -> None:
             if not self._refused:
@@ -100,7 +101,8 @@ def shared(kind: Any) -> Any:
             """Whether the next request's head was fed: it was all there, and ours to serve."""
             adapter, buffer = self._adapter, self._buffer
             peer = self._address[0] if self._address else ""
-            slot = adapter.look(buffer, len(buffer), peer)
+            look = adapter.look_first if self._first else adapter.look
+            slot = look(buffer, len(buffer), peer)
             if slot == NEED_MORE:
                 self._unset_keepalive_if_required()  # it is not idle any more
                 if len(buffer) >= adapter.options.max_head_size:
@@ -109,12 +111,13 @@ def shared(kind: Any) -> Any:
                     self._await_head()  # once: a client that dribbles does not extend it
                 return False
             self._head_is_over()
-            if not self._first:
+            looks = not self._first or self._asks
+            if looks:
                 adapter.counters["looked"] += 1
             if slot < 0:
                 self._refuse_head(400)
                 return False
-            if slot != adapter.slot and not self._first:
+            if slot != adapter.slot and looks:
                 self._moving, self._unheld = True, slot == UNHELD
                 self._move()
                 return False

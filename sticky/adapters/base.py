@@ -99,7 +99,8 @@ class Adapter(abc.ABC):
         handlers: what is called with each connection before it is served; more may be added.
         counters: where to count.
         sessions: those of this process, with the option ``session``.
-        has_previous: whether the process that this one has replaced is still there.
+        has_others: whether another process of this slot is there, or may be.
+        is_replaced: whether another process has the slot now, and we have not been told yet.
         rivals: what each of the other workers has to do, as its sessions and what will be some.
     """
 
@@ -114,7 +115,8 @@ class Adapter(abc.ABC):
         slot: int = 0,
         counters: Row | None = None,
         sessions: Sessions | None = None,
-        has_previous: Callable[[], bool] = lambda: False,
+        has_others: Callable[[], bool] = lambda: False,
+        is_replaced: Callable[[], bool] = lambda: False,
         rivals: Callable[[], Iterable[int]] = tuple,
     ) -> None:
         self.app = app
@@ -124,14 +126,16 @@ class Adapter(abc.ABC):
         self.handlers = handlers
         self.ending = False
         self.has_left = False
-        self._finishing = False
-        self._replaced = False
         self.closing = False
+        self._stopping = False  # the whole server, not this process alone
+        self._lingers = False
+        self._finished = False
         self.counters = private() if counters is None else counters
         self._router = make_router(options)
         self.slot = slot
         self.sessions = sessions
-        self._has_previous = has_previous
+        self._has_others = has_others
+        self._is_replaced = is_replaced
         self._rivals = rivals
         # A connection may carry another client's request next, behind a proxy, or that of another
         # session: it is looked at.
@@ -171,21 +175,38 @@ class Adapter(abc.ABC):
         Args:
             unheld: that process was asked.
         """
-        return not unheld and self.sessions is not None and self._has_previous()
+        return not unheld and self.sessions is not None and (self.ending or self._has_others())
 
-    def _look(self, data: bytes | bytearray, length: int, peer: str) -> int:
+    def look_first(self, data: bytes | bytearray, length: int, peer: str) -> int:
+        """The same for the first request of a connection, which the master has placed here: where
+        it may be served anywhere it is not given back to be placed once more."""
+        if self.sessions is None:
+            return self.route(data, length, peer)
+        return self._look(data, length, peer, placed=True)
+
+    def _look(
+        self, data: bytes | bytearray, length: int, peer: str, *, placed: bool = False
+    ) -> int:
         """Whose request this is: as ``route`` says it, or ELSEWHERE, or UNHELD."""
         slot = self.route(data, length, peer)
         if slot == ANYWHERE:
-            return self.slot if self._keeps() and not self._replaced else ELSEWHERE
-        if slot == self.slot and (self._replaced or self._has_previous()):
+            if self._leaves_to_successor:
+                return ELSEWHERE
+            return self.slot if placed or self._keeps() else ELSEWHERE
+        if slot == self.slot and (self.ending or self._has_others()):
             session = self._router.session(data, length)
-            if not session:  # it may begin a session, which is for the process that stays
-                return ELSEWHERE if self._replaced else slot
+            if not session:
+                return ELSEWHERE if self._leaves_to_successor else slot
             assert self.sessions is not None
             if not self.sessions.hold(session.decode(errors="replace")):
                 return UNHELD
         return slot
+
+    @property
+    def _leaves_to_successor(self) -> bool:
+        """Whether a new session would begin in the wrong process: another has the slot, or this
+        one ends and another will have it."""
+        return not self._stopping and (self.ending or self._is_replaced())
 
     def _keeps(self) -> bool:
         """Whether this worker serves a request that may be served anywhere, instead of giving it
@@ -216,6 +237,8 @@ class Adapter(abc.ABC):
             not self.ending
             and self.not_begun < options.prefetch
             and self.open < options.max_connections
+            # What comes now may be of a session that the successor has begun.
+            and not (self.sessions is not None and self._is_replaced())
         )
 
     def receive_connections(self) -> None:
@@ -248,13 +271,13 @@ class Adapter(abc.ABC):
                 self.tell(channel.PONG)
                 if self.sessions is not None:
                     self.sessions.count()
+            elif message.kind == channel.CONNECTION and self._finished:
+                self._return(message)  # no session is held any more
             elif message.kind == channel.CONNECTION:
                 self._adopt(message, asked=True)
             elif message.kind == channel.CLOSING:
                 self.closing = True
                 self.close_after_answers()
-                if self._replaced:  # nobody will ask for its sessions any more
-                    self._finish()
             elif message.kind == channel.END:
                 self.end(replaced=not self.closing)
             elif message.kind == channel.QUIT:
@@ -328,15 +351,16 @@ class Adapter(abc.ABC):
         """Nothing more will come: finish what is in hand, then end.
 
         Args:
-            replaced: another process has taken the slot.
+            replaced: another process has the slot, and asks for the sessions that it lacks.
         """
-        if self.ending:
+        if self.ending:  # and told once more: it is not to wait for sessions any longer
+            self._lingers = False
             return
+        self._stopping = self.closing
         self.ending = self.closing = True
         self.close_after_answers()
-        self._replaced = replaced and self.sessions is not None
-        if self._replaced:
-            # That process asks here for the sessions that it does not hold.
+        if self.sessions is not None and replaced:
+            self._lingers = True
             sessions = of_engineio()
             self._linger(sessions, len(sessions), time.monotonic())
         else:
@@ -351,8 +375,6 @@ class Adapter(abc.ABC):
             count: how many there were.
             began: when that was.
         """
-        if self._finishing:
-            return
         assert self.sessions is not None
         spread = self.options.drain_spread
         elapsed = time.monotonic() - began
@@ -360,17 +382,16 @@ class Adapter(abc.ABC):
         while len(sessions) > left:
             self._end_session(sessions.pop())
         self.sessions.count()
-        if left or self.sessions.last:
+        if self._lingers and (left or self.sessions.last):
             self.later(_LINGER, lambda: self._linger(sessions, count, began))
         else:
             self._finish()
 
     def _finish(self) -> None:
-        if not self._finishing:
-            self._finishing, self._replaced = True, False
-            for session in of_engineio():
-                self._end_session(session)
-            self.finish()
+        self._finished = True
+        for session in of_engineio():
+            self._end_session(session)
+        self.finish()
 
     def _end_session(self, session: Any) -> None:
         pending = close(session)

@@ -164,7 +164,7 @@ class _Protocol(eventlet.wsgi.HttpProtocol):  # type: ignore[misc]
             return b""
         self.connection.settimeout(None)
         looks = self.server.adapter.looking and (not first or self.conn_state.asks)
-        if looks and not self._is_ours(begun):
+        if looks and not self._is_ours(begun, first=first):
             self.close_connection = True
             return b""
         head = begun.lstrip(b"\r\n")
@@ -181,20 +181,22 @@ class _Protocol(eventlet.wsgi.HttpProtocol):  # type: ignore[misc]
         self.connection.settimeout(None)
         return line
 
-    def _is_ours(self, begun: bytes) -> bool:
+    def _is_ours(self, begun: bytes, *, first: bool) -> bool:
         """Look at the next request before the server reads it: is it this worker's to serve?
 
         If not, the connection goes back to the master with all that was read of it, or is refused.
 
         Args:
             begun: what the buffered reader holds: all of it, and not consumed.
+            first: it is the first one of its connection here.
         """
         adapter, peer = self.server.adapter, self.client_address[0] if self.client_address else ""
         adapter.counters["looked"] += 1
-        slot, read = adapter.look(begun, len(begun), peer), begun
+        look = adapter.look_first if first else adapter.look
+        slot, read = look(begun, len(begun), peer), begun
         if slot == NEED_MORE:
             read = self._gather(len(begun), peer)
-            slot = adapter.look(read, len(read), peer)
+            slot = look(read, len(read), peer)
         if slot == adapter.slot:
             return True
         if slot >= 0:

@@ -4,7 +4,9 @@ and the reload of their worker."""
 from __future__ import annotations
 
 import json
+import os
 import signal
+import time
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -264,6 +266,68 @@ def test_on_a_reload_sessions_of_socketio_end_one_after_another(kind: Kind) -> N
         shared.close()
         running.stop()  # which does not wait for the rest of the ten minutes
         assert f"worker {slot} (pid {old}) ended" in running.log()
+
+
+def replace(running: Running) -> dict[int, int]:
+    """Reload; the pids of those that were replaced."""
+    old = dict(running.worker_pids())
+    running.send_signal(signal.SIGHUP)
+    for slot, pid in old.items():
+        running.wait_for_successor(slot, pid)
+    return old
+
+
+@pytest.mark.parametrize("balance", ["address", "least", "round-robin"])
+def test_a_new_session_begins_in_the_new_process(kind: Kind, balance: str) -> None:
+    options = ["--session", "query:id", "--balance", balance]
+    with kind.serve("keeper", num=1, options=options) as running:
+        kept_alive = Shared(running.port, 1)
+        made = kept_alive.ask("/new").json()
+        old = replace(running)
+        assert made["pid"] == old[0]
+        for shared in (kept_alive, Shared(running.port, 1)):
+            assert shared.ask("/new").json()["pid"] == running.worker_pids()[0]
+            shared.close()
+        assert running.get(f"/count?id={made['id']}").json() == {**made, "count": 2}
+        assert stats(running)["moved"] <= 3
+
+
+def test_sessions_of_a_replaced_process_outlive_its_successor(kind: Kind) -> None:
+    with kind.serve("keeper", num=1, options=["--session", "query:id"]) as running:
+        made = running.get("/new").json()
+        old = replace(running)
+        running.wait_for_successor(0, running.kill_worker(0))
+        again = running.get(f"/count?id={made['id']}").json()
+        assert again == {**made, "pid": old[0], "count": 2}
+
+
+def test_many_reloads_in_a_row_leave_the_last_process_its_sessions(kind: Kind) -> None:
+    with kind.serve("keeper", num=1, options=["--session", "query:id"]) as running:
+        for _ in range(6):
+            made = running.get("/new").json()
+            replace(running)
+        assert running.get(f"/count?id={made['id']}").json() == {**made, "count": 2}
+        assert stats(running)["workers"]["0"]["pid"] == running.worker_pids()[0]
+        # Those before it are asked for nothing any more, and end without waiting for sessions.
+        wait_until(lambda: len(running.processes()) <= 3)
+
+
+def test_a_worker_that_is_told_to_end_does_not_wait_for_its_sessions(kind: Kind) -> None:
+    with kind.serve("keeper", num=1, options=["--session", "query:id"]) as running:
+        running.get("/new")
+        old = running.worker_pids()[0]
+        os.kill(old, signal.SIGTERM)
+        running.wait_for_successor(0, old)
+        assert running.get("/new").status == 200
+
+
+def test_a_stop_does_not_wait_for_the_sessions_of_a_replaced_process(kind: Kind) -> None:
+    with kind.serve("keeper", num=1, options=["--session", "query:id"]) as running:
+        running.get("/new")
+        replace(running)
+        begun = time.monotonic()
+        assert running.stop() == 0
+        assert time.monotonic() - begun < 10
 
 
 def test_without_the_option_there_is_nothing_to_mint_for(kind: Kind) -> None:

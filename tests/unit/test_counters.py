@@ -49,6 +49,25 @@ def test_a_process_is_shown_from_when_it_serves_until_it_has_ended(board):
     assert board.stats()["workers"] == {}
 
 
+def test_a_process_knows_whether_its_slot_has_another(board):
+    first, successor = board.give(), board.give()
+    assert board.has_others(first)  # nobody has said yet that there is none
+    assert not board.is_replaced(first)
+    board.show(first, 1, 1)
+    assert not board.has_others(first)
+    assert board.has_others(successor)
+    board.previous(successor, True)
+    board.show(successor, 1, 2)
+    assert board.has_others(first)
+    assert board.is_replaced(first)
+    assert board.has_others(successor)
+    assert not board.is_replaced(successor)
+    board.previous(successor, False)
+    assert not board.has_others(successor)
+    assert board.has_others(0)  # without a row it cannot be known
+    assert not board.is_replaced(0)
+
+
 def test_a_row_that_is_given_again_begins_with_zeros(board):
     row = board.give()
     board.process(row)["looked"] = 5

@@ -95,8 +95,11 @@ class Sessions:
 
     def hold(self, session: str) -> bool:
         """Whether the app holds this id; True where nobody can say."""
-        if any(session in server.sockets for server in self._servers):
-            return True
+        for server in self._servers:
+            # One that is closed stays there until it is asked for, and that would be answered 500.
+            held = server.sockets.get(session)
+            if held is not None and not held.closed:
+                return True
         for holder in self._holders:
             try:
                 if holder(session):

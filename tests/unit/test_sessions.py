@@ -156,7 +156,9 @@ def test_engineio_mints_here_and_says_what_it_holds(counters, monkeypatch):
         assert minted.startswith("own-") == (server is own)
         assert minted.startswith("patched-") == (server is patched)
         assert not sessions.hold(minted)
-        server.sockets[minted] = object()
+        server.sockets[minted] = SimpleNamespace(closed=True)
+        assert not sessions.hold(minted)
+        server.sockets[minted].closed = False
         assert sessions.hold(minted)
     sessions.count()
     assert counters["sessions"] == 3

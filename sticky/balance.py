@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 Load = Callable[[int], int | None]
-"""How much a slot has to do; None while no process serves it."""
+"""How much a slot has to do; None while it can take nothing more."""
 
 
 class Balance:
@@ -16,8 +16,8 @@ class Balance:
 
     Args:
         kind: "least": the slot with the least load, and in turn where several have that;
-            "round-robin": one after the other. Slots that nobody serves are left out while there
-            are others.
+            "round-robin": one after the other. Slots that can take nothing more are left out
+            while there are others.
         num: the number of slots.
         load: asked for each slot, each time.
     """

@@ -449,12 +449,13 @@ class Master:
         return before.control if before and self._serving.get(process.slot) is process else None
 
     def _load(self, slot: int) -> int | None:
-        """What a slot has to do: its sessions, and the connections on their way to become some."""
+        """What a slot has to do: its sessions, and the connections on their way to become some.
+        None where nobody serves it, or not fast enough: others wait in its queue already."""
         process = self._serving.get(slot)
-        if process is None:
+        if process is None or self._ledger.queues[slot]:
             return None
         waiting = _unread(self._slots[slot]) // channel.HEADER_SIZE
-        return self._board.load(process.row) + waiting + len(self._ledger.queues[slot])
+        return self._board.load(process.row) + waiting
 
     def _on_end(self, key: int) -> None:
         self._on_control(key)  # what it said last

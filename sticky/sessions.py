@@ -112,7 +112,7 @@ class Sessions:
     def count(self) -> None:
         """Count what is held now. What was minted and nobody can say is held counts for ever."""
         now = self._clock()
-        for minted, until in list(self._minted.items()):
+        for minted, until in self._minted.copy().items():
             if self.hold(minted):
                 self._minted[minted] = now  # from here on it is held, or has ended
             elif until <= now:

@@ -385,6 +385,20 @@ def blind() -> None:
     base.Adapter.__init__ = make_blind  # type: ignore[method-assign]
 
 
+def disagree() -> None:
+    """Have this worker take every request for another's, already the first of a connection."""
+    from sticky.adapters import base
+
+    base.Adapter.asks_first = lambda *_: True  # type: ignore[method-assign]
+    base.Adapter.look_first = lambda *_: base.ELSEWHERE  # type: ignore[method-assign]
+
+
+def shared_lab_disagreeing() -> App:
+    """As shared_lab, in a worker that never agrees with the master."""
+    disagree()
+    return shared_lab()
+
+
 def shared_lab_blind() -> App:
     """As shared_lab, in a worker that does not look."""
     blind()

@@ -256,6 +256,11 @@ def shared_lab() -> App:
     return _with_websocket(_http(act))
 
 
+def shared_lab_disagreeing() -> App:
+    apps.disagree()
+    return shared_lab()
+
+
 def shared_lab_blind() -> App:
     apps.blind()
     return shared_lab()

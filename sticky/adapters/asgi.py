@@ -81,7 +81,7 @@ class AsgiAdapter(base.Adapter):
         self._protocol_class = _watched(self._config.http_protocol_class)
         if self.looking:
             self._protocol_class = shared(self._protocol_class)
-        self._leaving: deque[tuple[Any, channel.Address, bytes, bool]] = deque()
+        self._leaving: deque[tuple[Any, channel.Address, bytes, int, bool]] = deque()
         if self._config.ws_protocol_class is not None:
             self._config.ws_protocol_class = _counted(self._config.ws_protocol_class, self)
         self._server = server = uvicorn.Server(self._config)
@@ -136,18 +136,18 @@ class AsgiAdapter(base.Adapter):
             self._loop.remove_reader(self.inbox)
 
     def adopt(
-        self, fd: int, address: channel.Address, prefix: bytes, came: str, asks: bool
+        self, fd: int, address: channel.Address, prefix: bytes, moves: int, asks: bool
     ) -> None:
         family = channel.socket_family(address)
         protocol = 0 if family == socket.AF_UNIX else socket.IPPROTO_TCP
         sock = socket.socket(family, socket.SOCK_STREAM, protocol, fd)
         sock.setblocking(False)
-        task = self._loop.create_task(self._begin(sock, address, prefix, came, asks))
+        task = self._loop.create_task(self._begin(sock, address, prefix, moves, asks))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     async def _begin(
-        self, sock: socket.socket, address: channel.Address, prefix: bytes, came: str, asks: bool
+        self, sock: socket.socket, address: channel.Address, prefix: bytes, moves: int, asks: bool
     ) -> None:
         self.open += 1
         begins = self._beginning()
@@ -156,14 +156,14 @@ class AsgiAdapter(base.Adapter):
             refusal = 0
             if self.handlers or self.options.sync:
                 begins()
-                refusal = await self._prepare(sock, address, prefix, came)
+                refusal = await self._prepare(sock, address, prefix, moves)
             if refusal:
                 await self._refuse(sock, refusal)
             else:
                 if not prefix and not base.peek(sock, 1):
                     begins()  # it is its client who is waited for
                 await self._loop.connect_accepted_socket(
-                    lambda: self._protocol(address, prefix, begins, asks), sock
+                    lambda: self._protocol(address, prefix, begins, moves if asks else None), sock
                 )
                 adopted = True
         except OSError as error:
@@ -188,8 +188,13 @@ class AsgiAdapter(base.Adapter):
         return begins
 
     def _protocol(
-        self, address: channel.Address, prefix: bytes, begins: Callable[[], None], asks: bool
+        self,
+        address: channel.Address,
+        prefix: bytes,
+        begins: Callable[[], None],
+        asked_after: int | None,
     ) -> asyncio.Protocol:
+        """Args: asked_after: so many moves, if already the first request is to be looked at."""
         protocol: asyncio.Protocol = self._protocol_class(
             self,
             address,
@@ -199,15 +204,15 @@ class AsgiAdapter(base.Adapter):
             server_state=self._server.server_state,
             app_state=self._server.lifespan.state,
         )
-        if asks:
-            protocol.asks_first()  # type: ignore[attr-defined]
+        if asked_after is not None:
+            protocol.asks_first(asked_after)  # type: ignore[attr-defined]
         return protocol
 
     def hand_back(
-        self, transport: Any, address: channel.Address, prefix: bytes, *, unheld: bool
+        self, transport: Any, address: channel.Address, prefix: bytes, moves: int, *, unheld: bool
     ) -> None:
         """Give a connection to the master, with what was read of its next request."""
-        self._leaving.append((transport, address, prefix, unheld))
+        self._leaving.append((transport, address, prefix, moves, unheld))
         if len(self._leaving) == 1:
             self._send_back()
 
@@ -218,12 +223,18 @@ class AsgiAdapter(base.Adapter):
     def _send_back(self) -> None:
         """Send those that are leaving, in order; go on when there is room for the next."""
         while self._leaving:
-            transport, address, prefix, unheld = self._leaving[0]
+            transport, address, prefix, moves, unheld = self._leaving[0]
             if not transport.is_closing():  # the client may have left meanwhile
                 fd = transport.get_extra_info("socket").fileno()
                 try:
                     channel.send_connection(
-                        self.control, channel.HAND_BACK, fd, address, prefix, unheld=unheld
+                        self.control,
+                        channel.HAND_BACK,
+                        fd,
+                        address,
+                        prefix,
+                        moves=moves,
+                        unheld=unheld,
                     )
                 except BlockingIOError:
                     self._loop.add_writer(self.control, self._send_more_back)
@@ -248,10 +259,10 @@ class AsgiAdapter(base.Adapter):
     # -- events and sync ----------------------------------------------------------------------
 
     async def _prepare(
-        self, sock: socket.socket, address: channel.Address, prefix: bytes, came: str
+        self, sock: socket.socket, address: channel.Address, prefix: bytes, moves: int
     ) -> int:
         """The handlers' turn, and with ``sync`` the wait for the event; 0, or a status."""
-        shown = self.introduce(address, prefix + base.peek(sock, self.options.max_head_size), came)
+        shown = self.introduce(address, prefix + base.peek(sock, self.options.max_head_size), moves)
         event = self.options.sync
         outcome: asyncio.Future[int] = self._loop.create_future()
 

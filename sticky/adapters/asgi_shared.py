@@ -38,13 +38,14 @@ def shared(kind: Any) -> Any:
             self._complete = False  # the current request, as httptools says
             self._first = True
             self._asks = False
+            self._moves = 0  # for this request
             self._moving = False
             self._unheld = False
             self._full = False
 
-        def asks_first(self) -> None:
-            """Have already the first request looked at."""
-            self._asks = True
+        def asks_first(self, moves: int) -> None:
+            """Have already the first request looked at, for which the connection moved so often."""
+            self._asks, self._moves = True, moves
 
         def data_received(self, data: bytes) -> None:
             if not self._refused:
@@ -121,7 +122,7 @@ def shared(kind: Any) -> Any:
                 self._moving, self._unheld = True, slot == UNHELD
                 self._move()
                 return False
-            self._first = False
+            self._first, self._moves = False, 0
             blank = len(buffer) - len(buffer.lstrip(b"\r\n")) if buffer[0] in b"\r\n" else 0
             end = _end(buffer, blank)
             assert end  # the router has seen it
@@ -197,7 +198,9 @@ def shared(kind: Any) -> Any:
                 self.loop.call_later(_RETRY, self._move)
                 return
             prefix = bytes(self._buffer)
-            self._adapter.hand_back(transport, self._address, prefix, unheld=self._unheld)
+            self._adapter.hand_back(
+                transport, self._address, prefix, self._moves, unheld=self._unheld
+            )
 
     return Protocol
 

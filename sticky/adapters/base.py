@@ -331,14 +331,13 @@ class Adapter(abc.ABC):
         fd = message.fds[0]
         self.counters["adopted"] += 1
         self.not_begun += 1
-        came = "moved" if message.moves else "accepted"
         asks = asked or (self.looking and self.asks_first(message.unheld))
-        self.adopt(fd, message.address, message.payload, came, asks)
+        self.adopt(fd, message.address, message.payload, message.moves, asks)
 
-    def introduce(self, address: channel.Address, head: bytes, came: str) -> Connection:
+    def introduce(self, address: channel.Address, head: bytes, moves: int) -> Connection:
         """The connection as the handlers see it."""
         _, key, _ = self._router.explain(head, len(head), address[0] if address else "")
-        return Connection(address, key, head, came)
+        return Connection(address, key, head, "moved" if moves else "accepted")
 
     def handler_failed(self, connection: Connection) -> None:
         """Say that a handler raised the exception that is being handled."""
@@ -443,11 +442,12 @@ class Adapter(abc.ABC):
 
     @abc.abstractmethod
     def adopt(
-        self, fd: int, address: channel.Address, prefix: bytes, came: str, asks: bool
+        self, fd: int, address: channel.Address, prefix: bytes, moves: int, asks: bool
     ) -> None:
         """Serve this connection; lower ``not_begun`` when it has begun.
 
         Args:
+            moves: how often it has moved for its first request; to be said where it is handed back.
             asks: look at its first request, too.
         """
 

@@ -104,7 +104,7 @@ def _is_of_a_client(error: BaseException | None) -> bool:
 class _Connection(list):  # type: ignore[type-arg]
     """eventlet's [address, socket, state], and what we know besides."""
 
-    came = "accepted"
+    moves = 0
     upgraded = False
     head_is_awaited = False
     asks = False
@@ -204,7 +204,8 @@ class _Protocol(eventlet.wsgi.HttpProtocol):  # type: ignore[misc]
             self.wfile.flush()
             carried = begun if read is begun else b""
             prefix = carried + bytes(self.connection.prefix)
-            adapter.hand_back(self.conn_state, prefix, unheld=slot == base.UNHELD)
+            moves = self.conn_state.moves if first else 0
+            adapter.hand_back(self.conn_state, prefix, moves, unheld=slot == base.UNHELD)
             self._moved = True
             return False
         whole = len(read) < self.server.options.max_head_size
@@ -470,19 +471,21 @@ class EventletAdapter(base.Adapter):
         eventlet.spawn_n(watch)
 
     def adopt(
-        self, fd: int, address: channel.Address, prefix: bytes, came: str, asks: bool
+        self, fd: int, address: channel.Address, prefix: bytes, moves: int, asks: bool
     ) -> None:
         family = channel.socket_family(address)
         protocol = 0 if family == socket.AF_UNIX else socket.IPPROTO_TCP
         sock = _ClientSocket(family, socket.SOCK_STREAM, protocol, fd)
         sock.prefix = prefix
         connection = _Connection([address, sock, _IDLE])
-        connection.came, connection.asks = came, asks
+        connection.moves, connection.asks = moves, asks
         # Not in a pool: connections are bounded by the descriptors, and a bound on green threads
         # would let long polls and websockets keep everyone else out.
         eventlet.spawn_n(self._serve, connection)
 
-    def hand_back(self, connection: _Connection, prefix: bytes, *, unheld: bool) -> None:
+    def hand_back(
+        self, connection: _Connection, prefix: bytes, moves: int, *, unheld: bool
+    ) -> None:
         """Give a connection to the master, with what was read of its next request.
 
         Only one green thread may wait for a descriptor to become writable, so they take turns.
@@ -497,6 +500,7 @@ class EventletAdapter(base.Adapter):
                         fd,
                         connection[0],
                         prefix,
+                        moves=moves,
                         unheld=unheld,
                     )
                 except BlockingIOError:
@@ -542,7 +546,7 @@ class EventletAdapter(base.Adapter):
         """The handlers' turn, and with ``sync`` the wait for the event; 0, or a status."""
         sock = connection[1]
         head = bytes(sock.prefix) + base.peek(sock.fd, self.options.max_head_size)
-        shown = self.introduce(connection[0], head, connection.came)
+        shown = self.introduce(connection[0], head, connection.moves)
         event = self.options.sync
         outcome = eventlet.event.Event()
         if event is not None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import os
 import random
 import re
@@ -483,6 +484,17 @@ def test_a_connection_that_comes_back_too_often_is_refused_and_counted(shared: R
         assert "connection: close" in answer.lower()
         assert ("Retry-After" in answer) == (status == 503)
     shared.wait_for("moved too often")
+
+
+def test_workers_that_disagree_with_the_master_end_with_503(kind: Kind) -> None:
+    """Which they never should: a connection must not go back and forth for ever."""
+    with kind.serve("shared_lab_disagreeing", num=NUM, proxy=True) as running:
+        answer = running.get("/", {XFF: A})
+        assert (answer.status, answer.headers["Connection"]) == (503, "close")
+        assert answer.headers["Retry-After"]
+        running.send_signal(signal.SIGUSR1)
+        stats = json.loads(running.wait_for(r"Stats: (\{.*\})")[1])
+        assert (stats["moved"], stats["moved_too_often"]) == (9, 1)
 
 
 # -- what servers disagree about ------------------------------------------------------------------

@@ -46,7 +46,7 @@ lint: ready-for-fast
 	PATH="$(abspath $(BIN)):$$PATH" cython-lint sticky/_core.pyx
 
 fast: ready-for-fast
-	$(PYTEST) -o cache_dir=$(VENV)/pytest-cache $(AGAIN) tests/unit tests/simulation \
+	STICKY_HISTORIES=300 $(PYTEST) -o cache_dir=$(VENV)/pytest-cache $(AGAIN) tests/unit tests/simulation \
 		tests/process/test_listen.py \
 		--ignore tests/unit/test_core_mutants.py --ignore tests/unit/test_packaging.py
 

@@ -258,6 +258,7 @@ class Master:
         for fd in (self._null, *self._reserve):
             os.close(fd)
         self._listeners.close()
+        self._board.close()
         self._signals.close()
         self._epoll.close()
 

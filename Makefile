@@ -60,8 +60,8 @@ bench: ready-for-fast
 # nginx and HAProxy send the requests of 20 clients over few connections; every request has to be
 # answered, by its own worker. The same tests run in `make test` with 5,000 requests.
 long: ready
-	STICKY_REQUESTS=100000 $(BIN)/python -m pytest tests/e2e/test_nginx.py \
-		tests/e2e/test_haproxy.py -k "own_worker and not 200" --timeout 1800
+	STICKY_REQUESTS=100000 $(BIN)/python -m pytest tests/e2e/test_proxies.py \
+		-k "own_worker and not 200" --timeout 1800
 
 clean:
 	rm -rf .venv .venv-* build dist *.egg-info sticky/_core.c sticky/*.so

@@ -50,7 +50,7 @@ def main(argv: Sequence[str], *, prog: str) -> int:
     add_options(parser, _ROUTING)
     given = vars(parser.parse_args(argv))
     options = settings(from_arguments(given), config=given.get("config"))
-    head, peer = b"", given["peer"]
+    head, peer = b"GET / HTTP/1.1\r\n\r\n", given["peer"]
     if given["address"] is None:
         head = _as_head(sys.stdin.buffer.read(options.max_head_size))
     elif options.proxy:

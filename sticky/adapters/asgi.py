@@ -15,7 +15,7 @@ import socket
 import sys
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 import uvicorn
@@ -23,6 +23,7 @@ import uvicorn
 from .. import channel
 from ..accesslog import AccessLog
 from ..errors import WorkerError
+from ..sessions import close
 from . import base
 from .asgi_shared import CLOSE, shared
 
@@ -142,9 +143,7 @@ class AsgiAdapter(base.Adapter):
         protocol = 0 if family == socket.AF_UNIX else socket.IPPROTO_TCP
         sock = socket.socket(family, socket.SOCK_STREAM, protocol, fd)
         sock.setblocking(False)
-        task = self._loop.create_task(self._begin(sock, address, prefix, moves, asks))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._start_task(self._begin(sock, address, prefix, moves, asks))
 
     async def _begin(
         self, sock: socket.socket, address: channel.Address, prefix: bytes, moves: int, asks: bool
@@ -327,8 +326,13 @@ class AsgiAdapter(base.Adapter):
         self._update_reading()
         self._server.should_exit = True
 
-    def run_soon(self, pending: Awaitable[object]) -> None:
-        task = self._loop.create_task(_awaited(pending))
+    def end_session(self, session: Any) -> None:
+        pending = close(session)
+        if pending is not None:  # of an asynchronous server
+            self._start_task(_awaited(pending))
+
+    def _start_task(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 

@@ -15,7 +15,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
 from .. import channel
@@ -379,7 +379,7 @@ class Adapter(abc.ABC):
         elapsed = time.monotonic() - began
         left = math.ceil(count * max(0.0, 1 - elapsed / spread)) if spread else 0
         while len(sessions) > left:
-            self._end_session(sessions.pop())
+            self.end_session(sessions.pop())
         self.sessions.count()
         if self._lingers and (left or self.sessions.last):
             self.later(_LINGER, lambda: self._linger(sessions, count, began))
@@ -389,13 +389,12 @@ class Adapter(abc.ABC):
     def _finish(self) -> None:
         self._finished = True
         for session in of_engineio():
-            self._end_session(session)
+            self.end_session(session)
         self.finish()
 
-    def _end_session(self, session: Any) -> None:
-        pending = close(session)
-        if pending is not None:
-            self.run_soon(pending)
+    def end_session(self, session: Any) -> None:
+        """Close an Engine.IO session."""
+        close(session)
 
     def leave(self) -> None:
         """Give back what has been sent to this process meanwhile; then nothing more can be."""
@@ -427,10 +426,6 @@ class Adapter(abc.ABC):
         os.close(message.fds[0])
 
     # -- what a framework provides ------------------------------------------------------------
-
-    def run_soon(self, pending: Awaitable[object]) -> None:
-        """Await this, where the framework has a loop for it."""
-        raise NotImplementedError
 
     @abc.abstractmethod
     def later(self, seconds: float, call: Callable[[], object]) -> None:

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
 
 from tests.e2e.conftest import Start, requires
-from tests.e2e.test_haproxy import haproxy
-from tests.e2e.test_nginx import nginx
+from tests.e2e.proxies import PROXIES
 from tests.harness import Kind
 from tests.process.session_kit import Shared, connect, of, open_session
 
@@ -20,16 +17,6 @@ NUM = 4
 SESSIONS = 200
 THREADS = 10
 OPTIONS = ["--session", "sid"]
-
-
-@contextmanager
-def behind_nginx(folder: Path, upstream: int) -> Iterator[int]:
-    with nginx(folder, upstream, connection="''", keepalive="keepalive 4;") as port:
-        yield port
-
-
-Proxy = Callable[[Path, int], AbstractContextManager[int]]
-PROXIES: dict[str, Proxy] = {"nginx": behind_nginx, "haproxy": haproxy}
 
 
 def talk(port: int, count: int, number: int, problems: list[str]) -> None:
@@ -84,7 +71,7 @@ def test_without_session_the_same_clients_fail(kind: Kind, tmp_path: Path) -> No
     requires("nginx")
     with (
         kind.serve("socketio_app", num=NUM, proxy=True) as running,
-        behind_nginx(tmp_path, running.port) as port,
+        PROXIES["nginx"](tmp_path, running.port) as port,
     ):
         problems: list[str] = []
         talk(port, 5, 0, problems)

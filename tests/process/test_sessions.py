@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import time
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -322,12 +321,11 @@ def test_a_worker_that_is_told_to_end_does_not_wait_for_its_sessions(kind: Kind)
 
 
 def test_a_stop_does_not_wait_for_the_sessions_of_a_replaced_process(kind: Kind) -> None:
-    with kind.serve("keeper", num=1, options=["--session", "query:id"]) as running:
+    options = ["--session", "query:id", "--graceful-timeout", "3600"]
+    with kind.serve("keeper", num=1, options=options) as running:
         running.get("/new")
         replace(running)
-        begun = time.monotonic()
-        assert running.stop() == 0
-        assert time.monotonic() - begun < 10
+        assert running.stop() == 0  # or it would wait for an hour
 
 
 def test_without_the_option_there_is_nothing_to_mint_for(kind: Kind) -> None:

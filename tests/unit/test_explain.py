@@ -42,6 +42,20 @@ def test_an_address_goes_where_its_connections_go(explain):
     assert explain("203.0.113.7") == (0, expected, "")
 
 
+def test_with_session_an_address_goes_where_its_requests_without_an_id_go(explain):
+    expected = answer("203.0.113.7", "peer address", b"", "203.0.113.7")
+    assert explain("--session", "sid", "203.0.113.7") == (0, expected, "")
+    status, out, _ = explain("--session", "sid", "--balance", "least", "203.0.113.7")
+    assert (status, out.splitlines()[1]) == (0, "slot  any of 4")
+
+
+def test_a_request_with_a_session_id_goes_where_that_leads(explain):
+    head = b"GET /socket.io/?EIO=4&sid=abc HTTP/1.1\r\n\r\n"
+    why = "session id in the query parameter 'sid'"
+    expected = answer("abc", why, head, "127.0.0.1", session="sid")
+    assert explain("--session", "sid", head=head) == (0, expected, "")
+
+
 @pytest.mark.parametrize(
     ("words", "field"),
     [

@@ -83,7 +83,7 @@ def _moves(worker):
 
 
 def _do_not_look():
-    from sticky.adapters import base
+    from sticky.worker import base
 
     make = base.Adapter.__init__
 

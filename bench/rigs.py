@@ -146,7 +146,8 @@ def rig(kind: str, workers: int, *options: str, app: str = "bench.apps:tiny") ->
 
 def _bare(workers: int) -> None:
     """sticky's own workers behind the plainest loop that can feed them."""
-    from sticky import channel, dispatcher, master, spawn
+    from sticky import channel, spawn
+    from sticky.master import dispatcher, master
     from sticky.options import Options
 
     class Bare(dispatcher.Dispatcher):

@@ -15,7 +15,7 @@ import httptools
 import pytest
 
 from sticky import _core, _pycore
-from sticky.verdicts import MISSING
+from sticky.rules import MISSING
 
 TWINS = {"compiled": _core, "reference": _pycore}
 SEED = bytes(range(8))

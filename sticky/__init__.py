@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from .options import Options
     from .routing import Explanation, explain
     from .server import Server, listen, stats
-    from .worker import Worker, current_worker, holds, mint
+    from .worker.main import Worker, current_worker, holds, mint
 
 __version__ = "0.1.0"
 
@@ -35,10 +35,10 @@ _HOMES = {
     "Server": "server",
     "listen": "server",
     "stats": "server",
-    "Worker": "worker",
-    "current_worker": "worker",
-    "holds": "worker",
-    "mint": "worker",
+    "Worker": "worker.main",
+    "current_worker": "worker.main",
+    "holds": "worker.main",
+    "mint": "worker.main",
 }
 
 __all__ = [

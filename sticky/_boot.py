@@ -35,19 +35,19 @@ def main() -> None:
     spec, fds = _receive()
     sys.path[:] = spec["path"]
     if spec["role"] == "master":
-        from sticky.master import launched
+        from sticky.master.master import launched
 
         launched(spec, fds)
         return
     if spec["role"] == "watcher":
-        from sticky.watcher import main as watch
+        from sticky.master.watcher import main as watch
 
         watch(spec)
 
-    from sticky.adapters import patch
+    from sticky.worker.classes import patch
 
     patch(spec["options"]["worker_class"])
-    from sticky.worker import main
+    from sticky.worker.main import main
 
     main(spec, fds)
 

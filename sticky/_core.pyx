@@ -16,7 +16,7 @@ from libc.string cimport memchr, memcmp, memcpy
 
 import ipaddress
 
-from sticky import verdicts
+from sticky import rules as constants
 
 cdef extern from "Python.h":
     const char *PyUnicode_AsUTF8AndSize(object text, Py_ssize_t *size) except NULL
@@ -214,37 +214,37 @@ cdef extern from *:
     ) noexcept nogil
     const bint STICKY_SSE2
 
-cdef int BY_PEER = verdicts.BY_PEER
-cdef int BY_LEFTMOST = verdicts.BY_LEFTMOST
-cdef int BY_HOPS = verdicts.BY_HOPS
-cdef int BY_BYTES = verdicts.BY_BYTES
-cdef int BY_SESSION = verdicts.BY_SESSION
-cdef int LAST_KEY = verdicts.LAST_KEY
-cdef int ABSENT = verdicts.ABSENT
-cdef int EMPTY = verdicts.EMPTY
-cdef int ONLY_UNKNOWN = verdicts.ONLY_UNKNOWN
-cdef int TOO_FEW = verdicts.TOO_FEW
-cdef int NO_ADDRESS = verdicts.NO_ADDRESS
-cdef int LAST_MISSING = verdicts.LAST_MISSING
-cdef int INCOMPLETE = verdicts.INCOMPLETE
-cdef int NUL = verdicts.NUL
-cdef int BARE_CR = verdicts.BARE_CR
-cdef int SPACE_BEFORE_COLON = verdicts.SPACE_BEFORE_COLON
-cdef int NO_COLON = verdicts.NO_COLON
-cdef int FIRST_FOLDED = verdicts.FIRST_FOLDED
-cdef int SESSION_SPACE = verdicts.SESSION_SPACE
-cdef int SESSION_NO_COLON = verdicts.SESSION_NO_COLON
-cdef int NO_SESSION = verdicts.NO_SESSION
+cdef int BY_PEER = constants.BY_PEER
+cdef int BY_LEFTMOST = constants.BY_LEFTMOST
+cdef int BY_HOPS = constants.BY_HOPS
+cdef int BY_BYTES = constants.BY_BYTES
+cdef int BY_SESSION = constants.BY_SESSION
+cdef int LAST_KEY = constants.LAST_KEY
+cdef int ABSENT = constants.ABSENT
+cdef int EMPTY = constants.EMPTY
+cdef int ONLY_UNKNOWN = constants.ONLY_UNKNOWN
+cdef int TOO_FEW = constants.TOO_FEW
+cdef int NO_ADDRESS = constants.NO_ADDRESS
+cdef int LAST_MISSING = constants.LAST_MISSING
+cdef int INCOMPLETE = constants.INCOMPLETE
+cdef int NUL = constants.NUL
+cdef int BARE_CR = constants.BARE_CR
+cdef int SPACE_BEFORE_COLON = constants.SPACE_BEFORE_COLON
+cdef int NO_COLON = constants.NO_COLON
+cdef int FIRST_FOLDED = constants.FIRST_FOLDED
+cdef int SESSION_SPACE = constants.SESSION_SPACE
+cdef int SESSION_NO_COLON = constants.SESSION_NO_COLON
+cdef int NO_SESSION = constants.NO_SESSION
 
-cdef int NOWHERE = verdicts.NOWHERE
-cdef int IN_QUERY = verdicts.IN_QUERY
-cdef int IN_HEADER = verdicts.IN_HEADER
-cdef int IN_COOKIE = verdicts.IN_COOKIE
+cdef int NOWHERE = constants.NOWHERE
+cdef int IN_QUERY = constants.IN_QUERY
+cdef int IN_HEADER = constants.IN_HEADER
+cdef int IN_COOKIE = constants.IN_COOKIE
 
-cdef int NEED_MORE_VERDICT = verdicts.NEED_MORE
-cdef int MISSING_VERDICT = verdicts.MISSING
-cdef int MALFORMED_VERDICT = verdicts.MALFORMED
-cdef int ANYWHERE_VERDICT = verdicts.ANYWHERE
+cdef int NEED_MORE_VERDICT = constants.NEED_MORE
+cdef int MISSING_VERDICT = constants.MISSING
+cdef int MALFORMED_VERDICT = constants.MALFORMED
+cdef int ANYWHERE_VERDICT = constants.ANYWHERE
 
 cdef enum:
     MAX_SLOTS = 1024  # sizes of arrays must be known to C; checked when the module is loaded
@@ -1180,13 +1180,13 @@ cdef class Router:
         anywhere=False,
     ):
         cdef bytes name
-        verdicts.check_router(
+        constants.check_router(
             n, seed, header, hops, ipv4_prefix, ipv6_prefix, session, bool(anywhere)
         )
         self.header = header.lower()
         self.place = session
         self.names = []
-        self.rules.place, name = verdicts.session_at(session)
+        self.rules.place, name = constants.session_at(session)
         self.rules.session = self.keep(name)
         self.rules.session_size = PyBytes_GET_SIZE(name)
         self.rules.proxy = proxy
@@ -1263,11 +1263,11 @@ cdef class Router:
             raise MemoryError
         try:
             why = self.decide(start, length, peer, &key, &missing)
-            text = verdicts.sentence(
+            text = constants.sentence(
                 why, None if missing < 0 else missing, self.header, self.rules.hops, self.place
             )
             if why > LAST_KEY:
-                return verdicts.verdict(why), b"", text
+                return constants.verdict(why), b"", text
             slot = pick_slot(key.hash, self.rules.n)
             if key.words:
                 return slot, address_text(&key), text
@@ -1433,9 +1433,9 @@ def pick(long long hash32, long long n):
 
 SSE2 = bool(STICKY_SSE2)
 
-if (verdicts.MAX_SLOTS, verdicts.MAX_ADDRESS, verdicts.RANDOM_BYTES) != (
+if (constants.MAX_SLOTS, constants.MAX_ADDRESS, constants.RANDOM_BYTES) != (
     MAX_SLOTS, MAX_ADDRESS, RANDOM_BYTES
 ):
     raise ImportError("sticky._core was built for other constants than sticky.verdicts has")
-for number, salt in enumerate(verdicts.SLOT_SALTS):
+for number, salt in enumerate(constants.SLOT_SALTS):
     SLOT_SALTS[number] = salt

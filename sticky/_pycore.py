@@ -31,8 +31,8 @@ from struct import unpack_from
 from typing import Final, NamedTuple
 from urllib.parse import unquote_to_bytes
 
-from sticky import verdicts
-from sticky.verdicts import SLOT_SALTS, mix
+from sticky import rules
+from sticky.rules import SLOT_SALTS, mix
 
 _BARE_CR: Final = re.compile(rb"\r[^\n]")
 _EMPTY_LINES: Final = re.compile(rb"(?:\r?\n)*")
@@ -112,9 +112,7 @@ class Router:
         session: bytes = b"",
         anywhere: bool = False,
     ) -> None:
-        verdicts.check_router(
-            n, seed, header, hops, ipv4_prefix, ipv6_prefix, session, bool(anywhere)
-        )
+        rules.check_router(n, seed, header, hops, ipv4_prefix, ipv6_prefix, session, bool(anywhere))
         self._n = n
         self._seed = seed
         self._proxy = proxy
@@ -125,15 +123,15 @@ class Router:
         self._ipv6_prefix = ipv6_prefix
         self._ignore_missing_header = ignore_missing_header
         self._session = session
-        self._place, self._name = verdicts.session_at(session)
+        self._place, self._name = rules.session_at(session)
         self._anywhere = anywhere
         # One pass that stops only at lines that matter. The look-ahead says nothing new; it makes
         # the other lines cheap. Groups: 1 the end of the head, 2 a continuation line, 3 the header
         # with its colon, 4 white space before that colon, 5 no colon; 6 to 8 the same for the
         # header with the session id.
         names = [self._header if proxy else b""]
-        if self._place in (verdicts.IN_HEADER, verdicts.IN_COOKIE):
-            names.append(self._name if self._place == verdicts.IN_HEADER else b"cookie")
+        if self._place in (rules.IN_HEADER, rules.IN_COOKIE):
+            names.append(self._name if self._place == rules.IN_HEADER else b"cookie")
         first = re.escape(b"".join(name[:1] + name[:1].upper() for name in names))
         lines = (
             rb"(?i:%b)(?:(:)|([ \t]+:)|([ \t]*\r?\n))" % (re.escape(name) or b"(?!)")
@@ -156,8 +154,8 @@ class Router:
             ValueError: ``length`` is negative or exceeds ``data``.
         """
         why, _, key = self._decide(data, length, peer)
-        if why > verdicts.LAST_KEY:
-            return verdicts.verdict(why)
+        if why > rules.LAST_KEY:
+            return rules.verdict(why)
         return pick(self._hash(key), self._n) if self._n > 1 else 0
 
     def explain(self, data: bytes | bytearray, length: int, peer: str) -> tuple[int, bytes, str]:
@@ -166,9 +164,9 @@ class Router:
         Takes and raises what ``route`` does.
         """
         why, missing, key = self._decide(data, length, peer)
-        text = verdicts.sentence(why, missing, self._header, self._hops, self._session)
-        if why > verdicts.LAST_KEY:
-            return verdicts.verdict(why), b"", text
+        text = rules.sentence(why, missing, self._header, self._hops, self._session)
+        if why > rules.LAST_KEY:
+            return rules.verdict(why), b"", text
         slot = pick(self._hash(key), self._n)
         return slot, key.text() if isinstance(key, Address) else key, text
 
@@ -178,7 +176,7 @@ class Router:
         Raises what ``route`` does.
         """
         why, _, key = self._decide(data, length, "")
-        return key if why == verdicts.BY_SESSION else b""  # type: ignore[return-value]
+        return key if why == rules.BY_SESSION else b""  # type: ignore[return-value]
 
     def owner(self, session: bytes) -> int:
         """The slot that requests with this session id go to."""
@@ -200,8 +198,8 @@ class Router:
         """
         if not 0 <= slot < self._n:
             raise ValueError(f"slot must be 0 to {self._n - 1}, not {slot}")
-        if len(random) != verdicts.RANDOM_BYTES:
-            raise ValueError(f"random must be {verdicts.RANDOM_BYTES} bytes, not {len(random)}")
+        if len(random) != rules.RANDOM_BYTES:
+            raise ValueError(f"random must be {rules.RANDOM_BYTES} bytes, not {len(random)}")
         start = int.from_bytes(random[-3:], "big")
         for step in range(1 << 24):
             last = (start + step & 0xFFFFFF).to_bytes(3, "big")
@@ -226,20 +224,20 @@ class Router:
         if not 0 <= length <= len(data):
             raise ValueError(f"length must be 0 to {len(data)}, not {length}")
         if not self._proxy and not self._place:
-            return verdicts.BY_PEER, None, self._peer_key(peer)
+            return rules.BY_PEER, None, self._peer_key(peer)
         why, values, session = self._scan(data, length)
         if session:
-            return verdicts.BY_SESSION, None, session
-        if self._anywhere and (why == verdicts.BY_BYTES or why == verdicts.ABSENT):
-            return verdicts.NO_SESSION, None, b""
-        if not self._proxy and why == verdicts.ABSENT:
-            return verdicts.BY_PEER, None, self._peer_key(peer)
-        if why == verdicts.BY_BYTES:
+            return rules.BY_SESSION, None, session
+        if self._anywhere and (why == rules.BY_BYTES or why == rules.ABSENT):
+            return rules.NO_SESSION, None, b""
+        if not self._proxy and why == rules.ABSENT:
+            return rules.BY_PEER, None, self._peer_key(peer)
+        if why == rules.BY_BYTES:
             why, key = self._read(values)
         else:
             key = b""
-        if self._ignore_missing_header and verdicts.LAST_KEY < why <= verdicts.LAST_MISSING:
-            return verdicts.BY_PEER, why, self._peer_key(peer)
+        if self._ignore_missing_header and rules.LAST_KEY < why <= rules.LAST_MISSING:
+            return rules.BY_PEER, why, self._peer_key(peer)
         return why, None, key
 
     def _peer_key(self, peer: str) -> Key:
@@ -253,7 +251,7 @@ class Router:
         if length and data[0] in b"\r\n":
             start = _EMPTY_LINES.match(data, 0, length).end()  # type: ignore[union-attr]
         values, sessions = [], []
-        why, end = verdicts.INCOMPLETE, length
+        why, end = rules.INCOMPLETE, length
         for stop in self._stops.finditer(data, start, length):
             group = stop.lastindex
             if group == 3:
@@ -263,17 +261,17 @@ class Router:
                 sessions.append(stop.end())
                 continue
             if group == 1:
-                why = verdicts.BY_BYTES if values else verdicts.ABSENT
+                why = rules.BY_BYTES if values else rules.ABSENT
             elif group == 4:
-                why = verdicts.SPACE_BEFORE_COLON
+                why = rules.SPACE_BEFORE_COLON
             elif group == 5:
-                why = verdicts.NO_COLON
+                why = rules.NO_COLON
             elif group == 7:
-                why = verdicts.SESSION_SPACE
+                why = rules.SESSION_SPACE
             elif group == 8:
-                why = verdicts.SESSION_NO_COLON
+                why = rules.SESSION_NO_COLON
             elif data.find(b"\n", start) == stop.start():
-                why = verdicts.FIRST_FOLDED
+                why = rules.FIRST_FOLDED
             else:
                 continue
             end = stop.end()
@@ -282,16 +280,16 @@ class Router:
         nul = data.find(b"\0", start, end)
         bare_cr = _BARE_CR.search(data, start, end)
         if nul >= 0 and (not bare_cr or nul < bare_cr.start()):
-            return verdicts.NUL, [], b""
+            return rules.NUL, [], b""
         if bare_cr:
-            return verdicts.BARE_CR, [], b""
-        if why not in (verdicts.BY_BYTES, verdicts.ABSENT):
+            return rules.BARE_CR, [], b""
+        if why not in (rules.BY_BYTES, rules.ABSENT):
             return why, [], b""
         found = [
             [_VALUE.match(data, at, end - 1)[0] for at in places]  # type: ignore[index]
             for places in (values, sessions)
         ]
-        if self._place == verdicts.IN_QUERY:
+        if self._place == rules.IN_QUERY:
             target = _TARGET.match(data, start, end)
             session = self._in_query(target[1].removesuffix(b"\r") if target else b"")
         else:
@@ -308,7 +306,7 @@ class Router:
 
     def _in_value(self, value: bytes) -> bytes:
         """The session id in the value of a header, or b""."""
-        if self._place == verdicts.IN_HEADER:
+        if self._place == rules.IN_HEADER:
             return _unfold(value)
         for pair in value.split(b";"):
             name, _, text = pair.partition(b"=")
@@ -326,19 +324,19 @@ class Router:
         if self._hops:
             chosen = list(elements)[-self._hops :]
             if len(chosen) < self._hops:
-                return verdicts.TOO_FEW if chosen else verdicts.EMPTY, b""
+                return rules.TOO_FEW if chosen else rules.EMPTY, b""
             node = self._node(chosen[0])
             address = node and self._address(node)
-            return (verdicts.BY_HOPS, address) if address else (verdicts.NO_ADDRESS, b"")
-        why = verdicts.EMPTY
+            return (rules.BY_HOPS, address) if address else (rules.NO_ADDRESS, b"")
+        why = rules.EMPTY
         for element in elements:
             node = self._node(element)
             if node and (address := self._address(node)):
-                return verdicts.BY_LEFTMOST, address
+                return rules.BY_LEFTMOST, address
             if node is None or node.lower() != b"unknown":
-                why = verdicts.BY_BYTES
-            elif why == verdicts.EMPTY:
-                why = verdicts.ONLY_UNKNOWN
+                why = rules.BY_BYTES
+            elif why == rules.EMPTY:
+                why = rules.ONLY_UNKNOWN
         return why, b", ".join(filter(None, map(_unfold, values)))
 
     def _node(self, element: bytes) -> bytes | None:
@@ -351,14 +349,14 @@ class Router:
             else:
                 return None
         if element[:1] == b'"':
-            if not _QUOTED_STRING.fullmatch(element) or len(element) > verdicts.MAX_ADDRESS + 2:
+            if not _QUOTED_STRING.fullmatch(element) or len(element) > rules.MAX_ADDRESS + 2:
                 return None
             return _ESCAPE.sub(rb"\1", element[1:-1])
         return element
 
     def _address(self, text: bytes) -> Address | None:
         """``v4``, ``v4:port``, ``v6``, ``[v6]`` or ``[v6]:port``, with a zone id or without."""
-        if len(text) > verdicts.MAX_ADDRESS:
+        if len(text) > rules.MAX_ADDRESS:
             return None
         if ipv4 := _IPV4.fullmatch(text):
             return self._ipv4(int.from_bytes(map(int, ipv4.groups()), "big"))
@@ -466,8 +464,8 @@ def pick(hash32: int, n: int) -> int:
     Raises:
         ValueError: the hash has more than 32 bits, or n is not 1 to 1024.
     """
-    if not 1 <= n <= verdicts.MAX_SLOTS:
-        raise ValueError(f"n must be 1 to {verdicts.MAX_SLOTS}, not {n}")
+    if not 1 <= n <= rules.MAX_SLOTS:
+        raise ValueError(f"n must be 1 to {rules.MAX_SLOTS}, not {n}")
     if not 0 <= hash32 <= 0xFFFFFFFF:
         raise ValueError(f"hash32 must be a number of 32 bits without a sign, not {hash32}")
     weights = [mix(hash32 ^ salt) for salt in SLOT_SALTS[:n]]

@@ -7,10 +7,11 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from . import __version__, explaining, master, spawn
+from . import __version__, explaining, spawn
 from .arguments import Parser, add_options, from_arguments
 from .config import FIELDS, as_toml, settings
 from .errors import StickyError
+from .master import master
 from .server import absolute_path, check_target
 
 _LEFT_OUT = ("host", "port")  # --bind says both

@@ -39,7 +39,7 @@ from typing import Any
 import socketio
 
 from .errors import StickyError
-from .worker import current_worker
+from .worker.main import current_worker
 
 INLINE = 60_000  # bytes of a message in the socket itself; a longer one travels as a memfd
 QUEUE_LIMIT = 8 * 1024 * 1024  # bytes kept for one slow sibling; what comes after is dropped

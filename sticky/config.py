@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import OptionError
-from .listeners import from_systemd
+from .master.listeners import from_systemd
 from .options import Options, as_mapping, nearest_option
 
 FIELDS = {field.name: field for field in dataclasses.fields(Options)}

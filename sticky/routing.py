@@ -11,7 +11,7 @@ from typing import Any
 
 from .core import Router
 from .options import Options
-from .verdicts import ANYWHERE, MALFORMED, MISSING, NEED_MORE
+from .rules import ANYWHERE, MALFORMED, MISSING, NEED_MORE
 
 __all__ = [
     "ANYWHERE",

@@ -21,11 +21,13 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from . import channel, listeners, spawn, worker
+from . import channel, spawn
+from .board import Board
 from .config import settings
-from .counters import Board
 from .errors import OptionError, StickyError, WorkerError
+from .master import listeners
 from .options import Options
+from .worker import main as worker
 
 Factory = Callable[[], Any] | Any
 Address = tuple[Any, ...] | str

@@ -374,7 +374,7 @@ def shared_lab() -> App:
 
 def blind() -> None:
     """Have no adapter of this process look at further requests: a negative control."""
-    from sticky.adapters import base
+    from sticky.worker import base
 
     make = base.Adapter.__init__
 
@@ -387,7 +387,7 @@ def blind() -> None:
 
 def disagree() -> None:
     """Have this worker take every request for another's, already the first of a connection."""
-    from sticky.adapters import base
+    from sticky.worker import base
 
     base.Adapter.asks_first = lambda *_: True  # type: ignore[method-assign]
     base.Adapter.look_first = lambda *_: base.ELSEWHERE  # type: ignore[method-assign]

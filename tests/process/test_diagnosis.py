@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sticky.diagnosis import ENOUGH
+from sticky.master.diagnosis import ENOUGH
 from tests.harness import Kind, Running, request, serve
 
 from .clients import XFF, Client, head

@@ -10,8 +10,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from sticky import channel
-from sticky.ledger import LAST_HEAD
-from sticky.verdicts import NEED_MORE
+from sticky.master.ledger import LAST_HEAD
+from sticky.rules import NEED_MORE
 
 from .kernel import LARGE, Control, Flag, Parcel, Request, Wire, demand
 

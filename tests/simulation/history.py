@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any
 
 from sticky import channel
-from sticky.ledger import (
+from sticky.master.ledger import (
     BACKOFF_FIRST,
     BACKOFF_LAST,
     LAST_HEAD,
@@ -25,8 +25,8 @@ from sticky.ledger import (
     RETRY,
 )
 from sticky.options import Options
+from sticky.rules import MALFORMED, MISSING, NEED_MORE
 from sticky.spawn import Program
-from sticky.verdicts import MALFORMED, MISSING, NEED_MORE
 
 from .actors import LIMIT, Client, Weather, Worker
 from .kernel import Broken, Code, Control, Flag, Inbox, Kernel, Listener, Wire, demand, failing

@@ -1,6 +1,6 @@
 """The system calls that the master makes, over a world that is only numbers.
 
-``sticky.master`` and ``sticky.dispatcher`` run here as they are, on top of this: descriptors (the
+The master and its dispatcher run here as they are, on top of this: descriptors (the
 lowest free number first, and only so many), epoll (level- and edge-triggered, and what it does to
 a registration whose file lives on elsewhere), a listener with its backlog, client sockets, the
 inboxes of the slots, control pairs, pidfds, signals, and a clock that moves only in
@@ -32,9 +32,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import sticky.channel
-import sticky.dispatcher
-import sticky.ledger
-import sticky.master
+import sticky.master.dispatcher
+import sticky.master.ledger
+import sticky.master.master
 
 IN, OUT, ERR, HUP = select.EPOLLIN, select.EPOLLOUT, select.EPOLLERR, select.EPOLLHUP
 RDHUP, ET = select.EPOLLRDHUP, select.EPOLLET
@@ -190,7 +190,7 @@ class Kernel:
             self._advance(self._agenda[0][0])
             if self.stirred:
                 ready = self._ready()
-        self.ran += min(self.now - self._last, sticky.ledger.LONGEST_STEP)
+        self.ran += min(self.now - self._last, sticky.master.ledger.LONGEST_STEP)
         self._last = self.now
         self.cut = False
         if len(ready) > 1:
@@ -635,9 +635,9 @@ class _Over:
 _SOURCES = {
     name: Path(f"{module.__file__}").read_text()
     for name, module in (
-        ("ledger", sticky.ledger),
-        ("dispatcher", sticky.dispatcher),
-        ("master", sticky.master),
+        ("ledger", sticky.master.ledger),
+        ("dispatcher", sticky.master.dispatcher),
+        ("master", sticky.master.master),
     )
 }
 
@@ -655,17 +655,17 @@ class Code:
                 old, new = changes[name]
                 assert source.count(old) == 1, f"{name} has this {source.count(old)} times: {old}"
                 source = source.replace(old, new)
-            module = types.ModuleType(f"sticky.{name}")
-            module.__dict__.update(__package__="sticky", __file__=f"sticky/{name}.py")
-            exec(compile(source, f"<sticky/{name}.py>", "exec"), module.__dict__)
+            module = types.ModuleType(f"sticky.master.{name}")
+            module.__dict__.update(__package__="sticky.master", __file__=f"sticky/master/{name}.py")
+            exec(compile(source, f"<sticky/master/{name}.py>", "exec"), module.__dict__)
             setattr(self, name, module)
         self.master.ledger = self.ledger
         for module in (self.master, self.dispatcher):  # what they import from the ledger by name
-            for name, value in vars(sticky.ledger).items():
+            for name, value in vars(sticky.master.ledger).items():
                 if value is getattr(module, name, None) and hasattr(value, "__module__"):
                     setattr(module, name, getattr(self.ledger, name))
         self.master.Dispatcher = self.dispatcher.Dispatcher
-        told = {tell.name: kind for tell, kind in sticky.master._TOLD.items()}
+        told = {tell.name: kind for tell, kind in sticky.master.master._TOLD.items()}
         self.master._TOLD = {tell: told[tell.name] for tell in self.ledger.Tell}
 
     ledger: types.ModuleType

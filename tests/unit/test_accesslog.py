@@ -10,9 +10,9 @@ import re
 
 import pytest
 
-from sticky.accesslog import AccessLog
 from sticky.errors import OptionError
 from sticky.options import ACCESS_LOG_FORMAT, Options
+from sticky.worker.accesslog import AccessLog
 
 
 @pytest.fixture(autouse=True)

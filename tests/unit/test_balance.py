@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from sticky.balance import Balance
+from sticky.master.balance import Balance
 
 
 def test_one_after_the_other():

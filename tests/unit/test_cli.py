@@ -8,8 +8,9 @@ import tomllib
 
 import pytest
 
-from sticky import __version__, cli, master
+from sticky import __version__, cli
 from sticky.config import FIELDS
+from sticky.master import master
 from sticky.options import Options
 
 # What each option is given as on the command line, and what it is then.

@@ -8,11 +8,11 @@ import tomllib
 
 import pytest
 
-from sticky import listeners
 from sticky.arguments import _FLAGS, Parser, add_options
 from sticky.cli import _LEFT_OUT
 from sticky.config import FIELDS, as_toml, from_environment, from_file, from_text, settings
 from sticky.errors import OptionError
+from sticky.master import listeners
 from sticky.options import Options
 
 # Each option's value as Python, and as text in the environment.

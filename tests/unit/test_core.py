@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from sticky.verdicts import MALFORMED, MISSING, NEED_MORE
+from sticky.rules import MALFORMED, MISSING, NEED_MORE
 
 from .core_kit import PEER, ROOT, SEED, TWINS, ask, request, router
 

@@ -11,7 +11,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from sticky import _pycore
-from sticky.verdicts import MALFORMED, MISSING, NEED_MORE
+from sticky.rules import MALFORMED, MISSING, NEED_MORE
 
 from .core_kit import (
     COMPILED,

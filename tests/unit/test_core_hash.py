@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sticky import _pycore
-from sticky.verdicts import MAX_SLOTS, SLOT_SALTS
+from sticky.rules import MAX_SLOTS, SLOT_SALTS
 
 from .core_kit import COMPILED, SEED, TWINS, ask
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sticky.verdicts import ANYWHERE, MALFORMED, MISSING, NEED_MORE
+from sticky.rules import ANYWHERE, MALFORMED, MISSING, NEED_MORE
 
 from .core_kit import PEER, SEED, TWINS, ask, examples, router
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sticky.diagnosis import ENOUGH, Survey
+from sticky.master.diagnosis import ENOUGH, Survey
 from sticky.options import Options
 from sticky.routing import make_router
 

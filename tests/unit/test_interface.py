@@ -16,7 +16,7 @@ from werkzeug.local import LocalProxy
 from werkzeug.middleware.proxy_fix import ProxyFix
 
 from sticky.errors import WorkerError
-from sticky.interface import ASGI, FACTORY, WSGI, kind_of, make_app
+from sticky.worker.interface import ASGI, FACTORY, WSGI, kind_of, make_app
 
 
 def wsgi(environ, start_response):
@@ -269,7 +269,7 @@ def test_what_the_factory_raises_passes():
 def test_telling_kinds_apart_loads_no_framework():
     """A known class is looked for only in modules that are there already."""
     code = (
-        "import sys, sticky.interface as i\n"
+        "import sys, sticky.worker.interface as i\n"
         "assert i.kind_of(lambda: 1) == 'factory'\n"
         "assert i.kind_of(lambda e, s: 1) == 'wsgi'\n"
         "loaded = {m for m, _, _ in i._KNOWN if m in sys.modules}\n"

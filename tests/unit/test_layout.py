@@ -31,6 +31,8 @@ FRAMEWORKS = {
     "uvloop",
     "werkzeug",
 }
+WITH_FRAMEWORKS = {"sticky.worker.eventlet", "sticky.worker.asgi"}
+"""Modules whose frameworks may warn of themselves."""
 TWINS = {"sticky._core", "sticky._pycore"}
 # What makes input and output, waits, or reads a clock. (os is for the environment and urandom.)
 WORLDLY = {
@@ -86,7 +88,9 @@ def imports(name: str, *, typing: bool = False) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("module", ["sticky", "sticky.master", "sticky.server", "sticky.cli"])
+@pytest.mark.parametrize(
+    "module", ["sticky", "sticky.master.master", "sticky.server", "sticky.cli"]
+)
 def test_what_is_not_a_worker_loads_no_framework(module: str) -> None:
     found = loaded_by(module)
     assert module in found
@@ -98,7 +102,7 @@ def test_importing_sticky_loads_nothing_of_it_yet() -> None:
     assert {name for name in loaded_by("sticky") if name.startswith("sticky.")} == set()
 
 
-@pytest.mark.parametrize("name", [name for name in MODULES if "adapters." not in name])
+@pytest.mark.parametrize("name", [name for name in MODULES if name not in WITH_FRAMEWORKS])
 def test_every_module_can_be_imported_alone_and_without_a_warning(name: str) -> None:
     if name == "sticky.cluster":
         pytest.importorskip("socketio")
@@ -114,7 +118,7 @@ def test_every_module_can_be_imported_alone_and_without_a_warning(name: str) -> 
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
 
 
-@pytest.mark.parametrize("name", [name for name in MODULES if "sticky.adapters." in name])
+@pytest.mark.parametrize("name", sorted(WITH_FRAMEWORKS))
 def test_every_adapter_can_be_imported_alone(name: str) -> None:
     """Their frameworks may warn of themselves."""
     framework = {"asgi": "uvicorn"}.get(name.rpartition(".")[2])
@@ -135,7 +139,9 @@ def test_there_is_no_import_cycle() -> None:
     graphlib.TopologicalSorter(graph).prepare()
 
 
-@pytest.mark.parametrize("name", ["ledger", "routing", "core", "_pycore", "verdicts"])
+@pytest.mark.parametrize(
+    "name", ["master.ledger", "master.balance", "routing", "core", "_pycore", "rules"]
+)
 def test_who_decides_does_no_io_and_reads_no_clock(name: str) -> None:
     module = f"sticky.{name}"
     # The environment says which twin, and a server without a seed draws one: nothing else.
@@ -156,11 +162,11 @@ def test_who_decides_does_no_io_and_reads_no_clock(name: str) -> None:
     ("name", "known"),
     [
         ("errors", set()),
-        ("verdicts", set()),
-        ("ledger", set()),
-        ("_pycore", {"verdicts"}),
+        ("rules", set()),
+        ("master.ledger", set()),
+        ("_pycore", {"rules"}),
         ("core", {"_core", "_pycore"}),
-        ("routing", {"core", "options", "verdicts"}),
+        ("routing", {"core", "options", "rules"}),
         ("options", {"errors"}),
         ("channel", {"errors"}),
     ],
@@ -170,9 +176,10 @@ def test_the_parts_below_know_only_what_is_below_them(name: str, known: set[str]
     assert ours <= {f"sticky.{other}" for other in known}
 
 
-@pytest.mark.parametrize("name", [name for name in MODULES if "sticky.adapters." in name])
-def test_an_adapter_does_not_know_the_master_or_another_adapter(name: str) -> None:
-    found = imports(name)
-    known = {"sticky.adapters.base", f"{name}_shared"}  # the latter is a part of it
-    assert not {n for n in found if n.startswith("sticky.adapters.")} - known
-    assert not found & {"sticky.master", "sticky.ledger", "sticky.dispatcher", "sticky.server"}
+@pytest.mark.parametrize("part", ["master", "worker"])
+def test_the_master_and_the_workers_do_not_know_each_other(part: str) -> None:
+    other = {"master": "sticky.worker", "worker": "sticky.master"}[part]
+    for name in MODULES:
+        if name.startswith(f"sticky.{part}."):
+            found = {n for n in imports(name) if n == other or n.startswith(other + ".")}
+            assert not found, (name, found)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sticky.ledger import (
+from sticky.master.ledger import (
     _LIVES,
     _SLOTS,
     BACKOFF_FIRST,

@@ -5,7 +5,7 @@ import inspect
 
 import pytest
 
-from sticky import _pycore, core, routing, verdicts
+from sticky import _pycore, core, routing, rules
 from sticky.errors import OptionError
 from sticky.options import Options
 from sticky.routing import Explanation, explain, make_router
@@ -88,7 +88,7 @@ def test_what_is_not_bytes_is_refused():
         explain("GET / HTTP/1.1", "192.0.2.1")
 
 
-@pytest.mark.parametrize("module", [routing, core, verdicts, _pycore])
+@pytest.mark.parametrize("module", [routing, core, rules, _pycore])
 def test_routing_does_no_io_and_reads_no_clock(module):
     tree = ast.parse(inspect.getsource(module))
     imported = set()

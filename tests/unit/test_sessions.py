@@ -12,7 +12,7 @@ import pytest
 
 from sticky import Options, StickyError
 from sticky.routing import make_router
-from sticky.sessions import Sessions
+from sticky.worker.sessions import Sessions
 
 OPTIONS = Options(num=5, session="query:id", seed=bytes(range(8)))
 

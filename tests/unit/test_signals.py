@@ -13,7 +13,7 @@ import textwrap
 
 import pytest
 
-from sticky.signals import Signals, describe, reap
+from sticky.master.signals import Signals, describe, reap
 
 NUMBERS = (signal.SIGUSR1, signal.SIGUSR2)
 
@@ -111,7 +111,7 @@ def test_orphans_are_collected_and_our_own_children_are_left_for_their_pidfds():
     # In a process of its own: it collects whatever has ended.
     code = """
         import os, signal, time
-        from sticky.signals import reap, reap_orphans
+        from sticky.master.signals import reap, reap_orphans
 
         def ended(pid):
             os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
-from . import channel, spawn
+from .. import channel, spawn
 
 MISSING = "the option 'reload' needs 'watchfiles', which is not installed: "
 MISSING += "pip install 'socketio-sticky[reload]'"

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..verdicts import NEED_MORE
+from ..rules import NEED_MORE
 from .base import UNHELD
 
 CLOSE = (b"connection", b"close")

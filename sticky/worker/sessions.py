@@ -12,9 +12,9 @@ import time
 from collections.abc import Callable, MutableMapping
 from typing import Any
 
-from .errors import StickyError
-from .options import Options
-from .routing import Router, make_router
+from ..errors import StickyError
+from ..options import Options
+from ..routing import Router, make_router
 
 log = logging.getLogger("sticky.worker")
 

@@ -8,7 +8,7 @@ import re
 import pytest
 
 import sticky
-from sticky.counters import MASTER, WORKER, Board, private
+from sticky.board import MASTER, WORKER, Board, private
 from tests.harness import ROOT
 
 

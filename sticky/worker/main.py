@@ -26,15 +26,16 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from . import adapters, channel, logs, spawn
-from .counters import Board
-from .errors import OptionError, StickyError, WorkerError
+from .. import channel, logs, spawn
+from ..board import Board
+from ..errors import OptionError, StickyError, WorkerError
+from ..options import Options
+from . import classes as adapters
 from .interface import ASGI, WSGI, make_app
-from .options import Options
 from .sessions import Holder, Make, Sessions
 
 if TYPE_CHECKING:
-    from .adapters.base import Adapter, Handler
+    from .base import Adapter, Handler
 
 log = logging.getLogger("sticky.worker")
 

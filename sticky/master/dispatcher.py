@@ -19,15 +19,15 @@ from collections.abc import Callable, Iterable, MutableMapping, Sequence
 from functools import partial
 from typing import Any
 
-from . import channel
-from .answers import refusals
-from .channel import hand_over
+from .. import channel
+from ..answers import refusals
+from ..channel import hand_over
+from ..options import Options
+from ..routing import Router
+from ..rules import ANYWHERE, MALFORMED, MISSING, NEED_MORE
 from .diagnosis import Survey
 from .ledger import Connection as Handle
 from .ledger import Ledger, Stage
-from .options import Options
-from .routing import Router
-from .verdicts import ANYWHERE, MALFORMED, MISSING, NEED_MORE
 
 log = logging.getLogger("sticky.master")
 

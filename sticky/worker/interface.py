@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from .errors import WorkerError
+from ..errors import WorkerError
 
 FACTORY, WSGI, ASGI = "factory", "wsgi", "asgi"
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 
-from .options import Options
-from .routing import Router
+from ..options import Options
+from ..routing import Router
 
 ENOUGH = 200
 """Requests after which a survey is over."""

@@ -24,15 +24,16 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import channel, ledger, logs, spawn
+from .. import channel, logs, spawn
+from ..board import Board
+from ..errors import ChannelError, StickyError
+from ..options import Options
+from ..routing import make_router
+from . import ledger
 from .balance import Balance
-from .counters import Board
 from .dispatcher import Dispatcher
-from .errors import ChannelError, StickyError
 from .ledger import Ledger, Rules, Tell
 from .listeners import Listeners, url
-from .options import Options
-from .routing import make_router
 from .signals import Signals, describe, reap, reap_orphans
 
 log = logging.getLogger("sticky.master")

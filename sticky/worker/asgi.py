@@ -21,11 +21,11 @@ from typing import Any
 import uvicorn
 
 from .. import channel
-from ..accesslog import AccessLog
 from ..errors import WorkerError
-from ..sessions import close
 from . import base
+from .accesslog import AccessLog
 from .asgi_shared import CLOSE, shared
+from .sessions import close
 
 log = logging.getLogger("sticky.worker")
 

@@ -19,14 +19,14 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
 from .. import channel
-from ..accesslog import AccessLog
 from ..answers import answer, refusals
-from ..counters import Row, private
+from ..board import Row, private
 from ..errors import ChannelError
 from ..options import Options
 from ..routing import make_router
-from ..sessions import Sessions, close, instances, of_engineio
-from ..verdicts import ANYWHERE
+from ..rules import ANYWHERE
+from .accesslog import AccessLog
+from .sessions import Sessions, close, instances, of_engineio
 
 log = logging.getLogger("sticky.worker")
 

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .errors import StickyError
-from .options import Options, parse_bind
+from ..errors import StickyError
+from ..options import Options, parse_bind
 
 
 def inherited(options: Options) -> list[int]:

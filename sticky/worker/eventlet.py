@@ -27,7 +27,7 @@ from eventlet.greenio import GreenSocket
 from eventlet.hubs import trampoline
 
 from .. import channel
-from ..verdicts import NEED_MORE
+from ..rules import NEED_MORE
 from . import base
 
 log = logging.getLogger("sticky.worker")

@@ -1,13 +1,18 @@
 """What is counted, in memory that all processes of a server share: each writes its own row and
 may read all of them, at any time and without a message.
 
-    row 0        the master's counters
+    row 0        the master's counters; in its last cell the number of rows that may be in use
     row 1 ...    one for each process: slot + 1 (0 while it does not serve), pid, 1 while the
                  process that it has replaced is still there, counters
+
+There are more rows than a machine can have processes. The memory is sparse: a page of it is there
+only once one of its rows was written.
 """
 
 from __future__ import annotations
 
+import errno
+import heapq
 import mmap
 import os
 from collections.abc import Iterator, Mapping, MutableMapping
@@ -27,39 +32,86 @@ MASTER = (
     "bytes_carried",  # of further requests, with connections that moved
     "moved_too_often",  # refused at max_moves
     "restarts",  # processes started in place of one that had ended
+    "passed_on",  # resting connections of a process that ends, given to its successor
+    "rest_closed",  # closed instead: nobody could take them
 )
 WORKER = (
     "open",  # connections, now
     "not_begun",  # of these: picked up and not yet given to the app
+    "resting",  # of these: at a boundary, waiting for their next request
     "adopted",  # connections
     "lost",  # came without their descriptor: this process had none free
     "sessions",  # that the app holds, as far as it can be known
+    "requests",  # served
     "looked",  # further requests looked at
     "handed_back",  # connections whose next request belongs to another worker
-    "unheld",  # of these: their session may be held by the process before
+    "passed_on",  # resting connections given to the successor
+    "unheld",  # of those handed back: their session may be held by the process before
+    "refused_heads",  # answered by this process: 400, 431, 501, 505
+    "head_timeouts",
+    "keep_alive_ended",  # resting connections closed after keep_alive
+    "body_timeouts",
+    "write_timeouts",
+    "client_left",  # answers that could not be finished because their client had left
+    "app_errors",  # requests answered 500 because the app raised
     "handler_errors",
     "sync_timeouts",
     "left_unreleased",  # their client closed before the app had released them
+    "threads",  # now
+    "thread_starved",  # times that no thread could be started
 )
+# The same as numbers: ``row.cells[OPEN] += 1`` takes half as long as ``row["open"] += 1``.
+(
+    OPEN,
+    NOT_BEGUN,
+    RESTING,
+    ADOPTED,
+    LOST,
+    SESSIONS,
+    REQUESTS,
+    LOOKED,
+    HANDED_BACK,
+    PASSED_ON,
+    UNHELD,
+    REFUSED_HEADS,
+    HEAD_TIMEOUTS,
+    KEEP_ALIVE_ENDED,
+    BODY_TIMEOUTS,
+    WRITE_TIMEOUTS,
+    CLIENT_LEFT,
+    APP_ERRORS,
+    HANDLER_ERRORS,
+    SYNC_TIMEOUTS,
+    LEFT_UNRELEASED,
+    THREADS,
+    THREAD_STARVED,
+) = range(23)
+
 _CELLS = 32  # in a row, of 8 bytes
 _ROW = _CELLS * 8
 _BEFORE = 3  # cells of a process's row that are no counters
-_SESSIONS, _NOT_BEGUN = (_BEFORE + WORKER.index(name) for name in ("sessions", "not_begun"))
-_PROCESSES = 4  # rows for each slot: of one that serves, and of several that are being replaced
+_USED = _CELLS - 1  # in the master's row: how many rows may be in use
+_ROWS = 1 << 16
 
 
 class Row(MutableMapping[str, int]):
-    """Counters by name."""
+    """Counters by name.
+
+    Attributes:
+        cells: the same by number.
+    """
+
+    __slots__ = ("_at", "cells")
 
     def __init__(self, at: Mapping[str, int], cells: memoryview) -> None:
         self._at = at
-        self._cells = cells
+        self.cells = cells
 
     def __getitem__(self, name: str) -> int:
-        return self._cells[self._at[name]]
+        return self.cells[self._at[name]]
 
     def __setitem__(self, name: str, value: int) -> None:
-        self._cells[self._at[name]] = value
+        self.cells[self._at[name]] = value
 
     def __delitem__(self, name: str) -> None:
         raise TypeError("counters stay")
@@ -87,21 +139,21 @@ class Board:
     """All the rows of a server.
 
     Args:
-        num: the number of slots.
         fd: the memory, from another process's board; None makes a new one. It stays open, to be
             given to others, until ``close``.
     """
 
-    def __init__(self, num: int, fd: int | None = None) -> None:
-        self._rows = 1 + _PROCESSES * num
+    def __init__(self, fd: int | None = None) -> None:
         if fd is None:
             fd = os.memfd_create("sticky-counters", os.MFD_CLOEXEC)
-            os.ftruncate(fd, self._rows * _ROW)
+            os.ftruncate(fd, _ROWS * _ROW)
         self.fd = fd
-        self._memory = mmap.mmap(fd, self._rows * _ROW)
+        self._memory = mmap.mmap(fd, _ROWS * _ROW)
         self._cells = memoryview(self._memory).cast("Q")
-        self.master = Row(_OF_MASTER, self._cells[:_CELLS])
-        self._free = list(range(self._rows - 1, 0, -1))
+        self.master = Row(_OF_MASTER, self._cells[:_USED])
+        # The master's: those taken back, and the first of those that were never given.
+        self._free: list[int] = []
+        self._fresh = 1
 
     def process(self, row: int) -> Row:
         """The counters of the process that was given this row; 0: it was given none."""
@@ -131,53 +183,60 @@ class Board:
 
     def load(self, row: int) -> int:
         """What a process has to do: sessions, and what will be some. 0 where no row says it."""
-        start = row * _CELLS
-        return self._cells[start + _SESSIONS] + self._cells[start + _NOT_BEGUN] if row else 0
+        start = row * _CELLS + _BEFORE
+        return self._cells[start + SESSIONS] + self._cells[start + NOT_BEGUN] if row else 0
 
     def loads(self) -> Iterator[tuple[int, int]]:
         """The same of each process that serves, with its slot."""
-        cells = self._cells  # column by column: asked for often, and a list of rows takes long
-        slots = cells[_CELLS::_CELLS].tolist()
-        sessions = cells[_CELLS + _SESSIONS :: _CELLS].tolist()
-        not_begun = cells[_CELLS + _NOT_BEGUN :: _CELLS].tolist()
+        # Column by column: asked for often, and a list of rows takes long.
+        cells = self._cells[_CELLS : self._cells[_USED] * _CELLS]
+        slots = cells[::_CELLS].tolist()
+        sessions = cells[_BEFORE + SESSIONS :: _CELLS].tolist()
+        not_begun = cells[_BEFORE + NOT_BEGUN :: _CELLS].tolist()
         for slot, one, other in zip(slots, sessions, not_begun, strict=True):
             if slot:
                 yield slot - 1, one + other
 
     def _shown(self) -> Iterator[tuple[int, int]]:
-        for row in range(1, self._rows):
+        for row in range(1, self._cells[_USED]):
             if slot := self._cells[row * _CELLS]:
                 yield slot - 1, row
 
     # -- the master's side --------------------------------------------------------------------
 
     def give(self) -> int:
-        """A row for a new process, all zeros; 0 when there is none left."""
-        if not self._free:
-            return 0
-        row = self._free.pop()
+        """A row for a new process, all zeros.
+
+        Raises:
+            OSError: there are as many processes as rows, which no machine has the memory for.
+        """
+        if self._free:
+            row = heapq.heappop(self._free)
+        elif self._fresh < _ROWS:
+            row = self._fresh
+            self._fresh += 1
+            self._cells[_USED] = self._fresh
+        else:
+            raise OSError(errno.ENOSPC, "the counters have no row left")
         self._cells[row * _CELLS : (row + 1) * _CELLS] = memoryview(bytes(_ROW)).cast("Q")
         return row
 
     def show(self, row: int, slot: int, pid: int) -> None:
         """This process serves the slot from now on, instead of whichever did."""
-        for other in range(1, self._rows):
-            if self._cells[other * _CELLS] == slot + 1:
-                self._cells[other * _CELLS] = 0
-        if row:
-            self._cells[row * _CELLS + 1] = pid
-            self._cells[row * _CELLS] = slot + 1
+        before = [other for shown, other in self._shown() if shown == slot and other != row]
+        self._cells[row * _CELLS + 1] = pid
+        self._cells[row * _CELLS] = slot + 1
+        for other in before:  # afterwards: whoever reads just now finds one or the other
+            self._cells[other * _CELLS] = 0
 
     def previous(self, row: int, there: bool) -> None:
         """The process that this one has replaced is still there, or is not any more."""
-        if row:
-            self._cells[row * _CELLS + 2] = there
+        self._cells[row * _CELLS + 2] = there
 
     def take_back(self, row: int) -> None:
         """The process has ended."""
-        if row:
-            self._cells[row * _CELLS] = 0
-            self._free.append(row)
+        self._cells[row * _CELLS] = 0
+        heapq.heappush(self._free, row)
 
     def close(self) -> None:
         """Close ``fd``. The memory stays."""

@@ -4,9 +4,9 @@ A message is one packet on an AF_UNIX SOCK_SEQPACKET pair, so its boundaries are
 pair carry them: the inbox of a slot (connections only, master to worker) and the control pair of a
 process (everything else, both ways).
 
-    header (32 bytes)                payload                     descriptors (SCM_RIGHTS)
+    header (28 bytes)                payload                     descriptors (SCM_RIGHTS)
     version kind moves family        of a connection: the        of a connection: its socket,
-    epoch scope port flags address   bytes already read from     then the memfd that holds a
+    scope port flags address         bytes already read from     then the memfd that holds a
                                      it (the prefix)             prefix too large for a packet
 """
 
@@ -17,15 +17,15 @@ import errno
 import os
 import socket
 import struct
-from typing import NamedTuple
 
 from .errors import ChannelError
 
-VERSION = 1
+VERSION = 2
 
 # Kinds of message, and who sends them.
 CONNECTION = 1  # master -> worker: serve this one
 HAND_BACK = 2  # worker -> master: its next request belongs elsewhere
+REST = 13  # both ways: a connection at a boundary, of whose next request nothing was read
 SPEC = 3  # master -> worker, first of all: what to run (JSON)
 READY = 4  # worker -> master: the app is loaded
 FAILED = 5  # worker -> master: it is not, and why (JSON)
@@ -34,13 +34,15 @@ PONG = 7  # worker -> master: yes
 CLOSING = 8  # master -> worker: answer with Connection: close from now on
 END = 9  # master -> worker: nothing more will come; finish what you have, then end
 QUIT = 10  # master -> worker: end now
-NOTICE = 12  # worker -> master: something that should be in the log once (JSON)
 CHANGED = 11  # watcher -> master: these files have changed (JSON)
+NOTICE = 12  # worker -> master: something that should be in the log once (JSON)
+REOPEN = 14  # master -> worker: open log files anew, they have been renamed
 
-_HEADER = struct.Struct("!BBBBIIHH16s")
-_IPV4_CONNECTION = struct.Struct(
-    "!BBxBxxxxxxxxHxx4s12x"
-)  # the same, with what is constant left out
+_CONNECTIONS = frozenset((CONNECTION, HAND_BACK, REST))
+
+_HEADER = struct.Struct("!BBBBIHH16s")
+_IPV4_HEADER = struct.Struct("!BBBBxxxxHH4s12x")  # the same, where the address is of that family
+_IPV4_CONNECTION = struct.Struct("!BBxBxxxxHxx4s12x")  # and moves and flags are 0
 HEADER_SIZE = _HEADER.size
 _FD = struct.Struct("i")
 _PREFIX_IN_MEMFD = 1
@@ -60,21 +62,35 @@ would be one too many. Nothing announces when that is over, and nothing was sent
 _FLAGS = int(socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
 _RECEIVE = int(socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC)
 _CUT_OFF = int(socket.MSG_CTRUNC | socket.MSG_TRUNC)
-_RIGHTS = int(socket.SOL_SOCKET), int(socket.SCM_RIGHTS)
+_RIGHTS = _SOL_SOCKET, _SCM_RIGHTS = int(socket.SOL_SOCKET), int(socket.SCM_RIGHTS)
+_unpack_ipv4, _unpack_fd, _ntoa = _IPV4_HEADER.unpack_from, _FD.unpack, socket.inet_ntoa
 
 Address = tuple[str, int] | tuple[str, int, int, int] | str
 
 
-class Message(NamedTuple):
+class Message:
     """One message as it was received. ``fds`` belong to whoever holds the message."""
 
-    kind: int
-    payload: bytes
-    fds: list[int]
-    address: Address
-    epoch: int
-    moves: int
-    unheld: bool = False
+    __slots__ = ("address", "fds", "kind", "moves", "payload", "unheld")
+
+    def __init__(
+        self,
+        kind: int,
+        payload: bytes,
+        fds: list[int],
+        address: Address,
+        moves: int = 0,
+        unheld: bool = False,
+    ) -> None:
+        self.kind = kind
+        self.payload = payload
+        self.fds = fds
+        self.address = address
+        self.moves = moves
+        self.unheld = unheld
+
+    def __repr__(self) -> str:
+        return f"<message of kind {self.kind}, {len(self.payload)} bytes, {self.fds}>"
 
 
 def pair(send_buffer: int | None = None) -> tuple[socket.socket, socket.socket]:
@@ -99,10 +115,8 @@ def inbox() -> tuple[socket.socket, socket.socket]:
     return pair(_INBOX_BUFFER)
 
 
-def pack_header(
-    kind: int, address: Address = "", *, epoch: int = 0, moves: int = 0, flags: int = 0
-) -> bytes:
-    """The 32 bytes in front of every message.
+def pack_header(kind: int, address: Address = "", *, moves: int = 0, flags: int = 0) -> bytes:
+    """The 28 bytes in front of every message.
 
     Args:
         kind: one of the constants above.
@@ -117,7 +131,7 @@ def pack_header(
             scope = address[3]  # type: ignore[assignment,misc]
         else:
             family, packed = 4, socket.inet_aton(host)
-    return _HEADER.pack(VERSION, kind, moves, family, epoch, scope, port, flags, packed)
+    return _HEADER.pack(VERSION, kind, moves, family, scope, port, flags, packed)
 
 
 def send(channel: socket.socket, header: bytes, payload: bytes = b"", *fds: int) -> None:
@@ -157,7 +171,6 @@ def send_connection(
     address: Address,
     prefix: bytes = b"",
     *,
-    epoch: int = 0,
     moves: int = 0,
     unheld: bool = False,
 ) -> None:
@@ -169,7 +182,7 @@ def send_connection(
     """
     flags = _UNHELD if unheld else 0
     if len(prefix) <= _MAX_PREFIX:
-        header = pack_header(kind, address, epoch=epoch, moves=moves, flags=flags)
+        header = pack_header(kind, address, moves=moves, flags=flags)
         send(channel, header, prefix, fd)
         return
     memfd = os.memfd_create("sticky-prefix", os.MFD_CLOEXEC)
@@ -177,7 +190,7 @@ def send_connection(
         with open(memfd, "wb", closefd=False) as file:
             file.write(prefix)
         flags |= _PREFIX_IN_MEMFD
-        header = pack_header(kind, address, epoch=epoch, moves=moves, flags=flags)
+        header = pack_header(kind, address, moves=moves, flags=flags)
         send(channel, header, b"", fd, memfd)
     finally:
         os.close(memfd)
@@ -185,11 +198,16 @@ def send_connection(
 
 class Reader:
     """Receives messages, with one buffer that is used again (a large one made for each
-    message would be mapped and unmapped each time)."""
+    message would be mapped and unmapped each time).
 
-    def __init__(self) -> None:
-        self._buffer = bytearray(256 * 1024)
-        self._room = socket.CMSG_SPACE(_MAX_FDS * _FD.size)
+    Args:
+        connections: for an inbox: what comes is a connection each time, and small.
+    """
+
+    def __init__(self, *, connections: bool = False) -> None:
+        self._buffer = bytearray(_INBOX_BUFFER if connections else 256 * 1024)
+        self._buffers = (self._buffer,)
+        self._room = socket.CMSG_SPACE((2 if connections else _MAX_FDS) * _FD.size)
 
     def receive(self, channel: socket.socket) -> Message | None:
         """The next message, or None when the other end is closed.
@@ -198,7 +216,27 @@ class Reader:
             BlockingIOError: there is none yet.
             ChannelError: it cannot be read, or its descriptors did not fit in this process.
         """
-        size, ancillary, flags, _ = channel.recvmsg_into((self._buffer,), self._room, _RECEIVE)
+        size, ancillary, cut, _ = channel.recvmsg_into(self._buffers, self._room, _RECEIVE)
+        if size == HEADER_SIZE and len(ancillary) == 1 and not cut & _CUT_OFF:
+            # A connection of which nothing was read, from an IPv4 client: nearly all are.
+            level, what, data = ancillary[0]
+            version, kind, moves, family, port, bits, packed = _unpack_ipv4(self._buffer)
+            if (
+                family == 4
+                and len(data) == 4
+                and not bits & _PREFIX_IN_MEMFD
+                and version == VERSION
+                and what == _SCM_RIGHTS
+                and level == _SOL_SOCKET
+            ):
+                address = _ntoa(packed), port
+                return Message(kind, b"", [*_unpack_fd(data)], address, moves, bits == _UNHELD)
+        return self._receive(size, ancillary, cut)
+
+    def _receive(
+        self, size: int, ancillary: list[tuple[int, int, bytes]], cut: int
+    ) -> Message | None:
+        """Every kind of message."""
         fds: list[int] = []
         for level, kind, data in ancillary:
             if (level, kind) == _RIGHTS:
@@ -207,29 +245,30 @@ class Reader:
         if not size and not fds:
             return None
         try:
-            return self._decode(size, fds, flags)
+            return self._decode(size, fds, cut)
         except BaseException:
             for fd in fds:
                 os.close(fd)
             raise
 
-    def _decode(self, size: int, fds: list[int], flags: int) -> Message:
-        if flags & _CUT_OFF:
+    def _decode(self, size: int, fds: list[int], cut: int) -> Message:
+        if cut & _CUT_OFF:
             raise ChannelError("a message was cut off: this process has no file descriptor free")
-        if size < _HEADER.size or self._buffer[0] != VERSION:
+        if size < HEADER_SIZE or self._buffer[0] != VERSION:
             raise ChannelError(f"a message of {size} bytes is not of version {VERSION}")
-        header = _HEADER.unpack_from(self._buffer)
-        _, kind, moves, family, epoch, scope, port, bits, packed = header
-        if kind in (CONNECTION, HAND_BACK) and len(fds) != 1 + bool(bits & _PREFIX_IN_MEMFD):
+        _, kind, moves, family, scope, port, bits, packed = _HEADER.unpack_from(self._buffer)
+        if kind in _CONNECTIONS and len(fds) != 1 + bool(bits & _PREFIX_IN_MEMFD):
             raise ChannelError(f"a connection came with {len(fds)} descriptors")
-        payload = bytes(memoryview(self._buffer)[_HEADER.size : size])
+        payload = b""
         if bits & _PREFIX_IN_MEMFD:
             with open(fds.pop(), "rb") as file:
                 file.seek(0)
                 payload = file.read()
+        elif size > HEADER_SIZE:
+            payload = bytes(memoryview(self._buffer)[HEADER_SIZE:size])
         address: Address = ""
         if family == 4:
-            address = socket.inet_ntoa(packed[:4]), port
+            address = _ntoa(packed[:4]), port
         elif family == 6:
             address = socket.inet_ntop(socket.AF_INET6, packed), port, 0, scope
-        return Message(kind, payload, fds, address, epoch, moves, bool(bits & _UNHELD))
+        return Message(kind, payload, fds, address, moves, bool(bits & _UNHELD))

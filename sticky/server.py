@@ -190,7 +190,7 @@ class Server:
             program = dataclasses.replace(program, call=_calls)
             _calls += 1
         given = listeners.inherited(self.options)
-        self._board = Board(self.options.num)
+        self._board = Board()
         spec = {
             "role": "master",
             "options": self.options.to_json(),

@@ -114,7 +114,7 @@ class Master:
         auto = options.worker_class == "auto"
         self._worker_class = "eventlet" if auto else options.worker_class
         rules = {name: getattr(options, name) for name in Rules._fields if name != "first_alone"}
-        self._board = board or Board(options.num)
+        self._board = board or Board()
         self._ledger = Ledger(Rules(**rules, first_alone=auto), self._board.master)
         self._slots = [_Slot() for _ in range(options.num)]
         self._processes: dict[int, _Process] = {}
@@ -614,4 +614,4 @@ def launched(spec: Mapping[str, Any], fds: Sequence[int]) -> None:
     board, *inherited = fds
     descriptors = dict(zip(spec["inherited"], inherited, strict=True))
     options, program = Options.make(spec["options"]), spawn.Program(**spec["program"])
-    sys.exit(run(options, program, launcher, descriptors, Board(options.num, board)))
+    sys.exit(run(options, program, launcher, descriptors, Board(board)))

@@ -79,7 +79,7 @@ class Worker:
         self.mailbox = mailbox
         self.siblings = tuple(siblings)
         self._handlers: list[Handler] = []
-        self.board = board or Board(options.num)
+        self.board = board or Board()
         self._counters = self.board.process(row)
         self._adapter: Adapter | None = None
         self._row = row
@@ -212,7 +212,7 @@ def main(spec: Mapping[str, Any], fds: Sequence[int]) -> NoReturn:
     unix, packets = socket.AF_UNIX, socket.SOCK_SEQPACKET
     control = socket.socket(unix, packets, 0, spawn.CONTROL_FD)
     inbox, mailbox, memory, *siblings = fds
-    board = Board(options.num, memory)
+    board = Board(memory)
     board.close()
     _boot = _Boot(
         Worker(spec["slot"], options, mailbox, siblings, board, spec["row"]),

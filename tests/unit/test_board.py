@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import re
 
 import pytest
 
-import sticky
+import sticky.board
 from sticky.board import MASTER, WORKER, Board, private
 from tests.harness import ROOT
 
 
 @pytest.fixture
 def board():
-    board = Board(2)
+    board = Board()
     yield board
     board.close()
 
 
 def test_what_one_process_counts_others_read(board):
-    other = Board(2, os.dup(board.fd))
+    other = Board(os.dup(board.fd))
     row = board.give()
     board.show(row, 1, 4711)
     board.master["accepted"] += 3
@@ -66,6 +67,7 @@ def test_a_process_knows_whether_its_slot_has_another(board):
     assert not board.has_others(successor)
     assert board.has_others(0)  # without a row it cannot be known
     assert not board.is_replaced(0)
+    assert board.process(0) == dict.fromkeys(WORKER, 0)
 
 
 def test_a_row_that_is_given_again_begins_with_zeros(board):
@@ -76,16 +78,84 @@ def test_a_row_that_is_given_again_begins_with_zeros(board):
     assert board.process(row)["looked"] == 0
 
 
-def test_without_a_row_left_a_process_counts_for_itself(board):
-    rows = []
-    while row := board.give():
-        rows.append(row)
-    assert len(set(rows)) == len(rows) == 8
-    board.show(0, 0, 1)
-    board.process(0)["looked"] += 1
-    board.take_back(0)
-    assert board.stats()["workers"] == {}
-    assert board.give() == 0
+def test_there_are_rows_for_many_more_processes_than_slots(board):
+    rows = [board.give() for _ in range(5000)]
+    assert len({0, *rows}) == 5001
+    other = Board(os.dup(board.fd))
+    other.process(rows[-1])["requests"] += 1
+    board.show(rows[-1], 3, 4711)
+    assert other.stats()["workers"][3]["pid"] == 4711
+    assert board.stats()["workers"][3]["requests"] == 1
+    assert list(other.loads()) == [(3, 0)]
+    other.close()
+    for row in rows:
+        board.take_back(row)
+    assert board.give() == 1
+
+
+def test_the_memory_of_rows_that_nobody_has_is_not_there(board):
+    board.show(board.give(), 0, 1)
+    board.stats()
+    list(board.loads())
+    assert os.fstat(board.fd).st_blocks * 512 <= mmap.PAGESIZE
+
+
+def test_without_a_row_left_no_process_is_started(board, monkeypatch):
+    monkeypatch.setattr("sticky.board._ROWS", 3)
+    assert [board.give(), board.give()] == [1, 2]
+    with pytest.raises(OSError, match="no row left"):
+        board.give()
+    board.take_back(1)
+    assert board.give() == 1
+
+
+def test_the_slot_is_never_empty_while_one_process_takes_it_from_another(board, monkeypatch):
+    old, new = board.give(), board.give()
+    board.show(old, 0, 1)
+    seen = []
+
+    class Cells:
+        def __init__(self, cells):
+            self.cells = cells
+
+        def __getitem__(self, at):
+            return self.cells[at]
+
+        def __setitem__(self, at, value):
+            self.cells[at] = value
+            seen.append(other.stats()["workers"][0]["pid"])
+
+    other = Board(os.dup(board.fd))
+    other.close()
+    monkeypatch.setattr(board, "_cells", Cells(board._cells))
+    board.show(new, 0, 2)
+    assert (seen[0], seen[-1]) == (1, 2)
+
+
+def test_the_loads_are_of_those_that_serve(board):
+    first, second, third = board.give(), board.give(), board.give()
+    board.show(first, 1, 1)
+    board.show(third, 0, 3)
+    for row, sessions in ((first, 3), (second, 5), (third, 7)):
+        board.process(row).update(sessions=sessions, not_begun=2)
+    assert sorted(board.loads()) == [(0, 9), (1, 5)]
+    assert [board.load(row) for row in (first, second, third, 0)] == [5, 7, 9, 0]
+
+
+def test_each_counter_of_a_worker_is_known_by_its_cell_too(board):
+    assert [getattr(sticky.board, name.upper()) for name in WORKER] == [*range(len(WORKER))]
+    row = board.process(board.give())
+    for name in WORKER:
+        row.cells[getattr(sticky.board, name.upper())] += 1
+    assert dict(row) == dict.fromkeys(WORKER, 1)
+    row = private()
+    row.cells[sticky.board.THREAD_STARVED] += 2
+    assert row["thread_starved"] == 2
+
+
+def test_the_rows_have_room_for_all_counters_beside_what_else_is_in_them():
+    assert len(MASTER) <= sticky.board._USED
+    assert len(WORKER) <= sticky.board._CELLS - sticky.board._BEFORE
 
 
 def test_counters_are_a_mapping_of_names_that_stay():
@@ -98,7 +168,8 @@ def test_counters_are_a_mapping_of_names_that_stay():
         del row["one"]
 
 
-def test_without_a_server_there_is_nothing_to_say():
+def test_without_a_server_there_is_nothing_to_say(monkeypatch):
+    monkeypatch.setattr("sticky.server._last", None)  # whatever ran before in this process
     with pytest.raises(sticky.StickyError, match="no server to ask"):
         sticky.stats()
     with pytest.raises(sticky.StickyError, match="was not started"):

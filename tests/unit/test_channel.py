@@ -20,6 +20,7 @@ KINDS = {
     if name.isupper() and type(value) is int and name[0] != "_" and "SIZE" not in name
     if name not in ("VERSION", "MAX_INLINE")
 }
+CONNECTIONS = (channel.CONNECTION, channel.HAND_BACK, channel.REST)
 ADDRESSES = {
     "IPv4": ("192.0.2.7", 65535),
     "IPv4 lowest": ("0.0.0.0", 0),
@@ -46,9 +47,9 @@ def inbox():
         end.close()
 
 
-@pytest.fixture
-def reader():
-    return channel.Reader()
+@pytest.fixture(params=[False, True], ids=["control", "inbox"])
+def reader(request):
+    return channel.Reader(connections=request.param)
 
 
 @pytest.fixture
@@ -77,10 +78,10 @@ def test_both_ends_are_nonblocking_and_not_inherited(ends):
 
 @pytest.mark.parametrize("kind", sorted(KINDS.values()))
 def test_every_kind_makes_the_round_trip(kind, ends, reader, pipe):
-    fds = pipe[:1] if kind in (channel.CONNECTION, channel.HAND_BACK) else ()
-    channel.send(ends[0], channel.pack_header(kind, epoch=7, moves=3), b"payload", *fds)
+    fds = pipe[:1] if kind in CONNECTIONS else ()
+    channel.send(ends[0], channel.pack_header(kind, moves=3), b"payload", *fds)
     message = reader.receive(ends[1])
-    assert (message.kind, message.payload, message.epoch, message.moves) == (kind, b"payload", 7, 3)
+    assert (message.kind, message.payload, message.moves) == (kind, b"payload", 3)
     assert len(message.fds) == len(fds)
     close(message)
 
@@ -98,7 +99,21 @@ def test_every_address_makes_the_round_trip(address, ends, reader, pipe):
         close(message)
         assert message.address == address
         assert message.kind == channel.CONNECTION
-        assert (message.payload, message.epoch, message.moves) == (b"", 0, 0)
+        assert (message.payload, message.moves, message.unheld) == (b"", 0, False)
+
+
+@pytest.mark.parametrize("address", ADDRESSES.values(), ids=ADDRESSES)
+@pytest.mark.parametrize("kind", CONNECTIONS)
+@pytest.mark.parametrize("prefix", [b"", b"GET / HTTP/1.1\r\n"])
+@pytest.mark.parametrize("unheld", [False, True])
+def test_what_is_said_of_a_connection_arrives_with_it(
+    unheld, prefix, kind, address, ends, reader, pipe
+):
+    channel.send_connection(ends[0], kind, pipe[0], address, prefix, moves=255, unheld=unheld)
+    message = reader.receive(ends[1])
+    close(message)
+    assert (message.kind, message.address, message.payload) == (kind, address, prefix)
+    assert (message.moves, message.unheld) == (255, unheld)
 
 
 def test_a_zone_in_an_address_does_no_harm(ends, reader, pipe):
@@ -123,7 +138,7 @@ def test_a_received_descriptor_is_the_same_file_and_is_not_inherited(ends, reade
     close(message)
 
 
-@pytest.mark.parametrize("size", [1, 1000, 4096, 4097, 30_000, 60_000, 60_001, 1_000_000])
+@pytest.mark.parametrize("size", [1, 1000, 2048, 2049, 4097, 60_000, 60_001, 1_000_000])
 @pytest.mark.parametrize("kind", ["control", "inbox"])
 def test_a_prefix_of_any_size_arrives_whole_through_either_pair(kind, size, reader, pipe):
     sender, receiver = channel.inbox() if kind == "inbox" else channel.pair()
@@ -131,12 +146,12 @@ def test_a_prefix_of_any_size_arrives_whole_through_either_pair(kind, size, read
         before = open_fds()
         prefix = os.urandom(size)
         channel.send_connection(
-            sender, channel.HAND_BACK, pipe[0], ("::1", 5, 0, 0), prefix, epoch=2**32 - 1, moves=255
+            sender, channel.HAND_BACK, pipe[0], ("::1", 5, 0, 0), prefix, moves=255
         )
         assert open_fds() == before
         message = reader.receive(receiver)
         assert message.payload == prefix
-        assert (message.epoch, message.moves, len(message.fds)) == (2**32 - 1, 255, 1)
+        assert (message.moves, len(message.fds)) == (255, 1)
         close(message)
         assert open_fds() == before
 
@@ -182,8 +197,9 @@ def test_what_lies_in_an_inbox_survives_the_reader_that_read_half_of_it(inbox, p
 
 
 @pytest.mark.parametrize("free", [0, 1])
-def test_without_a_free_descriptor_the_message_is_an_error_and_nothing_leaks(free, ends, pipe):
-    reader = channel.Reader()
+def test_without_a_free_descriptor_the_message_is_an_error_and_nothing_leaks(
+    free, ends, reader, pipe
+):
     # Two descriptors: the connection's, and that of the memfd with its prefix.
     channel.send_connection(ends[0], channel.HAND_BACK, pipe[0], "", b"x" * 100_000)
     channel.send(ends[0], channel.pack_header(channel.PING))
@@ -228,18 +244,20 @@ def raw(kind=channel.PING, version=channel.VERSION, size=None, fds=()):
     [
         ({"version": channel.VERSION + 1}, "version"),
         ({"version": 0}, "version"),
-        ({"size": 31}, "31 bytes"),
+        ({"size": 27}, "27 bytes"),
         ({"size": 1}, "1 bytes"),
         ({"kind": channel.CONNECTION}, "0 descriptors"),
         ({"kind": channel.CONNECTION, "count": 2}, "2 descriptors"),
-        ({"kind": channel.PING, "version": 9, "count": 3}, "version"),
+        ({"kind": channel.REST}, "0 descriptors"),
+        ({"kind": channel.CONNECTION, "version": 9, "count": 1}, "version"),
+        ({"kind": channel.PING, "version": 9, "count": 2}, "version"),
     ],
 )
 def test_a_message_that_cannot_be_read_is_an_error_and_leaves_nothing_open(
     what, says, ends, reader, pipe
 ):
-    count = what.pop("count", 0)
-    data, rights = raw(**what, fds=[pipe[0]] * count)
+    fds = [pipe[0]] * what.get("count", 0)
+    data, rights = raw(**{name: what[name] for name in what if name != "count"}, fds=fds)
     before = open_fds()
     ends[0].sendmsg([data], rights)
     with pytest.raises(ChannelError, match=says):
@@ -259,14 +277,13 @@ def test_a_packet_larger_than_the_buffer_is_an_error(ends, reader):
 
 
 def test_the_header_is_what_the_documentation_says():
-    header = channel.pack_header(channel.CONNECTION, ("1.2.3.4", 0x1234), epoch=5, moves=2)
-    assert channel.HEADER_SIZE == len(header) == 32
-    assert struct.unpack("!BBBBIIHH16s", header) == (
+    header = channel.pack_header(channel.CONNECTION, ("1.2.3.4", 0x1234), moves=2)
+    assert channel.HEADER_SIZE == len(header) == 28
+    assert struct.unpack("!BBBBIHH16s", header) == (
         channel.VERSION,
         channel.CONNECTION,
         2,
         4,
-        5,
         0,
         0x1234,
         0,

@@ -44,9 +44,9 @@ def main() -> None:
 
         watch(spec)
 
-    from sticky.worker.classes import patch
+    from sticky.worker.classes import prepare
 
-    patch(spec["options"]["worker_class"])
+    prepare(spec["options"]["worker_class"])
     from sticky.worker.main import main
 
     main(spec, fds)

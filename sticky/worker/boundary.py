@@ -273,18 +273,20 @@ class Wire:
             self.rest()
             return
         elif self.state != HEAD:
-            self.state = HEAD
             self.service.hub.keep(self, time.monotonic() + self.service.options.head_timeout)
+            self.state = HEAD
         self.watch()
 
     def rest(self) -> None:
         """At a boundary, with nothing there of a next request."""
         service = self.service
-        if service.closing or service.draining.passes_on:
-            service.draining.at_rest(self)
+        draining = service.draining
+        if draining.passes_on or draining.finishing:
+            draining.at_rest(self)
             return
-        self.state = RESTING
+        # In this order: once it is at rest, the loop may take it, whoever is here.
         service.hub.keep(self, time.monotonic() + service.options.keep_alive)
+        self.state = RESTING
         self.watch()
 
     def watch(self) -> None:
@@ -326,23 +328,22 @@ class Wire:
 
     def late(self, now: float) -> None:
         """A deadline has passed."""
-        service = self.service
-        match self.state:
-            case s if s in (NEW, HEAD):
-                service.count(HEAD_TIMEOUTS)
-                if self.http.buffer:
-                    self.refuse(408)
-                else:
-                    self.close()
-            case s if s == RESTING:
-                service.count(KEEP_ALIVE_ENDED)
+        service, state = self.service, self.state
+        if state in (NEW, HEAD):
+            service.count(HEAD_TIMEOUTS)
+            if self.http.buffer:
+                self.refuse(408)
+            else:
                 self.close()
-            case s if s == HELD:
-                service.count(SYNC_TIMEOUTS)
-                self._let_go()
-                self.refuse(503)
-            case s if s in (UNREAD, LINGERING, LEAVING):
-                self.close()
+        elif state == RESTING:
+            service.count(KEEP_ALIVE_ENDED)
+            self.close()
+        elif state == HELD:
+            service.count(SYNC_TIMEOUTS)
+            self._let_go()
+            self.refuse(503)
+        elif state in (UNREAD, LINGERING):
+            self.close()
 
     # -- behind an answer ---------------------------------------------------------------------
 
@@ -366,7 +367,6 @@ class Wire:
     def _after(self) -> Head | None:
         self.http.end()
         if self.http.buffer or self.pending:
-            self.state = RESTING
             return self.next()
         self.rest()
         return None
@@ -489,3 +489,8 @@ class Wire:
             if error.errno != errno.ECONNRESET:
                 raise
         self.service.closed(self)
+
+    def close_after_fork(self) -> None:
+        """In a child of the app's: the connection is the parent's."""
+        self.state = CLOSED
+        self.sock.close()

@@ -47,6 +47,20 @@ class Member(Protocol):
         """Its deadline has passed."""
 
 
+class Watcher:
+    """A member that only has something called when its descriptor is ready."""
+
+    __slots__ = ("due", "ready", "slice")
+
+    def __init__(self, ready: Callable[[int], None]) -> None:
+        self.ready = ready
+        self.due = math.inf
+        self.slice = 0
+
+    def late(self, now: float) -> None:
+        """It has no deadline."""
+
+
 class Deadlines:
     """Who is late, and when the next may be.
 

@@ -30,25 +30,16 @@ from .. import channel, logs, spawn
 from ..board import Board
 from ..errors import OptionError, StickyError, WorkerError
 from ..options import Options
-from . import classes as adapters
-from .interface import ASGI, WSGI, make_app
+from . import classes
 from .sessions import Holder, Make, Sessions
 
 if TYPE_CHECKING:
-    from .base import Adapter, Handler
+    from .service import Service
+    from .sync import Handler
 
 log = logging.getLogger("sticky.worker")
 
 _CANNOT_BOOT, _CANNOT_LOAD = 3, 4
-_AN = {WSGI: "a WSGI", ASGI: "an ASGI"}
-
-
-class WrongWorkerClassError(WorkerError):
-    """The app is of a kind that another worker class serves; ``right`` is its name."""
-
-    def __init__(self, message: str, right: str) -> None:
-        super().__init__(message, _CANNOT_LOAD)
-        self.right = right
 
 
 class Worker:
@@ -93,19 +84,19 @@ class Worker:
 
         Args:
             event: "connection"; there is no other.
-            handler: called with a ``sticky.adapters.base.Connection``.
+            handler: called with a ``sticky.worker.sync.Connection``.
 
         Raises:
             ValueError: there is no such event.
         """
         if event != "connection":
             raise ValueError(f"there is no event {event!r}: the only one is 'connection'")
-        self._handlers.append(handler)
+        self.handlers.append(handler)
         return handler
 
     def stats(self) -> dict[str, int]:
         """What this process has counted since it started, and what it holds now."""
-        return dict(self._counters)
+        return dict(self.counters)
 
     def has_others(self) -> bool:
         """Whether another process of this slot is there, or may be."""
@@ -118,6 +109,12 @@ class Worker:
     def rivals(self) -> Iterable[int]:
         """What each of the other workers has to do: sessions, and what will be some."""
         return (load for slot, load in self.board.loads() if slot != self.id)
+
+    def close_after_fork(self) -> None:
+        """In a child of the app's: its mail is not ours."""
+        for fd in (self.mailbox, *self.siblings):
+            with contextlib.suppress(OSError):
+                os.close(fd)
 
     def __repr__(self) -> str:
         return f"<sticky worker {self.id} (pid {self.pid})>"
@@ -244,7 +241,7 @@ def _failures_told() -> Iterator[None]:
         if _boot is None:
             raise
         _fail(f"it ended with {end!r} before it could serve", _CANNOT_BOOT)
-    except WrongWorkerClassError as error:
+    except classes.WrongWorkerClassError as error:
         _fail(str(error), error.exit_status, worker_class=error.right)
     except (WorkerError, OptionError) as error:
         _fail(str(error), error.exit_status)
@@ -330,29 +327,12 @@ def serve(factory: Callable[[], Any] | Any) -> NoReturn:
     assert _boot is not None
     boot = _boot
     worker, options = boot.worker, boot.worker.options
-    app, kind = make_app(factory, options.interface)
-    if adapters.KINDS[options.worker_class] != kind:
-        right = next(name for name, serves in adapters.KINDS.items() if serves == kind)
-        raise WrongWorkerClassError(
-            f"this is {_AN[kind]} app, which the worker class {options.worker_class!r} cannot "
-            f"serve: use {right!r} (-k {right})",
-            right,
-        )
-    adapter_class = adapters.load(options.worker_class)
-    worker._adapter = adapter = adapter_class(
-        app,
-        options,
-        boot.control,
-        boot.inbox,
-        worker._handlers,
-        slot=worker.id,
-        counters=worker._counters,
-        sessions=worker.sessions,
-        has_others=worker.has_others,
-        is_replaced=worker.is_replaced,
-        rivals=worker.rivals,
-    )
-    adapter.run()
+    app, worker_class = classes.find(factory, options)
+    if worker_class != options.worker_class:
+        worker.options = options = dataclasses.replace(options, worker_class=worker_class)
+    make = classes.load(worker_class)
+    worker.service = service = make(worker, app, boot.control, boot.inbox)
+    service.run()
     # From here on an exit is an exit, not a failure to boot. SystemExit runs the atexit handlers.
     _boot = None
     gc.freeze()  # the interpreter's last collection would take longer than all the rest of the end

@@ -1,0 +1,123 @@
+"""How a worker ends: what it still serves, what it passes on, and when it has nothing left.
+
+Told CLOSING, the server stops: every answer closes its connection. Told END, nothing more will
+come: what is in hand is finished; connections at rest pass to the process that has the slot now,
+or are closed where there will be none. Sessions of a process that was replaced stay while they are
+held, because the successor asks for them; Engine.IO's are ended one after another within
+``drain_spread``, so that not all clients come back at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from typing import TYPE_CHECKING, Any
+
+from .boundary import HEAD, NEW, RESTING, TAKEN, Wire
+from .sessions import of_engineio
+
+if TYPE_CHECKING:
+    from .service import Service
+
+log = logging.getLogger("sticky.worker")
+
+_LOOK_AGAIN = 0.25
+"""Seconds between two looks at whether sessions are still held."""
+LAST_HEAD = 1.0
+"""Seconds for heads that are not complete when the server stops, as in the master."""
+
+
+class Draining:
+    """The end of one worker process.
+
+    Attributes:
+        passes_on: connections at rest go to the successor.
+        finishing: what is in hand is the last.
+    """
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+        self.passes_on = False
+        self.finishing = False
+        self._lingers = False
+
+    def end(self, *, replaced: bool = False) -> None:
+        """Nothing more will come: finish what is in hand, then end.
+
+        Args:
+            replaced: another process has the slot, and asks for the sessions that it lacks.
+        """
+        service = self.service
+        if service.placing.ending:  # told once more: it is not to wait for sessions any longer
+            self._lingers = False
+            return
+        service.placing.stopping = service.closing
+        service.placing.ending = True
+        service.link.pause()
+        if replaced:
+            self.passes_on = True
+            self._settle()
+        else:
+            service.closing = True
+        if service.sessions is not None and replaced:
+            self._lingers = True
+            sessions = of_engineio()
+            self._linger(sessions, len(sessions), time.monotonic())
+        else:
+            self._finish()
+
+    def at_rest(self, wire: Wire) -> None:
+        """A connection has nothing to do here, and this process ends."""
+        if self.passes_on:
+            wire.pass_on()
+        else:
+            wire.close()
+
+    def _settle(self) -> None:
+        """Have connections at rest looked at once more, and then go where they are to go."""
+        for wire in list(self.service.wires):
+            if wire.state == RESTING:
+                wire.pending = True
+                wire.look_again()
+
+    def _linger(self, sessions: list[Any], count: int, began: float) -> None:
+        """Stay while sessions are held. Those of Engine.IO are ended one after another; others end
+        when they like: the master sets the limit.
+
+        Args:
+            sessions: those of Engine.IO that are left.
+            count: how many there were.
+            began: when that was.
+        """
+        service = self.service
+        assert service.sessions is not None
+        spread = service.options.drain_spread
+        elapsed = time.monotonic() - began
+        left = math.ceil(count * max(0.0, 1 - elapsed / spread)) if spread else 0
+        while len(sessions) > left:
+            service.end_session(sessions.pop())
+        service.sessions.count()
+        if self._lingers and (left or service.sessions.last):
+            service.hub.later(_LOOK_AGAIN, lambda: self._linger(sessions, count, began))
+        else:
+            self._finish()
+
+    def _finish(self) -> None:
+        service = self.service
+        self.finishing = True
+        for session in of_engineio():
+            service.end_session(session)
+        self._settle()
+        by = time.monotonic() + LAST_HEAD
+        for wire in list(service.wires):
+            if wire.state in (NEW, HEAD):
+                service.hub.keep(wire, min(wire.due, by))
+            elif wire.state == TAKEN:
+                service.end_upgraded(wire)
+        self.check()
+
+    def check(self) -> None:
+        """End if nothing is left."""
+        if self.finishing and not self.service.wires:
+            self.service.quit()

@@ -1,0 +1,258 @@
+"""The worker's two channels: connections come through the inbox of its slot, and orders, pings and
+what goes back to the master through the control pair of this process (``sticky.channel``)."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import select
+import socket
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from .. import board, channel
+from ..errors import ChannelError
+from .boundary import Wire
+from .hub import Watcher
+
+if TYPE_CHECKING:
+    from .service import Service
+
+log = logging.getLogger("sticky.worker")
+
+_RETRY = 0.05
+"""Seconds until something is sent again that failed for a reason nothing announces the end of."""
+_MOST_AT_ONCE = 16
+"""Connections picked up before everything else gets its turn again."""
+
+
+class Link:
+    """The worker's end of both channels.
+
+    Attributes:
+        paused: the inbox is not looked at, because there is no room for another connection.
+        has_left: what comes on the control pair is of no interest any more.
+    """
+
+    def __init__(self, service: Service, control: socket.socket, inbox: socket.socket) -> None:
+        self.service = service
+        self.control = control
+        self.inbox = inbox
+        self.paused = True
+        self.has_left = False
+        self._reader = channel.Reader()
+        self._inbox_reader = channel.Reader(connections=True)
+        self._burst = 1
+        self._leaving: deque[tuple[Wire, int, int, bool]] = deque()
+        self._blocked = False
+        self._watcher = Watcher(self._on_control)
+        self._inbox_watcher = Watcher(self._on_inbox)
+
+    def begin(self) -> None:
+        """Tell the master that the app is ready; from now on connections are picked up."""
+        self.service.hub.register(self.control.fileno(), self._watcher)
+        self.tell(channel.READY, {"worker_class": self.service.options.worker_class})
+        self.room()
+
+    # -- connections --------------------------------------------------------------------------
+
+    def room(self) -> None:
+        """There may be room again: look at the inbox, if there is."""
+        if self.paused and self.service.has_room:
+            self.paused = False
+            self.service.hub.register(self.inbox.fileno(), self._inbox_watcher)
+
+    def pause(self) -> None:
+        """Leave in the inbox what is there."""
+        if not self.paused:
+            self.paused = True
+            self.service.hub.unregister(self.inbox.fileno())
+
+    def _on_inbox(self, _: int) -> None:
+        """Adopt what is there, within the bound.
+
+        One at a time while they come singly: the next wait tells as cheaply as a failing read
+        whether there are more, and when there often are, the batch doubles.
+        """
+        service = self.service
+        for _ in range(self._burst):
+            if not service.has_room:
+                self.pause()
+                return
+            try:
+                message = self._inbox_reader.receive(self.inbox)
+            except BlockingIOError:
+                self._burst = 1
+                return
+            except ChannelError as error:
+                service.count(board.LOST)
+                log.error("a connection was lost: %s", error)
+                continue
+            if message is None:
+                service.orphaned()
+            self._adopt(message)
+        self._burst = min(self._burst * 2, _MOST_AT_ONCE)
+
+    def _adopt(self, message: channel.Message, *, asked: bool = False) -> None:
+        """Args: asked: for a session that this process may hold, having had the slot before."""
+        service = self.service
+        service.count(board.ADOPTED)
+        asks = asked or (service.looks and service.placing.asks_first(message.unheld))
+        wire = service.make_wire(message.fds[0], message.address, message.moves, asks=asks)
+        service.opened(wire)
+        if message.kind == channel.REST:
+            wire.begin_at_rest()
+        else:
+            wire.begin(message.payload)
+
+    def hand_back(self, wire: Wire, *, moves: int, unheld: bool) -> None:
+        """Give a connection to the master, with what was read of its next request."""
+        self._send_back(wire, channel.HAND_BACK, moves, unheld)
+
+    def pass_on(self, wire: Wire) -> None:
+        """Give a resting connection to the process that has the slot now, by way of the master."""
+        self._send_back(wire, channel.REST, 0, False)
+
+    def _send_back(self, wire: Wire, kind: int, moves: int, unheld: bool) -> None:
+        wire.unregister()
+        self._leaving.append((wire, kind, moves, unheld))
+        if len(self._leaving) == 1:
+            self._flush()
+
+    def _flush(self) -> None:
+        """Send those that are leaving, in order; go on when there is room for the next."""
+        service = self.service
+        while self._leaving and not self.has_left:
+            wire, kind, moves, unheld = self._leaving[0]
+            if wire.sock.fileno() >= 0:  # its client may have been too slow for it meanwhile
+                try:
+                    channel.send_connection(
+                        self.control,
+                        kind,
+                        wire.fd,
+                        wire.address,
+                        wire.http.unread,
+                        moves=moves,
+                        unheld=unheld,
+                    )
+                except BlockingIOError:
+                    self._blocked = True
+                    service.hub.modify(self.control.fileno(), select.EPOLLIN | select.EPOLLOUT)
+                    return
+                except OSError as error:
+                    if error.errno not in channel.PASSING:
+                        service.orphaned()
+                    service.hub.later(_RETRY, self._flush)
+                    return
+                rest = kind == channel.REST
+                service.count(board.PASSED_ON if rest else board.HANDED_BACK)
+                if unheld:
+                    service.count(board.UNHELD)
+                wire.close()
+            self._leaving.popleft()
+
+    # -- the control pair ---------------------------------------------------------------------
+
+    def _on_control(self, events: int) -> None:
+        if events & select.EPOLLOUT and self._blocked:
+            self._blocked = False
+            self.service.hub.modify(self.control.fileno(), select.EPOLLIN)
+            self._flush()
+        if events & ~select.EPOLLOUT:
+            self.receive()
+
+    def receive(self) -> None:
+        """Obey what the master says."""
+        service = self.service
+        while not self.has_left:
+            try:
+                message = self._reader.receive(self.control)
+            except BlockingIOError:
+                return
+            except ConnectionResetError:
+                message = None
+            except ChannelError as error:
+                service.count(board.LOST)
+                log.error("a message was lost: %s", error)
+                continue
+            if message is None:
+                service.orphaned()
+            self._obey(message)
+
+    def _obey(self, message: channel.Message) -> None:
+        service = self.service
+        match message.kind:
+            case channel.PING:
+                self.tell(channel.PONG)
+                if service.sessions is not None:
+                    service.sessions.count()
+            case channel.CONNECTION if service.draining.finishing:
+                self._return(message)  # no session is held any more
+            case channel.CONNECTION:
+                self._adopt(message, asked=True)
+            case channel.CLOSING:
+                service.closing = True
+            case channel.END:
+                service.draining.end(replaced=not service.closing)
+            case channel.QUIT:
+                service.quit()
+            case channel.REOPEN:
+                if service.access_log is not None:
+                    service.access_log.reopen()
+
+    def tell(self, kind: int, content: Any = None) -> None:
+        """Send the master a message."""
+        payload = b"" if content is None else json.dumps(content).encode()
+        try:
+            channel.send(self.control, channel.pack_header(kind), payload)
+        except BlockingIOError:
+            pass  # the master is behind; it will ask again
+        except OSError:
+            self.service.orphaned()
+
+    def notice(self, subject: str, text: str) -> None:
+        """Have the master log this, once for all workers."""
+        self.tell(channel.NOTICE, {"subject": subject, "text": text})
+
+    # -- the end ------------------------------------------------------------------------------
+
+    def leave(self) -> None:
+        """Give back what has been sent to this process meanwhile; then nothing more can be."""
+        if self.has_left:
+            return
+        self._flush()
+        self.has_left = True  # what is read from now on is the end that is made here
+        self.service.hub.unregister(self.control.fileno())
+        with contextlib.suppress(OSError):
+            self.control.shutdown(socket.SHUT_RD)
+        while True:
+            try:
+                message = self._reader.receive(self.control)
+            except (BlockingIOError, ChannelError, OSError):
+                break
+            if message is None:
+                break
+            if message.kind == channel.CONNECTION:
+                self._return(message)
+
+    def _return(self, message: channel.Message) -> None:
+        """Hand back a connection that nothing was done with."""
+        with contextlib.suppress(OSError):
+            channel.send_connection(
+                self.control,
+                channel.HAND_BACK,
+                message.fds[0],
+                message.address,
+                message.payload,
+                moves=message.moves,
+                unheld=True,
+            )
+        os.close(message.fds[0])
+
+    def close_after_fork(self) -> None:
+        """In a child of the app's."""
+        self.has_left = True
+        self.control.close()
+        self.inbox.close()

@@ -1,0 +1,252 @@
+"""What every worker class has in common: its parts, made once, and what they tell each other.
+
+A worker class is a ``Service`` that makes wires (``boundary``) which know how to serve a request,
+and runs the hub in its own event loop.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import sys
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from .. import board, channel
+from ..answers import refusals
+from ..core import Head
+from ..forwarded import Trusted
+from ..routing import make_router
+from .accesslog import AccessLog
+from .boundary import Wire
+from .draining import Draining
+from .http1 import Refused
+from .hub import Hub
+from .link import Link
+from .placing import Placing
+from .sessions import close, instances
+from .sync import Connection
+
+if TYPE_CHECKING:
+    from .main import Worker
+
+log = logging.getLogger("sticky.worker")
+
+_TLS = (
+    "a client speaks TLS to this port, which expects plain HTTP: "
+    "put a proxy in front that terminates TLS, or use http:// in the client's URL"
+)
+_HTTP2 = (
+    "a client speaks HTTP/2 to this port, which expects HTTP/1.1: "
+    "put a proxy in front that speaks HTTP/2 with the clients"
+)
+
+
+def another_protocol(begun: bytes | bytearray) -> tuple[str, str] | None:
+    """What to say about a client whose first bytes are not HTTP/1: a subject and a text."""
+    if begun[:2] == b"\x16\x03":
+        return "tls", _TLS
+    if begun[:14] == b"PRI * HTTP/2.0":
+        return "http2", _HTTP2
+    return None
+
+
+class Service:
+    """Serves one app in one worker process.
+
+    Args:
+        worker: the process: its slot, its counters, its sessions, the handlers of its events.
+        app: what the factory returned.
+        control: our end of the control pair.
+        inbox: the worker's end of the slot's inbox.
+
+    Attributes:
+        closing: the server stops: every answer says that its connection is closed behind it.
+        wires: the connections that are open here.
+    """
+
+    def __init__(
+        self, worker: Worker, app: Any, control: socket.socket, inbox: socket.socket
+    ) -> None:
+        options = worker.options
+        self.worker = worker
+        self.app = app
+        self.options = options
+        self.slot = worker.id
+        self.cells = worker.counters.cells
+        self.max_head_size = options.max_head_size
+        self.sessions = worker.sessions
+        self.closing = False
+        self.wires: set[Wire] = set()
+        self.refusals = refusals(options)
+        self.access_log = AccessLog(options) if options.access_logfile else None
+        self.trusted = Trusted(options.forwarded_allow_ips)
+        self.hub = Hub()
+        self.placing = Placing(options, make_router(options), worker, worker.sessions)
+        self.looks = self.placing.looking
+        self.link = Link(self, control, inbox)
+        self.draining = Draining(self)
+        self._told: set[str] = set()
+
+    # -- what a worker class provides ---------------------------------------------------------
+
+    def run(self) -> None:
+        """Serve until ``hub`` is over. Calls ``begin`` when the app is ready."""
+        raise NotImplementedError
+
+    def make_wire(
+        self, fd: int, address: channel.Address, moves: int = 0, *, asks: bool = False
+    ) -> Wire:
+        """A connection as this worker class serves it."""
+        raise NotImplementedError
+
+    def introduce(self, wire: Wire, connection: Connection) -> None:
+        """Have the handlers called, then ``wire.introduced`` in the loop's thread."""
+        raise NotImplementedError
+
+    def end_upgraded(self, wire: Wire) -> None:
+        """End a connection that is none of HTTP any more, because this process ends."""
+        raise NotImplementedError
+
+    def end_session(self, session: Any) -> None:
+        """Close an Engine.IO session."""
+        close(session)
+
+    @property
+    def can_start(self) -> bool:
+        """Whether one more request can be given to the app now."""
+        return True
+
+    # -- what its parts say -------------------------------------------------------------------
+
+    @property
+    def prepares(self) -> bool:
+        """Whether the app wants to know of a connection before it is served."""
+        return bool(self.worker.handlers) or self.options.sync is not None
+
+    def begin(self) -> None:
+        """The app is ready: say so, and take connections."""
+        self.look_around()
+        self.link.begin()
+        os.register_at_fork(after_in_child=self.forked)
+
+    def count(self, cell: int, by: int = 1) -> None:
+        """Count something."""
+        self.cells[cell] += by
+
+    @property
+    def has_room(self) -> bool:
+        """Whether another connection may be picked up: of at most ``prefetch`` the head is there
+        and the app does not have it. Those that wait for their client do not count, or a few of
+        them would keep everyone else out."""
+        options = self.options
+        return (
+            self.cells[board.NOT_BEGUN] < options.prefetch
+            and len(self.wires) < options.max_connections
+            and not self.placing.ending
+            and self.placing.takes_new
+            and self.can_start
+        )
+
+    def opened(self, wire: Wire) -> None:
+        """A connection is here."""
+        self.wires.add(wire)
+        self.cells[board.OPEN] = len(self.wires)
+
+    def closed(self, wire: Wire) -> None:
+        """A connection is here no more."""
+        self.wires.discard(wire)
+        self.cells[board.OPEN] = len(self.wires)
+        if self.sessions is not None:
+            self.placing.recount()
+        if self.link.paused:
+            self.link.room()
+        if self.draining.finishing and not self.wires:
+            self.hub.call(self.draining.check)
+
+    def handler_failed(self, connection: Connection) -> None:
+        """Say that a handler raised the exception that is being handled."""
+        self.count(board.HANDLER_ERRORS)
+        log.exception("a handler of 'connection' failed; %r is answered 500", connection)
+
+    def app_failed(self, head: Head) -> None:
+        """Say that the app raised the exception that is being handled."""
+        self.count(board.APP_ERRORS)
+        target = head.target[:500].decode("latin-1").encode("unicode_escape").decode("ascii")
+        log.exception("%s %s: the app failed", head.method, target)
+
+    def malformed(self, wire: Wire, refused: Refused) -> None:
+        """Say, once, that a client's head is not to be understood."""
+        other = another_protocol(wire.http.buffer)
+        if other is not None:
+            self.tell_once(*other)
+        elif refused.status == 400:
+            self.tell_once(
+                "malformed",
+                f"a client sent a malformed head ({refused.why}) and was answered 400: "
+                "it does not speak HTTP, or wants servers to disagree about what it asks",
+            )
+
+    def missing(self) -> None:
+        """Say, once, that a further request on a connection has nothing to route by."""
+        self.tell_once(
+            "missing",
+            f"a request has no usable {self.options.header!r} header and was answered 400: is "
+            "there a proxy in front that sets it? (health probes and direct clients: "
+            "--ignore-missing-header; another header: --proxy-header)",
+        )
+
+    def tell_once(self, subject: str, text: str) -> None:
+        """Have the master log this, once for all workers: a log is not the clients' to fill."""
+        if subject not in self._told:
+            self._told.add(subject)
+            self.link.notice(subject, text)
+
+    def look_around(self) -> None:
+        """What is probably not meant, now that the app is there."""
+        if self.sessions is not None and self.options.session == "sid":
+            self.sessions.mint_for_engineio()
+        if self.options.sync and not self.worker.handlers:
+            self.link.notice(
+                "sync",
+                f"option 'sync' is {self.options.sync!r}, but the app has registered no handler "
+                "that could release a connection: sticky.current_worker().on('connection', ...)",
+            )
+        socketio = sys.modules.get("socketio")
+        if socketio is None or self.options.num == 1:
+            return
+        reaching = (socketio.PubSubManager, socketio.AsyncPubSubManager)
+        for server in instances(socketio.Server, socketio.AsyncServer):
+            if not isinstance(server.manager, reaching):
+                use = "socketio.Server(client_manager=sticky.cluster.Manager()), or one for Redis"
+                if isinstance(server, socketio.AsyncServer):
+                    use = "socketio.AsyncServer(client_manager=socketio.AsyncRedisManager(url))"
+                self.link.notice(
+                    "client manager",
+                    "this is a Socket.IO app on several workers without a client manager: what "
+                    f"one worker emits does not reach the clients of the others; use {use}",
+                )
+                return
+
+    # -- the end ------------------------------------------------------------------------------
+
+    def orphaned(self) -> NoReturn:
+        """The master is gone: nobody will ever send anything, so there is no reason to be."""
+        os._exit(1)
+
+    def quit(self) -> None:
+        """End now, whatever is in hand."""
+        self.link.leave()
+        self.hub.stop()
+
+    def forked(self) -> None:
+        """In a child that the app has forked: all of this is the parent's. The child keeps none of
+        it open and serves nobody."""
+        if self.hub.over:
+            return
+        self.hub.close_after_fork()
+        self.link.close_after_fork()
+        self.worker.close_after_fork()
+        for wire in self.wires:
+            wire.close_after_fork()
+        self.wires.clear()

@@ -766,7 +766,8 @@ case("MAL-LONG-URL", "", get(target="/" + _HUGE * "A"), refused_with(400, 414, 4
 case("MAL-LONG-HEADER-VALUE", "", get(f"X-Big: {_HUGE * 'B'}"), _TOO_LARGE)
 case("MAL-MANY-HEADERS", "", get(*(f"X-H-{n}: value" for n in range(10_000))), _TOO_LARGE)
 case("MAL-NUL-IN-URL", "", get(target="/\0test"), REFUSED)
-case("MAL-CONTROL-CHARS-HEADER", "", get("X-Test: abc\x07\x08\x0bdef"), REFUSED)
+# BEL and BS; the public suite means a VT too, but what it sends for that is "?f".
+case("MAL-CONTROL-CHARS-HEADER", "", get("X-Test: abc\x07\x08?f"), REFUSED)
 case(
     "MAL-INCOMPLETE-REQUEST",
     "",

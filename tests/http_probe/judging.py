@@ -61,15 +61,18 @@ class Reply:
 
     @cached_property
     def body(self) -> bytes:
-        """What follows the first head, without its chunks' framing."""
+        """What follows the first head, without its chunks' framing if that is sound."""
         raw = self.data.partition(b"\r\n\r\n")[2]
         if "chunked" not in self.headers.get("transfer-encoding", "").lower():
             return raw
-        decoded = b""
-        while raw:
-            size, _, rest = raw.partition(b"\r\n")
-            length = int(size.partition(b";")[0], 16)
-            decoded, raw = decoded + rest[:length], rest[length + 2 :] if length else b""
+        decoded, rest = b"", raw
+        while rest:
+            size, _, rest = rest.partition(b"\r\n")
+            try:
+                length = int(size.partition(b";")[0], 16)
+            except ValueError:
+                return raw
+            decoded, rest = decoded + rest[:length], rest[length + 2 :] if length else b""
         return decoded
 
 

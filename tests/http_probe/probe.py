@@ -1,7 +1,7 @@
 """Send the cases to a server and count: ``python -m tests.http_probe.probe PORT`` prints a table.
 
 Nothing here sleeps. A read ends when the server closes, when a complete head was followed by a
-while in which nothing came, or when the wait is over; waiting longer makes no verdict worse.
+while in which nothing came (unless it announces a close), or when the wait is over.
 """
 
 from __future__ import annotations
@@ -103,7 +103,9 @@ def _read(sock: socket.socket, wait: float, quiet: float) -> Reply:
     data = b""
     deadline = time.monotonic() + wait
     while (left := deadline - time.monotonic()) > 0:
-        sock.settimeout(min(left, quiet) if b"\r\n\r\n" in data else left)
+        head, end, _ = data.partition(b"\r\n\r\n")
+        closing = b"connection: close" in head.lower()  # it says so: wait and see whether it does
+        sock.settimeout(min(left, quiet) if end and not closing else left)
         try:
             more = sock.recv(65536)
         except TimeoutError:

@@ -8,8 +8,12 @@ from __future__ import annotations
 
 import ipaddress
 from ipaddress import IPv4Address, IPv6Address
+from typing import TypeVar
+
+Answer = TypeVar("Answer")
 
 _REMEMBERED = 4096
+"""Answers that are kept, of each question: reading an address takes ten times as long."""
 _LONGEST = 64
 """A longer text is no address."""
 _MOST = 100
@@ -39,6 +43,7 @@ class Trusted:
         ]
         self._unix = self.everybody or "unix" in words
         self._known: dict[str, bool] = {"": self._unix}
+        self._clients: dict[str, str] = {}
 
     def __bool__(self) -> bool:
         return self._unix or bool(self._networks)
@@ -48,11 +53,34 @@ class Trusted:
         socket."""
         known = self._known.get(host)
         if known is None:
-            if len(self._known) >= _REMEMBERED:
-                self._known.clear()
-                self._known[""] = self._unix
-            known = self._known[host] = self.everybody or self._holds(_address(host))
+            known = self.everybody or self._holds(_address(host))
+            _remember(self._known, host, known)
+            self._known[""] = self._unix
         return known
+
+    def client_of(self, value: str) -> str:
+        """See the function of this name."""
+        known = self._clients.get(value)
+        if known is None:
+            known = self._find(value)
+            if len(value) <= _LONGEST:
+                _remember(self._clients, value, known)
+        return known
+
+    def _find(self, value: str) -> str:
+        if self.everybody:
+            return _host(value.strip(", \t").partition(",")[0])
+        found = ""
+        for element in reversed(value.rsplit(",", _MOST)[-_MOST:]):
+            if not element.strip(" \t"):
+                continue
+            host = _host(element)
+            if not host:
+                break
+            found = host
+            if host not in self:
+                break
+        return found
 
     def _holds(self, address: IPv4Address | IPv6Address | None) -> bool:
         if address is None:
@@ -74,19 +102,13 @@ def client_of(value: str, trusted: Trusted) -> str:
         value: of the header; of several lines, joined by commas.
         trusted: the proxies.
     """
-    if trusted.everybody:
-        return _host(value.strip(", \t").partition(",")[0])
-    found = ""
-    for element in reversed(value.rsplit(",", _MOST)[-_MOST:]):
-        if not element.strip(" \t"):
-            continue
-        host = _host(element)
-        if not host:
-            break
-        found = host
-        if host not in trusted:
-            break
-    return found
+    return trusted.client_of(value)
+
+
+def _remember(known: dict[str, Answer], question: str, answer: Answer) -> None:
+    if len(known) >= _REMEMBERED:
+        known.clear()
+    known[question] = answer
 
 
 def scheme_of(value: str) -> str:

@@ -59,7 +59,11 @@ def test_what_is_remembered_of_peers_is_bounded():
     for number in range(20_000):
         assert f"10.0.{number >> 8}.{number & 255}" in trusted
         assert "" in trusted
+        assert client_of(f"{number >> 8}.{number & 255}.0.1", trusted)
+        assert client_of("1" * 1000 + str(number), trusted) == ""
     assert len(trusted._known) < 10_000
+    assert len(trusted._clients) < 10_000
+    assert max(map(len, trusted._clients)) < 100
 
 
 CLIENTS = [

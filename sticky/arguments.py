@@ -89,7 +89,13 @@ def _split(name: str, text: str) -> list[Any]:
 
 def _help(field: dataclasses.Field[Any]) -> str:
     text: str = field.metadata["help"]
-    if field.default is not dataclasses.MISSING and field.default not in (None, False, True, ()):
+    if field.default is not dataclasses.MISSING and field.default not in (
+        None,
+        False,
+        True,
+        (),
+        "",
+    ):
         text += (
             f" (default: {field.default:g})"
             if isinstance(field.default, float)

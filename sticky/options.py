@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import OptionError
+from .forwarded import Trusted
 
 MAX_WORKERS = 250
 """One message can carry 253 file descriptors (SCM_MAX_FD), and a worker is given one a slot."""
@@ -24,7 +25,11 @@ ACCESS_LOG_FORMAT = '%(h)s %(l)s %(u)s %(t)s "%(r)s" %(s)s %(b)s "%(f)s" "%(a)s"
 
 LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
 INTERFACES = ("auto", "factory", "wsgi", "asgi")
-WORKER_CLASSES = ("auto", "eventlet", "asgi")
+WORKER_CLASSES = ("auto", "eventlet", "gevent", "threads", "asgi")
+_SAME_CLASS = {"gthread": "threads", "uvicorn": "asgi"}
+"""What other servers call them."""
+LOOPS = ("auto", "asyncio", "uvloop")
+DEFAULT_TRUSTED = "127.0.0.1,::1,unix"
 BALANCES = ("address", "least", "round-robin")
 
 # RFC 9110, 5.6.2: the characters a field name is made of.
@@ -68,6 +73,15 @@ def default_num() -> int:
     return max(1, int(usable))
 
 
+def default_trusted() -> str:
+    """``$FORWARDED_ALLOW_IPS``, as uvicorn and gunicorn have it, else the peers on this machine."""
+    text = os.environ.get("FORWARDED_ALLOW_IPS", DEFAULT_TRUSTED)
+    try:
+        return _trusted("forwarded_allow_ips", text)
+    except OptionError as error:
+        raise OptionError(f"the environment variable FORWARDED_ALLOW_IPS: {error}") from None
+
+
 def _fail(name: str, value: object, allowed: str) -> OptionError:
     return OptionError(f"option {name!r} is {value!r}: it must be {allowed}")
 
@@ -106,6 +120,44 @@ def _one_of(*words: str) -> Callable[[str, Any], str]:
         return str(value)
 
     return check
+
+
+def _worker_class(name: str, value: Any) -> str:
+    known = _SAME_CLASS.get(value, value) if isinstance(value, str) else value
+    if known not in WORKER_CLASSES:
+        raise _fail(name, value, "one of " + ", ".join(WORKER_CLASSES))
+    return str(known)
+
+
+def _threads(name: str, value: Any) -> int | None:
+    return None if value is None else _whole(1, 10_000)(name, value)
+
+
+def _root_path(name: str, value: Any) -> str:
+    good = isinstance(value, str) and re.fullmatch(r"(/[^\0-\x20\x7f?#]*[^\0-\x20\x7f?#/])?", value)
+    if not good:
+        raise _fail(
+            name, value, "a path that begins with a slash and does not end with one, as '/app'"
+        )
+    return str(value)
+
+
+def _trusted(name: str, value: Any) -> str:
+    """As text, like Trusted takes it; a list is understood."""
+    parts = list(value) if isinstance(value, list | tuple) else [value]
+    try:
+        if not all(isinstance(part, str) for part in parts):
+            raise ValueError
+        text = ",".join(parts)
+        Trusted(text)
+    except ValueError:
+        raise _fail(
+            name,
+            value,
+            "addresses and networks divided by commas, for example '127.0.0.1,10.0.0.0/8,unix', "
+            "'*' (everybody) or '' (nobody)",
+        ) from None
+    return text
 
 
 def _header(name: str, value: Any) -> str:
@@ -271,11 +323,9 @@ def _app_dir(name: str, value: Any) -> str | None:
     return str(Path(value).absolute())
 
 
-def _option(
-    default: Any, check: Callable[[str, Any], Any], text: str, *, flag: str | None = None
-) -> Any:
-    """One setting. ``flag`` is its spelling on the command line where that is not its name."""
-    metadata = {"check": check, "help": text, "flag": flag}
+def _option(default: Any, check: Callable[[str, Any], Any], text: str) -> Any:
+    """One setting."""
+    metadata = {"check": check, "help": text}
     if callable(default):
         return dataclasses.field(default_factory=default, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -304,8 +354,20 @@ class Options:
     )
     worker_class: str = _option(
         "auto",
-        _one_of(*WORKER_CLASSES),
-        "server that runs the app: eventlet, asgi; auto is eventlet, unless the app is an ASGI one",
+        _worker_class,
+        "what runs the app: eventlet, gevent, threads, asgi; auto finds out what it needs",
+    )
+    threads: int | None = _option(
+        None,
+        _threads,
+        "with worker class threads: the most there may be (default: one for each connection that "
+        "needs one, at most max_connections)",
+    )
+    loop: str = _option(
+        "auto",
+        _one_of(*LOOPS),
+        "with worker class asgi: the event loop, asyncio or uvloop; auto is uvloop where it is "
+        "installed",
     )
     interface: str = _option(
         "auto",
@@ -313,6 +375,9 @@ class Options:
         "what is served: auto finds out; factory: call it; wsgi, asgi: it is the app itself",
     )
     app_dir: str | None = _option(None, _app_dir, "folder to look for the app's modules in")
+    root_path: str = _option(
+        "", _root_path, "path under which a proxy serves the app, which the app is told: /app"
+    )
     env: Mapping[str, str] = _option(dict, _env, "NAME=VALUE for the workers' environment")
 
     # Routing
@@ -323,7 +388,13 @@ class Options:
         "x-forwarded-for",
         _header,
         "with proxy: the header that holds the client's address",
-        flag="proxy-header",
+    )
+    forwarded_allow_ips: str = _option(
+        default_trusted,
+        _trusted,
+        "peers whose X-Forwarded-For and X-Forwarded-Proto the app is told as client and scheme: "
+        "addresses, networks, unix, or * for all; empty: nobody's (default: $FORWARDED_ALLOW_IPS, "
+        "else 127.0.0.1,::1,unix)",
     )
     ignore_missing_header: bool = _option(
         False, _flag, "with proxy: route requests without the header by their TCP peer, not 400"
@@ -375,6 +446,12 @@ class Options:
     queue_timeout: float = _option(
         10.0, _seconds(0.1), "seconds a connection may wait for its worker (503)"
     )
+    body_timeout: float = _option(
+        60.0, _seconds(0.1), "seconds between two parts of a request's body that the app waits for"
+    )
+    write_timeout: float = _option(
+        60.0, _seconds(0.1), "seconds in which a client reads nothing of its answer"
+    )
     keep_alive: float = _option(
         75.0,
         _seconds(0),
@@ -386,6 +463,19 @@ class Options:
 
     max_connections: int = _option(
         10_000, _whole(1, 10_000_000), "connections one worker holds before others have to wait"
+    )
+
+    # WebSockets of ASGI apps
+    ws_max_size: int = _option(
+        16 * 1024 * 1024, _whole(1, 1 << 31), "bytes of one message of a WebSocket (asgi)"
+    )
+    ws_ping_interval: float = _option(
+        20.0, _seconds(0), "seconds between two pings of a WebSocket (asgi); 0: none"
+    )
+    ws_ping_timeout: float = _option(
+        20.0,
+        _seconds(0),
+        "seconds to wait for the answer to such a ping before closing; 0: for ever",
     )
 
     # Workers

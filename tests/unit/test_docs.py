@@ -30,7 +30,7 @@ def table() -> str:
     known = flags()
     for field in dataclasses.fields(Options):
         name, default = field.name, field.default
-        if default is dataclasses.MISSING or default in (None, ()):
+        if default is dataclasses.MISSING or default in (None, (), ""):
             shown = ""
         elif default == ACCESS_LOG_FORMAT:
             shown = "gunicorn's"

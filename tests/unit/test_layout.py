@@ -140,7 +140,8 @@ def test_there_is_no_import_cycle() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["master.ledger", "master.balance", "routing", "core", "_pycore", "rules"]
+    "name",
+    ["master.ledger", "master.balance", "routing", "forwarded", "core", "_pycore", "rules"],
 )
 def test_who_decides_does_no_io_and_reads_no_clock(name: str) -> None:
     module = f"sticky.{name}"
@@ -167,7 +168,8 @@ def test_who_decides_does_no_io_and_reads_no_clock(name: str) -> None:
         ("_pycore", {"rules"}),
         ("core", {"_core", "_pycore"}),
         ("routing", {"core", "options", "rules"}),
-        ("options", {"errors"}),
+        ("options", {"errors", "forwarded"}),
+        ("forwarded", set()),
         ("channel", {"errors"}),
     ],
 )

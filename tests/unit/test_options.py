@@ -40,7 +40,25 @@ VALUES = {
         ["a:b:3", "a:70000", "unix:", "fd://1", "fd://x", 3, None, {"a"}, [3], "::1", ""],
     ),
     "num": whole(1, MAX_WORKERS),
-    "worker_class": (["auto", "eventlet"], ["Eventlet", "gunicorn", "", None, 1]),
+    "worker_class": (
+        ["auto", "eventlet", "gevent", "threads", "asgi", "gthread", "uvicorn"],
+        ["Eventlet", "gunicorn", "sync", "thread", "", None, 1, ["asgi"]],
+    ),
+    "threads": ([None, 1, 10_000], [0, -1, 10_001, 1.0, "1", True]),
+    "loop": (["auto", "asyncio", "uvloop"], ["", "trio", None, 1]),
+    "root_path": (
+        ["", "/app", "/a/b", "/a", "/\u00e4", "/a%20b"],
+        ["/", "app", "/app/", "//", "/a b", "/a?b", "/a#b", "/a\n", "\n", None, 3, b"/a"],
+    ),
+    "forwarded_allow_ips": (
+        ["", "*", "unix", "127.0.0.1, ::1", "10.0.0.0/8", ["10.0.0.1", "unix"], ()],
+        ["x", "10.0.0.1/8", "127.0.0.1;::1", None, 3, [3], b"*", {"*"}],
+    ),
+    "body_timeout": seconds(0.1),
+    "write_timeout": seconds(0.1),
+    "ws_max_size": whole(1, 1 << 31),
+    "ws_ping_interval": seconds(0),
+    "ws_ping_timeout": seconds(0),
     "interface": (["auto", "factory", "wsgi", "asgi"], ["cgi", None]),
     "app_dir": ([HERE, Path(HERE), None], ["/no/such/folder", __file__, 3, b"/"]),
     "env": ([{}, {"A": "1"}], [{"A": 1}, {"": "1"}, {"A=B": "1"}, {"A": "\0"}, "A=1", None]),
@@ -106,6 +124,7 @@ BAD = [(name, value) for name, (_, bad) in VALUES.items() for value in bad]
 @pytest.fixture(autouse=True)
 def no_environment(monkeypatch):
     monkeypatch.delenv("WEB_CONCURRENCY", raising=False)
+    monkeypatch.delenv("FORWARDED_ALLOW_IPS", raising=False)
 
 
 def test_every_option_is_in_the_table_above():
@@ -142,6 +161,9 @@ def test_what_is_not_allowed_is_said_with_option_and_value_and_what_is(name, val
         ("seed", "0123", "16 hexadecimal digits"),
         ("host", "", "for example '127.0.0.1' or '::'"),
         ("app_dir", "/no/such/folder", "a folder that exists"),
+        ("worker_class", "sync", "one of auto, eventlet, gevent, threads, asgi"),
+        ("root_path", "/app/", "begins with a slash and does not end with one"),
+        ("forwarded_allow_ips", "x", "for example '127.0.0.1,10.0.0.0/8,unix'"),
     ],
 )
 def test_the_message_says_what_is_allowed(name, value, says):
@@ -314,6 +336,31 @@ def test_a_wrong_web_concurrency_is_named(text, monkeypatch):
         Options()
     assert repr(text) in str(caught.value)
     assert f"from 1 to {MAX_WORKERS}" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "trusted"),
+    [(None, "127.0.0.1,::1,unix"), ("", ""), ("*", "*"), ("10.0.0.0/8", "10.0.0.0/8")],
+)
+def test_the_variable_of_uvicorn_and_gunicorn_says_who_is_believed(text, trusted, monkeypatch):
+    if text is not None:
+        monkeypatch.setenv("FORWARDED_ALLOW_IPS", text)
+    assert Options(num=1).forwarded_allow_ips == trusted
+    assert Options(num=1, forwarded_allow_ips="::1").forwarded_allow_ips == "::1"
+
+
+def test_a_wrong_variable_of_theirs_is_named(monkeypatch):
+    monkeypatch.setenv("FORWARDED_ALLOW_IPS", "proxy.example")
+    with pytest.raises(OptionError, match=r"FORWARDED_ALLOW_IPS.*'proxy.example'.*addresses"):
+        Options(num=1)
+    assert Options(num=1, forwarded_allow_ips="").forwarded_allow_ips == ""
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"), [("gthread", "threads"), ("uvicorn", "asgi"), ("gevent", "gevent")]
+)
+def test_names_that_other_servers_give_a_worker_class_are_understood(given, meant):
+    assert Options(num=1, worker_class=given).worker_class == meant
 
 
 @pytest.mark.parametrize(

@@ -211,7 +211,9 @@ def options_table() -> str:
     rows = ["| option | flag | default | |", "| --- | --- | --- | --- |"]
     for name, field in fields.items():
         spelled = ", ".join(f"`{flag}`" for flag in flags.get(name, ["--bind"]))
-        default = "" if field.default in (None, (), dataclasses.MISSING) else f"`{field.default}`"
+        default = (
+            "" if field.default in (None, (), "", dataclasses.MISSING) else f"`{field.default}`"
+        )
         if name == "access_logformat":
             default = "gunicorn's"
         rows.append(f"| `{name}` | {spelled} | {default} | {field.metadata['help']} |")

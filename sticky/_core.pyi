@@ -1,7 +1,33 @@
+from typing import Final
+
 SSE2: bool
 
 def pick(hash32: int, n: int) -> int: ...
 def siphash(key8: bytes, data: bytes) -> int: ...
+def parse(data: bytes | bytearray, start: int, limit: int) -> Head | int: ...
+def end_of_head(data: bytes | bytearray, start: int, seen: int) -> int: ...
+
+class Head:
+    end: Final[int]
+    method: Final[str]
+    target: Final[bytes]
+    minor: Final[int]
+    length: Final[int]
+    keep_alive: Final[bool]
+    expects: Final[bool]
+    upgrade: Final[bool]
+    websocket: Final[bool]
+    host: Final[bytes]
+    def fields(self) -> list[tuple[bytes, bytes]]: ...
+    def environ(self, into: dict[str, str]) -> None: ...
+
+class ChunkError(ValueError): ...
+
+class Chunks:
+    def __init__(self) -> None: ...
+    @property
+    def over(self) -> bool: ...
+    def feed(self, data: bytes | bytearray, start: int, end: int) -> tuple[int, bytes]: ...
 
 class Router:
     def __init__(

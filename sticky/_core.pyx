@@ -9,10 +9,15 @@ proves. They get a pointer and an end, and read no byte at or behind the end.
 """
 
 from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_Check, PyByteArray_GET_SIZE
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_Check, PyBytes_GET_SIZE
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from cpython.bytes cimport (
+    PyBytes_AS_STRING, PyBytes_Check, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+)
+from cpython.unicode cimport PyUnicode_DecodeASCII, PyUnicode_DecodeLatin1
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
-from libc.string cimport memchr, memcmp, memcpy
+from libc.string cimport memchr, memcmp, memcpy, memset
+
+cimport cython
 
 import ipaddress
 
@@ -20,6 +25,8 @@ from sticky import rules as constants
 
 cdef extern from "Python.h":
     const char *PyUnicode_AsUTF8AndSize(object text, Py_ssize_t *size) except NULL
+    str PyUnicode_New(Py_ssize_t size, Py_UCS4 largest)
+    void *PyUnicode_DATA(object text)
 
 cdef extern from *:
     """
@@ -46,9 +53,10 @@ cdef extern from *:
     } sticky_name;
 
     /*
-     * The next byte from p on that needs a look: NUL, a CR without LF behind it, or an LF before
-     * the end of the head, a continuation line, or a line that may begin with the name. May return
-     * more than that, never less. `end`: there is none. `base`: from here on there are bytes.
+     * The next byte from p on that needs a look: NUL, a CR without LF behind it, another byte with
+     * one, or an LF before the end of the head, a continuation line, or a line that may begin with
+     * the name. May return more than that, never less. `end`: there is none. `base`: from here on
+     * there are bytes, and the first of them is no LF.
      */
     static const uint8_t *sticky_next_portable(
         const uint8_t *p, const uint8_t *end, const sticky_name *name)
@@ -64,6 +72,8 @@ cdef extern from *:
                 return cr;
             if (!lf)
                 return end;
+            if (!cr && lf > p)
+                return lf - 1;
             if (lf + 1 < end && (lf[1] <= ' ' || (lf[1] | 0x20) == name->first ||
                                  (lf[1] | 0x20) == name->two))
                 return lf;
@@ -116,7 +126,8 @@ cdef extern from *:
         if (has_two)
             begins = _mm_or_si128(begins, _mm_cmpeq_epi8(_mm_or_si128(next, space), two));
         __m128i line = _mm_and_si128(_mm_cmpeq_epi8(here, lf), begins);
-        __m128i bare = _mm_andnot_si128(
+        /* CR and LF belong together: one without the other is bare. */
+        __m128i bare = _mm_xor_si128(
             _mm_cmpeq_epi8(next, lf), _mm_cmpeq_epi8(here, _mm_set1_epi8('\\r')));
         __m128i nul = _mm_cmpeq_epi8(here, _mm_setzero_si128());
         return _mm_or_si128(_mm_or_si128(line, bare), nul);
@@ -153,8 +164,9 @@ cdef extern from *:
                              _mm_loadu_si128((const __m128i *)(p + 16))),
                 _mm_min_epu8(_mm_loadu_si128((const __m128i *)(p + 32)),
                              _mm_loadu_si128((const __m128i *)(p + 48))));
-            /* All that matters is at most 13: without such a byte the 64 are done. */
-            if (_mm_movemask_epi8(_mm_cmpeq_epi8(_mm_min_epu8(low, cr), low))) {
+            /* All that matters is at most 13: without such a byte the 64 are done, if no LF
+             * follows them. */
+            if (_mm_movemask_epi8(_mm_cmpeq_epi8(_mm_min_epu8(low, cr), low)) || p[64] == '\\n') {
                 if (end - p < 64 + 16) {
                     /* The probe would reach behind the end; the first letter does not. */
                     probe = _mm_set1_epi8((char)name->first);
@@ -200,6 +212,27 @@ cdef extern from *:
     #else
     #define sticky_next(base, p, end, name) sticky_next_portable(p, end, name)
     #endif
+
+    /* The first byte that a field value may not hold: a control character other than HTAB. */
+    static inline const uint8_t *sticky_text_end(const uint8_t *p, const uint8_t *end)
+    {
+    #if STICKY_SSE2
+        const __m128i last = _mm_set1_epi8(0x1f), del = _mm_set1_epi8(0x7f);
+        const __m128i tab = _mm_set1_epi8('\\t');
+        while (end - p >= 16) {
+            __m128i x = _mm_loadu_si128((const __m128i *)p);
+            __m128i low = _mm_andnot_si128(
+                _mm_cmpeq_epi8(x, tab), _mm_cmpeq_epi8(_mm_min_epu8(x, last), x));
+            int mask = _mm_movemask_epi8(_mm_or_si128(low, _mm_cmpeq_epi8(x, del)));
+            if (mask)
+                return p + __builtin_ctz((unsigned)mask);
+            p += 16;
+        }
+    #endif
+        while (p < end && (*p >= ' ' || *p == '\\t') && *p != 0x7f)
+            p++;
+        return p;
+    }
     """
     ctypedef struct sticky_name:
         uint8_t first
@@ -212,6 +245,7 @@ cdef extern from *:
     const uint8_t *sticky_find(
         const uint8_t *p, const uint8_t *end, uint8_t first, uint8_t last, Py_ssize_t size
     ) noexcept nogil
+    const uint8_t *sticky_text_end(const uint8_t *p, const uint8_t *end) noexcept nogil
     const bint STICKY_SSE2
 
 cdef int BY_PEER = constants.BY_PEER
@@ -229,12 +263,37 @@ cdef int LAST_MISSING = constants.LAST_MISSING
 cdef int INCOMPLETE = constants.INCOMPLETE
 cdef int NUL = constants.NUL
 cdef int BARE_CR = constants.BARE_CR
+cdef int BARE_LF = constants.BARE_LF
+cdef int FOLDED = constants.FOLDED
 cdef int SPACE_BEFORE_COLON = constants.SPACE_BEFORE_COLON
 cdef int NO_COLON = constants.NO_COLON
-cdef int FIRST_FOLDED = constants.FIRST_FOLDED
 cdef int SESSION_SPACE = constants.SESSION_SPACE
 cdef int SESSION_NO_COLON = constants.SESSION_NO_COLON
 cdef int NO_SESSION = constants.NO_SESSION
+
+cdef int CONTROL = constants.CONTROL
+cdef int REQUEST_LINE = constants.REQUEST_LINE
+cdef int LONG_METHOD = constants.LONG_METHOD
+cdef int BAD_TARGET = constants.BAD_TARGET
+cdef int NO_VERSION = constants.NO_VERSION
+cdef int OTHER_VERSION = constants.OTHER_VERSION
+cdef int NAME_SPACE = constants.NAME_SPACE
+cdef int BAD_NAME = constants.BAD_NAME
+cdef int LINE_WITHOUT_COLON = constants.LINE_WITHOUT_COLON
+cdef int NO_HOST = constants.NO_HOST
+cdef int HOST_TWICE = constants.HOST_TWICE
+cdef int BAD_HOST = constants.BAD_HOST
+cdef int BAD_LENGTH = constants.BAD_LENGTH
+cdef int LENGTH_TWICE = constants.LENGTH_TWICE
+cdef int LENGTH_AND_CODING = constants.LENGTH_AND_CODING
+cdef int OLD_CODING = constants.OLD_CODING
+cdef int CODING_TWICE = constants.CODING_TWICE
+cdef int BAD_CODING = constants.BAD_CODING
+cdef int OTHER_CODING = constants.OTHER_CODING
+cdef int TOO_LARGE = constants.TOO_LARGE
+
+cdef int CHUNKED = constants.CHUNKED
+cdef uint64_t MAX_CHUNK = constants.MAX_CHUNK
 
 cdef int NOWHERE = constants.NOWHERE
 cdef int IN_QUERY = constants.IN_QUERY
@@ -258,16 +317,54 @@ cdef enum:
     IS_OTHER = 0  # what an element of the list is
     IS_UNKNOWN = 1
     IS_ADDRESS = 2
-
-cdef uint32_t SLOT_SALTS[MAX_SLOTS]
-
-
-# --- the rules of one Router, and what is found by them ------------------------------------------
+    PASS = -1  # of the leaves that read a head: what they look for is there (0: not yet)
+    OTHER = -2  # something else is, which is allowed in a line
+    MAX_METHOD = 64
+    MAX_LENGTH_DIGITS = 18
+    MAX_PORT = 65535
+    IS_TOKEN = 1  # what a byte may be a part of
+    IS_TARGET = 2
+    IS_REG_NAME = 4
+    KNOWN = 63  # names of fields, in the order of constants.KNOWN_NAMES
+    UNKNOWN = -1
+    KNOWN_HOST = 0
+    KNOWN_CONTENT_LENGTH = 1
+    KNOWN_TRANSFER_ENCODING = 2
+    KNOWN_CONNECTION = 3
+    KNOWN_EXPECT = 4
+    KNOWN_UPGRADE = 5
+    KNOWN_COOKIE = 6
+    AT_CHUNK = 0
+    AT_SIZE = 1
+    AT_QUOTED_END = 11
+    AT_DATA = 13
+    AT_DATA_END = 14
+    AT_TRAILER = 16
+    AT_END = 21
+    AT_ERROR = 22
+    MAX_SIZE_DIGITS = 16
+    MAX_CHUNK_LINE = 4096
+    MAX_EXTENSIONS = 16384
+    MAX_TRAILERS = 16384
 
 cdef struct Name:
     const uint8_t *text  # lower case
     const uint8_t *letters  # 0x20 where the name has a letter, 0 elsewhere
     Py_ssize_t size  # 0: there is none
+
+cdef uint32_t SLOT_SALTS[MAX_SLOTS]
+cdef Name KNOWN_AS[KNOWN]
+cdef int KNOWN_AT[256]  # a hash table of them
+cdef tuple NAMES = constants.KNOWN_NAMES
+cdef tuple ENVIRON_NAMES = tuple(map(constants.environ_name, NAMES))
+cdef list LETTERS = []  # kept for KNOWN_AS
+cdef uint8_t CHUNK_STEPS[AT_ERROR + 1][256]
+cdef uint8_t KINDS[256]  # of bytes: IS_TOKEN and so on
+cdef uint8_t LOWER[256]
+cdef uint8_t ENVIRON[256]  # as the byte of a name is written in a WSGI environ
+
+
+# --- the rules of one Router, and what is found by them ------------------------------------------
 
 cdef struct Rules:
     uint32_t k0
@@ -298,11 +395,10 @@ cdef struct Text:
     const uint8_t *at
     const uint8_t *end
 
-cdef struct Head:
+cdef struct Scan:
     const uint8_t *base  # of the request line
-    const uint8_t *at  # where to go on
+    const uint8_t *at  # where to go on; at the colon, once a header has been found
     const uint8_t *end
-    const uint8_t *first_lf  # or NULL while nobody has asked
 
 cdef struct Pieces:
     const uint8_t *at  # NULL behind the last piece
@@ -311,8 +407,8 @@ cdef struct Pieces:
 
 cdef struct Values:
     int kind  # FIELD or SESSION_FIELD
-    const uint8_t *at  # behind the colon of the first line of the header
-    Head head  # as it was then; the lines after the first are found again if they are needed
+    const uint8_t *at  # the colon of the first line of the header
+    Scan head  # as it was then; the lines after the first are found again if they are needed
     int left  # how many lines come after the first
 
 
@@ -592,9 +688,18 @@ cdef inline bint key_from_address(
 
 # --- lists ---------------------------------------------------------------------------------------
 
-cdef inline bint is_space(uint8_t c) noexcept nogil:
-    """White space within a value; CR and LF are there only in a fold."""
-    return c == c' ' or c == c'\t' or c == c'\r' or c == c'\n'
+cdef inline bint is_blank(uint8_t c) noexcept nogil:
+    """White space within a line."""
+    return c == c' ' or c == c'\t'
+
+
+cdef inline Text trimmed(const uint8_t *p, const uint8_t *end) noexcept nogil:
+    """The text without the white space at its ends."""
+    while p < end and is_blank(p[0]):
+        p += 1
+    while p < end and is_blank((end - 1)[0]):
+        end -= 1
+    return Text(p, end)
 
 
 cdef inline const uint8_t *closing_quote(const uint8_t *p, const uint8_t *end) noexcept nogil:
@@ -610,10 +715,10 @@ cdef inline const uint8_t *closing_quote(const uint8_t *p, const uint8_t *end) n
 cdef inline bint next_piece(Pieces *pieces, uint8_t separator, Text *piece) noexcept nogil:
     """The next piece of a list without the white space around it; False behind the last one."""
     cdef const uint8_t *p = pieces.at
+    cdef const uint8_t *start = p
     cdef const uint8_t *closed
     if p == NULL:
         return False
-    piece.at = p
     while p < pieces.end and p[0] != separator:
         if p[0] == c'"' and not pieces.plain:
             closed = closing_quote(p, pieces.end)
@@ -622,12 +727,8 @@ cdef inline bint next_piece(Pieces *pieces, uint8_t separator, Text *piece) noex
             else:
                 p = closed
         p += 1
-    piece.end = p
     pieces.at = <const uint8_t *>NULL if p == pieces.end else p + 1
-    while piece.at < piece.end and is_space(piece.at[0]):
-        piece.at += 1
-    while piece.at < piece.end and is_space((piece.end - 1)[0]):
-        piece.end -= 1
+    piece[0] = trimmed(start, p)
     return True
 
 
@@ -709,7 +810,34 @@ cdef inline bint is_name(const uint8_t *p, const Name *name) noexcept nogil:
     return eight(p + last) | eight(name.letters + last) == eight(name.text + last)
 
 
-cdef inline int read_name(Head *head, const uint8_t *p, const Name *name) noexcept nogil:
+cdef inline int line_ends(const uint8_t *p, const uint8_t *end) noexcept nogil:
+    """Whether a line ends at p: PASS, 0 (not known yet), OTHER, or why it can neither end nor go
+    on."""
+    if p == end:
+        return 0
+    if p[0] > c' ' and p[0] != 0x7F:
+        return OTHER
+    if p[0] == c'\r':
+        if end - p == 1:
+            return 0
+        return PASS if p[1] == c'\n' else BARE_CR
+    if p[0] == c'\n':
+        return BARE_LF
+    if p[0] == c' ':
+        return OTHER
+    return CONTROL if p[0] else NUL
+
+
+cdef inline const uint8_t *behind_empty_lines(
+    const uint8_t *p, const uint8_t *end
+) noexcept nogil:
+    """Where the request line begins (RFC 9112, 2.2)."""
+    while line_ends(p, end) == PASS:
+        p += 2
+    return p
+
+
+cdef inline int read_name(Scan *head, const uint8_t *p, const Name *name) noexcept nogil:
     """Whether a line that starts at p is of this name: FIELD, a reason, or -1."""
     cdef const uint8_t *end = head.end
     cdef const uint8_t *name_end
@@ -717,36 +845,30 @@ cdef inline int read_name(Head *head, const uint8_t *p, const Name *name) noexce
         return -1
     p += name.size
     name_end = p
-    while p < end and (p[0] == c' ' or p[0] == c'\t'):
+    while p < end and is_blank(p[0]):
         p += 1
-    if p == end:
-        return -1
-    if p[0] == c':':
+    if p < end and p[0] == c':':
         if p > name_end:
             return SPACE_BEFORE_COLON
-        head.at = p + 1
+        head.at = p
         return FIELD
-    if p[0] == c'\n' or (p[0] == c'\r' and end - p > 1 and p[1] == c'\n'):
-        return NO_COLON
-    return -1
+    return NO_COLON if line_ends(p, end) == PASS else -1
 
 
-cdef inline int read_line_start(Head *head, const uint8_t *lf, const Rules *rules) noexcept nogil:
-    """What begins behind an LF: FIELD or SESSION_FIELD (head.at behind the colon), a reason, or -1
-    for nothing."""
-    cdef const uint8_t *p = lf + 1
-    cdef const uint8_t *end = head.end
+cdef inline int read_line_start(
+    Scan *head, const uint8_t *p, const Rules *rules
+) noexcept nogil:
+    """What begins at p: FIELD or SESSION_FIELD (head.at at the colon), END_OF_HEAD, a reason, or
+    -1 for nothing."""
     cdef int found
-    if p == end:
+    if p == head.end:
         return -1
-    if p[0] == c'\n':
-        return END_OF_HEAD
     if p[0] == c'\r':
-        return END_OF_HEAD if end - p > 1 and p[1] == c'\n' else -1
-    if p[0] == c' ' or p[0] == c'\t':
-        if head.first_lf == NULL:
-            head.first_lf = <const uint8_t *>memchr(head.base, c'\n', end - head.base)
-        return FIRST_FOLDED if lf == head.first_lf else -1
+        return END_OF_HEAD if line_ends(p, head.end) == PASS else -1
+    if p[0] == c'\n':
+        return BARE_LF
+    if is_blank(p[0]):
+        return FOLDED
     found = read_name(head, p, &rules.header)
     if found >= 0:
         return found
@@ -758,7 +880,7 @@ cdef inline int read_line_start(Head *head, const uint8_t *lf, const Rules *rule
     return SESSION_NO_COLON if found == NO_COLON else -1
 
 
-cdef inline int next_field(Head *head, const Rules *rules) noexcept nogil:
+cdef inline int next_field(Scan *head, const Rules *rules) noexcept nogil:
     """The next line of the header: FIELD; of the one with the session id: SESSION_FIELD;
     END_OF_HEAD; or the reason why there is none of them."""
     cdef const uint8_t *p = head.at
@@ -768,26 +890,23 @@ cdef inline int next_field(Head *head, const Rules *rules) noexcept nogil:
         if p == head.end:
             return INCOMPLETE
         if p[0] == c'\n':
-            found = read_line_start(head, p, rules)
+            found = read_line_start(head, p + 1, rules)
             if found >= 0:
                 return found
-        elif p[0] == 0:
-            return NUL
-        elif p[0] == c'\r' and head.end - p > 1 and p[1] != c'\n':
-            return BARE_CR
+        elif p[0] == 0 or p[0] == c'\r':
+            found = line_ends(p, head.end)
+            if found > 0:
+                return found
+        elif head.end - p > 1 and p[1] == c'\n':
+            return BARE_LF
         p += 1
 
 
-cdef inline void value_at(Pieces *value, const uint8_t *p, const uint8_t *end) noexcept nogil:
-    """The value that starts at p, with its folds. The head is known to be complete."""
-    value.at = p
+cdef inline void value_at(Pieces *value, const uint8_t *colon, const uint8_t *end) noexcept nogil:
+    """The value behind this colon. The head is known to be complete."""
+    value.at = colon + 1
     value.plain = False
-    while True:
-        p = <const uint8_t *>memchr(p, c'\n', end - p)
-        if p[1] != c' ' and p[1] != c'\t':
-            break
-        p += 1
-    value.end = p
+    value.end = <const uint8_t *>memchr(colon, c'\r', end - colon)
 
 
 cdef inline bint next_value(Values *values, const Rules *rules, Pieces *value) noexcept nogil:
@@ -807,41 +926,15 @@ cdef inline void feed(Sip *sip, Key *key, uint8_t byte) noexcept nogil:
         key.copied += 1
 
 
-cdef inline Text trimmed(const uint8_t *p, const uint8_t *end) noexcept nogil:
-    """The text without the white space at its ends."""
-    while p < end and is_space(p[0]):
+cdef inline void feed_text(const Text *text, Sip *sip, Key *key) noexcept nogil:
+    cdef const uint8_t *p = text.at
+    while p < text.end:
+        feed(sip, key, p[0])
         p += 1
-    while p < end and is_space((end - 1)[0]):
-        end -= 1
-    return Text(p, end)
-
-
-cdef inline void unfold(
-    const uint8_t *p, const uint8_t *end, Sip *sip, Key *key
-) noexcept nogil:
-    """Feed a value without the white space at its ends, each fold as one space."""
-    cdef Text text = trimmed(p, end)
-    cdef bint folded
-    while text.at < text.end:
-        if is_space(text.at[0]):
-            p = text.at
-            folded = False
-            while is_space(p[0]):
-                folded |= p[0] == c'\n'
-                p += 1
-            if folded:
-                feed(sip, key, c' ')
-                text.at = p
-            while text.at < p:
-                feed(sip, key, text.at[0])
-                text.at += 1
-        else:
-            feed(sip, key, text.at[0])
-            text.at += 1
 
 
 cdef int read_bytes(const Rules *rules, const Values *found, Key *key) noexcept nogil:
-    """The key is the value: trimmed, folds as one space, several lines joined by ', '."""
+    """The key is the value: trimmed, several lines joined by ', '."""
     cdef Values values = found[0]
     cdef Pieces value
     cdef Sip sip
@@ -854,7 +947,7 @@ cdef int read_bytes(const Rules *rules, const Values *found, Key *key) noexcept 
         if text.at < text.end and sip.size:
             feed(&sip, key, c',')
             feed(&sip, key, c' ')
-        unfold(text.at, text.end, &sip, key)
+        feed_text(&text, &sip, key)
         if not next_value(&values, rules, &value):
             break
     key.hash = sip_bytes_end(&sip)
@@ -959,10 +1052,6 @@ cdef inline bint session_from(
     return True
 
 
-cdef inline bint is_blank(uint8_t c) noexcept nogil:
-    return c == c' ' or c == c'\t'
-
-
 cdef inline const uint8_t *before(const uint8_t *p, const uint8_t *end, int byte) noexcept nogil:
     """Where the byte is, or the end."""
     cdef const uint8_t *found = <const uint8_t *>memchr(p, byte, end - p)
@@ -979,9 +1068,7 @@ cdef bint session_in_query(
     cdef const uint8_t *equals
     cdef const uint8_t *after
     cdef Py_ssize_t i
-    end = before(p, end, c'\n')
-    if end > p and (end - 1)[0] == c'\r':
-        end -= 1
+    end = before(p, end, c'\r')
     while p < end and is_blank(p[0]):
         p += 1
     while p < end and not is_blank(p[0]):
@@ -1047,16 +1134,11 @@ cdef bint session_in_cookie(
 
 cdef bint session_in_value(const Rules *rules, const Pieces *value, Key *key) noexcept nogil:
     """The session id in one line."""
-    cdef Sip sip
+    cdef Text text
     if rules.place == IN_COOKIE:
         return session_in_cookie(rules, value.at, value.end, key)
-    sip_start(&sip, rules.k0, rules.k1)
-    key.words = 0
-    unfold(value.at, value.end, &sip, key)
-    if sip.size == 0:
-        return False
-    key.hash = sip_bytes_end(&sip)
-    return True
+    text = trimmed(value.at, value.end)
+    return session_from(rules, text.at, text.end, False, key)
 
 
 cdef bint session_in_lines(
@@ -1078,6 +1160,355 @@ cdef bint session_in_lines(
     return False
 
 
+# --- the head of a request -----------------------------------------------------------------------
+
+cdef struct Request:
+    const uint8_t *line
+    const uint8_t *method_end
+    const uint8_t *target
+    const uint8_t *target_end
+    const uint8_t *fields
+    const uint8_t *end  # behind the empty line
+    Text host
+    int minor
+    int64_t length
+    bint has_host
+    bint has_length
+    bint chunked
+    bint close
+    bint keep_alive
+    bint expects
+    bint names_upgrade  # Connection does
+    bint upgrade  # there is such a field
+    bint websocket
+
+
+cdef inline const uint8_t *run_of(
+    int kind, const uint8_t *p, const uint8_t *end
+) noexcept nogil:
+    """Behind the bytes of this kind that stand at p."""
+    while p < end and KINDS[p[0]] & kind:
+        p += 1
+    return p
+
+
+cdef inline bint equals(const Text *text, const char *word, Py_ssize_t size) noexcept nogil:
+    """Whether the text is this lower-case word, in any case."""
+    cdef Py_ssize_t i
+    if text.end - text.at != size:
+        return False
+    for i in range(size):
+        if LOWER[text.at[i]] != <uint8_t>word[i]:
+            return False
+    return True
+
+
+cdef inline bint lists(const Text *value, const char *word, Py_ssize_t size) noexcept nogil:
+    """Whether a list, divided by commas, has this lower-case word in it."""
+    cdef Pieces pieces = Pieces(value.at, value.end, True)
+    cdef Text piece
+    while next_piece(&pieces, c',', &piece):
+        if equals(&piece, word, size):
+            return True
+    return False
+
+
+cdef inline unsigned int known_place(const uint8_t *p, Py_ssize_t size) noexcept nogil:
+    """Where the search for a name begins in KNOWN_AT."""
+    cdef unsigned int first = p[0] | 0x20, middle = p[size >> 1] | 0x20, last = p[size - 1] | 0x20
+    return (<unsigned int>size * 37 + first * 7 + middle * 59 + last * 19) & 0xFF
+
+
+cdef inline int known(const uint8_t *p, const uint8_t *end) noexcept nogil:
+    """Which of the KNOWN names this is, or UNKNOWN."""
+    cdef Py_ssize_t size = end - p
+    cdef unsigned int place = known_place(p, size)
+    cdef int number
+    while True:
+        number = KNOWN_AT[place]
+        if number == UNKNOWN:
+            return UNKNOWN
+        if KNOWN_AS[number].size == size and is_name(p, &KNOWN_AS[number]):
+            return number
+        place = (place + 1) & 0xFF
+
+
+cdef inline bint is_reg_name(const uint8_t *p, const uint8_t *end) noexcept nogil:
+    """RFC 3986, section 3.2.2; not empty."""
+    if p == end:
+        return False
+    while True:
+        p = run_of(IS_REG_NAME, p, end)
+        if p == end:
+            return True
+        if p[0] != c'%' or end - p < 3 or hex_digit(p[1]) < 0 or hex_digit(p[2]) < 0:
+            return False
+        p += 3
+
+
+cdef inline bint is_host(const uint8_t *p, const uint8_t *end, bint with_port) noexcept nogil:
+    """Whether this is ``host [":" port]``; with_port: with a port that has a digit."""
+    cdef uint32_t address[4]
+    cdef const uint8_t *colon
+    cdef int port = 0
+    if p < end and p[0] == c'[':
+        colon = before(p, end, c']')
+        if colon == end or not parse_ipv6(p + 1, colon, address):
+            return False
+        colon += 1
+    else:
+        colon = before(p, end, c':')
+        if not is_reg_name(p, colon):
+            return False
+    if colon == end:
+        return not with_port
+    if colon[0] != c':':
+        return False
+    p = colon + 1
+    if p == end:
+        return not with_port
+    while p < end:
+        if <uint8_t>(p[0] - c'0') > 9:
+            return False
+        port = port * 10 + (p[0] - c'0')
+        if port > MAX_PORT:
+            return False
+        p += 1
+    return True
+
+
+cdef inline bint is_target(
+    const uint8_t *method, const uint8_t *method_end, const uint8_t *p, const uint8_t *end
+) noexcept nogil:
+    """Whether the target has a form that this method may have (RFC 9112, section 3.2)."""
+    cdef Py_ssize_t size = method_end - method
+    if size == 7 and memcmp(method, b"CONNECT", 7) == 0:
+        return is_host(p, end, True)
+    if p[0] == c'/':
+        return True
+    if p[0] == c'*':
+        return end - p == 1 and size == 7 and memcmp(method, b"OPTIONS", 7) == 0
+    if end - p > 7 and equals_word(p, p + 4, "http", 4):
+        p += 4
+        if p[0] | 0x20 == c's':
+            p += 1
+        if end - p > 3 and p[0] == c':' and p[1] == c'/' and p[2] == c'/':
+            p += 3
+            end = before(p, before(p, end, c'?'), c'/')
+            return is_host(p, end, False)
+    return False
+
+
+cdef inline int read_version(
+    const uint8_t **at, const uint8_t *end, Request *request
+) noexcept nogil:
+    """PASS behind the end of the request line; ``at``: the version."""
+    cdef const uint8_t *p = at[0]
+    cdef const char *form = "HTTP/"
+    cdef int i, found
+    for i in range(8):
+        found = line_ends(p + i, end)
+        if found != OTHER:
+            return NO_VERSION if found == PASS else found
+        if i < 5:
+            if p[i] != <uint8_t>form[i]:
+                return NO_VERSION
+        elif i == 6:
+            if p[i] != c'.':
+                return NO_VERSION
+        elif <uint8_t>(p[i] - c'0') > 9:
+            return NO_VERSION
+    found = line_ends(p + 8, end)
+    if found != PASS:
+        return REQUEST_LINE if found == OTHER else found
+    if p[5] != c'1':
+        return OTHER_VERSION
+    request.minor = p[7] != c'0'
+    at[0] = p + 10
+    return PASS
+
+
+cdef int read_request_line(
+    const uint8_t **at, const uint8_t *end, Request *request
+) noexcept nogil:
+    cdef const uint8_t *p = at[0]
+    cdef int found
+    request.line = p
+    p = run_of(IS_TOKEN, p, end)
+    if p - request.line > MAX_METHOD:
+        return LONG_METHOD
+    request.method_end = p
+    found = line_ends(p, end)
+    if found != OTHER:
+        return REQUEST_LINE if found == PASS else found
+    if p[0] != c' ' or p == request.line:
+        return REQUEST_LINE
+    request.target = p + 1
+    p = run_of(IS_TARGET, p + 1, end)
+    request.target_end = p
+    found = line_ends(p, end)
+    if found != OTHER:
+        return REQUEST_LINE if found == PASS else found
+    if p[0] != c' ':
+        return BAD_TARGET
+    if p == request.target:
+        return REQUEST_LINE
+    p += 1
+    found = read_version(&p, end, request)
+    if found != PASS:
+        return found
+    if not is_target(request.line, request.method_end, request.target, request.target_end):
+        return BAD_TARGET
+    at[0] = p
+    return PASS
+
+
+cdef inline int read_length(const Text *value, Request *request) noexcept nogil:
+    cdef const uint8_t *p = value.at
+    if request.has_length:
+        return LENGTH_TWICE
+    if request.chunked:
+        return LENGTH_AND_CODING
+    if not 1 <= value.end - p <= MAX_LENGTH_DIGITS:
+        return BAD_LENGTH
+    while p < value.end:
+        if <uint8_t>(p[0] - c'0') > 9:
+            return BAD_LENGTH
+        request.length = request.length * 10 + (p[0] - c'0')
+        p += 1
+    request.has_length = True
+    return PASS
+
+
+cdef bint is_coding(const Text *coding) noexcept nogil:
+    """Whether this is a name with parameters or without (RFC 9112, section 7)."""
+    cdef Pieces pieces = Pieces(coding.at, coding.end, False)
+    cdef Text piece
+    cdef const uint8_t *p
+    cdef bint first = True
+    while next_piece(&pieces, c';', &piece):
+        p = run_of(IS_TOKEN, piece.at, piece.end)
+        if p == piece.at:
+            return False
+        if first:
+            first = False
+            if p != piece.end:
+                return False
+            continue
+        piece = trimmed(p, piece.end)
+        if piece.at == piece.end or piece.at[0] != c'=':
+            return False
+        piece = trimmed(piece.at + 1, piece.end)
+        if piece.at == piece.end:
+            return False
+        if piece.at[0] == c'"':
+            if closing_quote(piece.at, piece.end) != piece.end - 1:
+                return False
+        elif run_of(IS_TOKEN, piece.at, piece.end) != piece.end:
+            return False
+    return True
+
+
+cdef int read_coding(const Text *value, Request *request) noexcept nogil:
+    cdef Pieces pieces = Pieces(value.at, value.end, False)
+    cdef Text piece
+    cdef int others = 0
+    if request.minor == 0:
+        return OLD_CODING
+    if request.chunked:
+        return CODING_TWICE
+    if request.has_length:
+        return LENGTH_AND_CODING
+    while next_piece(&pieces, c',', &piece):
+        if request.chunked or not is_coding(&piece):
+            return BAD_CODING
+        if equals(&piece, "chunked", 7):
+            request.chunked = True
+        else:
+            others += 1
+    if not request.chunked:
+        return BAD_CODING
+    return OTHER_CODING if others else PASS
+
+
+cdef inline int read_host(const Text *value, Request *request) noexcept nogil:
+    if request.has_host:
+        return HOST_TWICE
+    if value.at < value.end and not is_host(value.at, value.end, False):
+        return BAD_HOST
+    request.has_host = True
+    request.host = value[0]
+    return PASS
+
+
+cdef inline int read_field(int name, const Text *value, Request *request) noexcept nogil:
+    """What a field says about the request itself: PASS, or a reason."""
+    if name == KNOWN_HOST:
+        return read_host(value, request)
+    if name == KNOWN_CONTENT_LENGTH:
+        return read_length(value, request)
+    if name == KNOWN_TRANSFER_ENCODING:
+        return read_coding(value, request)
+    if name == KNOWN_CONNECTION:
+        request.close |= lists(value, "close", 5)
+        request.keep_alive |= lists(value, "keep-alive", 10)
+        request.names_upgrade |= lists(value, "upgrade", 7)
+    elif name == KNOWN_EXPECT:
+        request.expects |= lists(value, "100-continue", 12)
+    elif name == KNOWN_UPGRADE:
+        request.upgrade |= value.at < value.end
+        request.websocket |= lists(value, "websocket", 9)
+    return PASS
+
+
+cdef inline int read_field_line(
+    const uint8_t **at, const uint8_t *end, Request *request
+) noexcept nogil:
+    """PASS behind the end of the line that begins at ``at``, 0, or a reason."""
+    cdef const uint8_t *start = at[0]
+    cdef const uint8_t *p
+    cdef const uint8_t *colon
+    cdef Text value
+    cdef int found, name
+    colon = run_of(IS_TOKEN, start, end)
+    if colon == end:
+        return 0
+    if is_blank(colon[0]):
+        return FOLDED if colon == start else NAME_SPACE
+    if colon[0] != c':' or colon == start:
+        found = line_ends(colon, end)
+        if found == OTHER:
+            return BAD_NAME
+        return LINE_WITHOUT_COLON if found == PASS else found
+    p = sticky_text_end(colon + 1, end)
+    found = line_ends(p, end)
+    if found != PASS:
+        return found
+    name = known(start, colon)
+    if 0 <= name <= KNOWN_UPGRADE:
+        value = trimmed(colon + 1, p)
+        found = read_field(name, &value, request)
+        if found != PASS:
+            return found
+    at[0] = p + 2
+    return PASS
+
+
+cdef int read_head(const uint8_t *p, const uint8_t *end, Request *request) noexcept nogil:
+    """PASS with a complete head, 0 while there is nothing wrong, or a reason."""
+    cdef int found
+    memset(request, 0, sizeof(Request))
+    p = behind_empty_lines(p, end)
+    found = read_request_line(&p, end, request)
+    request.fields = p
+    while found == PASS:
+        if line_ends(p, end) == PASS:
+            request.end = p + 2
+            return PASS if request.has_host or request.minor == 0 else NO_HOST
+        found = read_field_line(&p, end, request)
+    return found
+
+
 # --- the decision --------------------------------------------------------------------------------
 
 cdef int decide(
@@ -1085,20 +1516,15 @@ cdef int decide(
 ) noexcept nogil:
     """Why the request goes where it goes. Up to LAST_KEY the key is made, but for BY_PEER."""
     cdef const uint8_t *end = data + length
-    cdef Head head
+    cdef Scan head
     cdef Values values, sessions
     cdef const uint8_t *marks[MARKED]
     cdef int lines = 0, session_lines = 0, found
-    while data < end:
-        if data[0] == c'\n':
-            data += 1
-        elif data[0] == c'\r' and end - data > 1 and data[1] == c'\n':
-            data += 2
-        else:
-            break
+    data = behind_empty_lines(data, end)
+    if data < end and data[0] == c'\n':
+        return BARE_LF
     head.base = head.at = data
     head.end = end
-    head.first_lf = NULL
     while True:
         found = next_field(&head, rules)
         if found == FIELD:
@@ -1216,10 +1642,7 @@ cdef class Router:
         return <const uint8_t *>PyBytes_AS_STRING(text)
 
     cdef Name name_of(self, bytes name) except *:
-        cdef bytes letters = bytes(
-            [0x20 if letter in b"abcdefghijklmnopqrstuvwxyz" else 0 for letter in name]
-        )
-        return Name(self.keep(name), self.keep(letters), PyBytes_GET_SIZE(name))
+        return Name(self.keep(name), self.keep(letters_of(name)), PyBytes_GET_SIZE(name))
 
     def route(self, data, Py_ssize_t length, str peer not None):
         """The slot for the request that starts ``data[:length]``, or a verdict (below zero).
@@ -1362,6 +1785,376 @@ cdef class Router:
         return 0
 
 
+@cython.final
+@cython.freelist(16)
+cdef class Head:
+    """The head of a request, read and found to be in order. ``parse`` makes them.
+
+    Attributes:
+        end: where it ends in the data: behind the empty line.
+        method: as it was sent.
+        target: as it was sent, in any of the four forms of RFC 9112, section 3.2.
+        minor: 1, or 0 for HTTP/1.0. Later versions of HTTP/1 count as 1 (RFC 9110, 2.5).
+        length: bytes of the body, or ``rules.CHUNKED``.
+        keep_alive: whether the client allows another request on its connection.
+        expects: whether it waits for a 100 (Continue).
+        upgrade: whether it offers another protocol: an Upgrade field that is not empty and that
+            Connection names.
+        websocket: whether that is a WebSocket, as RFC 6455 opens one: with GET, without a body.
+        host: the value of Host; b"" without one.
+    """
+
+    cdef readonly Py_ssize_t end
+    cdef readonly str method
+    cdef readonly bytes target
+    cdef readonly int minor
+    cdef readonly int64_t length
+    cdef readonly bint keep_alive
+    cdef readonly bint expects
+    cdef readonly bint upgrade
+    cdef readonly bint websocket
+    cdef readonly bytes host
+    cdef bytes lines  # the field lines, without the empty one
+
+    def __cinit__(self):
+        self.lines = b""
+
+    def __init__(self):
+        raise TypeError("a Head is made by parse")
+
+    def fields(self):
+        """The fields in their order: (name in lower case, value).
+
+        Several Cookie fields are one, joined by b"; ", in the place of the first
+        (RFC 9113, section 8.2.3).
+        """
+        cdef const uint8_t *p = <const uint8_t *>PyBytes_AS_STRING(self.lines)
+        cdef const uint8_t *end = p + PyBytes_GET_SIZE(self.lines)
+        cdef Text name, text
+        cdef bytes value
+        cdef list found = [], cookies = []
+        cdef Py_ssize_t cookie_at = 0
+        cdef int number
+        while p < end:
+            number = next_line(&p, end, &name, &text)
+            value = bytes_of(&text)
+            if number == KNOWN_COOKIE:
+                cookies.append(value)
+                if len(cookies) > 1:
+                    continue
+                cookie_at = len(found)
+            found.append((lower_name(&name) if number == UNKNOWN else NAMES[number], value))
+        if len(cookies) > 1:
+            found[cookie_at] = (NAMES[KNOWN_COOKIE], b"; ".join(cookies))
+        return found
+
+    def environ(self, dict into not None):
+        """Put the fields into a WSGI environ (PEP 3333): HTTP_*, CONTENT_TYPE, CONTENT_LENGTH.
+
+        Several fields of one name are joined by a comma, Cookie by "; ". Names with an underscore
+        are left out: they would meet those with a hyphen.
+        """
+        cdef const uint8_t *p = <const uint8_t *>PyBytes_AS_STRING(self.lines)
+        cdef const uint8_t *end = p + PyBytes_GET_SIZE(self.lines)
+        cdef Text name, text
+        cdef str key, value
+        cdef dict several = {}
+        cdef set others = set()
+        cdef uint64_t met = 0
+        cdef bint again
+        cdef int number
+        while p < end:
+            number = next_line(&p, end, &name, &text)
+            if number != UNKNOWN:
+                key = ENVIRON_NAMES[number]
+                again = met >> number & 1
+                met |= <uint64_t>1 << number
+            elif memchr(name.at, c'_', name.end - name.at) != NULL:
+                continue
+            else:
+                key = environ_name(&name)
+                again = key in others
+                others.add(key)
+            value = PyUnicode_DecodeLatin1(<const char *>text.at, text.end - text.at, NULL)
+            if not again:
+                into[key] = value
+            elif key in several:
+                (<list>several[key]).append(value)
+            else:
+                several[key] = [into[key], value]
+        for key, values in several.items():
+            into[key] = ("; " if key == "HTTP_COOKIE" else ",").join(values)
+
+
+cdef inline int next_line(
+    const uint8_t **at, const uint8_t *end, Text *name, Text *value
+) noexcept nogil:
+    """Read a field line that has been read before. Returns which of the KNOWN names it has."""
+    cdef const uint8_t *colon = <const uint8_t *>memchr(at[0], c':', end - at[0])
+    cdef const uint8_t *line_end = <const uint8_t *>memchr(colon, c'\r', end - colon)
+    name[0] = Text(at[0], colon)
+    value[0] = trimmed(colon + 1, line_end)
+    at[0] = line_end + 2
+    return known(name.at, colon)
+
+
+cdef inline bytes bytes_of(const Text *text):
+    return PyBytes_FromStringAndSize(<const char *>text.at, text.end - text.at)
+
+
+cdef bytes lower_name(const Text *name):
+    cdef bytes made = PyBytes_FromStringAndSize(NULL, name.end - name.at)
+    cdef uint8_t *to = <uint8_t *>PyBytes_AS_STRING(made)
+    cdef Py_ssize_t i
+    for i in range(name.end - name.at):
+        to[i] = LOWER[name.at[i]]
+    return made
+
+
+cdef str environ_name(const Text *name):
+    cdef str made = PyUnicode_New(name.end - name.at + 5, 0x7F)
+    cdef uint8_t *to = <uint8_t *>PyUnicode_DATA(made)
+    cdef Py_ssize_t i
+    memcpy(to, b"HTTP_", 5)
+    for i in range(name.end - name.at):
+        to[5 + i] = ENVIRON[name.at[i]]
+    return made
+
+
+cdef str method_of(const uint8_t *p, const uint8_t *end):
+    if end - p == 3 and memcmp(p, b"GET", 3) == 0:
+        return "GET"
+    if end - p == 4 and memcmp(p, b"POST", 4) == 0:
+        return "POST"
+    return PyUnicode_DecodeASCII(<const char *>p, end - p, NULL)
+
+
+def parse(data, Py_ssize_t start, Py_ssize_t limit):
+    """The head of the request that begins at ``data[start:]``.
+
+    Reads a head as RFC 9112 has it, and strictly: what readers could disagree about is refused.
+    ``rules.status`` and ``rules.refusal`` say with what and why. The first thing that is wrong in
+    the bytes is the reason; it is reported as soon as it is certain, whether the head is complete
+    or not, and it stays the reason whatever comes after.
+
+    Args:
+        data: what has arrived. Nothing keeps it.
+        start: where the request, or an empty line before it, begins.
+        limit: how many bytes a head may have, empty lines before it included.
+
+    Returns:
+        A Head; 0 while the head is not complete; or why it is refused: an int above 0.
+
+    Raises:
+        TypeError: ``data`` is neither bytes nor a bytearray.
+        ValueError: ``start`` is negative or exceeds ``data``, or ``limit`` is negative.
+    """
+    cdef Request request
+    cdef Py_ssize_t size = 0
+    cdef const uint8_t *base = whole(data, &size)
+    cdef Py_ssize_t room
+    cdef int found
+    check_within("start", start, 0, size)
+    if limit < 0:
+        raise ValueError(f"limit must not be negative, but is {limit}")
+    room = min(size - start, limit)
+    found = read_head(base + start, base + start + room, &request)
+    if found == 0:
+        return TOO_LARGE if room == limit else 0
+    if found != PASS:
+        return found
+    return head_of(&request, base)
+
+
+cdef Head head_of(const Request *request, const uint8_t *base):
+    cdef Head head = Head.__new__(Head)
+    head.end = request.end - base
+    head.method = method_of(request.line, request.method_end)
+    head.target = (<char *>request.target)[:request.target_end - request.target]
+    head.minor = request.minor
+    head.length = CHUNKED if request.chunked else request.length
+    head.keep_alive = not request.close and (request.minor or request.keep_alive)
+    head.expects = request.expects and request.minor
+    head.upgrade = request.upgrade and request.names_upgrade and request.minor
+    head.websocket = (
+        head.upgrade and request.websocket and head.length == 0 and head.method == "GET"
+    )
+    head.host = b"" if not request.has_host else bytes_of(&request.host)
+    head.lines = (<char *>request.fields)[:request.end - 2 - request.fields]
+    return head
+
+
+def end_of_head(data, Py_ssize_t start, Py_ssize_t seen):
+    """Whether ``parse`` has something to decide in what has arrived since it returned 0.
+
+    Looks only at what is new, so that a head that comes byte by byte is read in linear time.
+
+    Args:
+        data: what has arrived.
+        start: where the request begins, as for ``parse``.
+        seen: up to where an earlier call of this or of ``parse`` looked; ``start`` at first.
+
+    Returns:
+        The index behind the first LF in ``data[max(start, seen):]`` that no CR stands before, or
+        that ends an empty line behind one that is not empty: ``Head.end``, if it is a head. 0:
+        there is none, and ``parse`` would find at most that the limit has been reached, or a byte
+        that no head may have, which it will find later as well.
+
+    Raises:
+        TypeError: ``data`` is neither bytes nor a bytearray.
+        ValueError: ``start`` or ``seen`` is negative or exceeds ``data``.
+    """
+    cdef Py_ssize_t size = 0
+    cdef const uint8_t *base = whole(data, &size)
+    check_within("start", start, 0, size)
+    check_within("seen", seen, 0, size)
+    return find_end(base, base + start, base + max(start, seen), base + size)
+
+
+cdef Py_ssize_t find_end(
+    const uint8_t *base, const uint8_t *start, const uint8_t *p, const uint8_t *end
+) noexcept nogil:
+    cdef const uint8_t *lf
+    while True:
+        lf = <const uint8_t *>memchr(p, c'\n', end - p)
+        if lf == NULL:
+            return 0
+        p = lf + 1
+        if lf == start or (lf - 1)[0] != c'\r':
+            return p - base
+        if lf - start >= 4 and memcmp(lf - 3, b"\r\n\r", 3) == 0 and (lf - 4)[0] != c'\n':
+            return p - base
+
+
+# --- chunked bodies ------------------------------------------------------------------------------
+
+class ChunkError(ValueError):
+    """A chunked body is malformed. Its text is for people."""
+
+
+@cython.final
+cdef class Chunks:
+    """The chunked body of one request (RFC 9112, section 7.1), as it arrives.
+
+    Strict: CRLF alone ends a line, a size is 1 to 16 hexadecimal digits below 2**62, extensions and
+    trailers have to be in order, and are dropped. A line with a size may have 4096 bytes, all
+    trailers 16384, and all extensions 16384 more than there has been payload. Every byte is
+    looked at once, however they are cut.
+
+    Attributes:
+        over: whether the end of the body has been read.
+    """
+
+    cdef int at
+    cdef int digits  # of the size that is being read
+    cdef int line  # bytes of the line with it
+    cdef int trailers  # bytes of all trailers
+    cdef uint64_t left  # payload of the chunk that is to come
+    cdef int64_t spare  # bytes that extensions may still have
+
+    def __cinit__(self):
+        self.at = AT_CHUNK
+        self.spare = MAX_EXTENSIONS
+
+    @property
+    def over(self):
+        return self.at == AT_END
+
+    def feed(self, data, Py_ssize_t start, Py_ssize_t end):
+        """Read ``data[start:end]``, or as much of it as belongs to the body.
+
+        Returns:
+            Up to where it has been read, as an index of ``data``, and the payload in it.
+
+        Raises:
+            ChunkError: the body is malformed; nothing can be read from it any more.
+            TypeError: ``data`` is neither bytes nor a bytearray.
+            ValueError: ``start`` and ``end`` do not lie within ``data``, in this order.
+        """
+        cdef Py_ssize_t size = 0
+        cdef const uint8_t *base = whole(data, &size)
+        cdef const uint8_t *p
+        cdef const uint8_t *stop
+        cdef const uint8_t *piece = NULL  # the first, while it is the only one
+        cdef Py_ssize_t piece_size = 0, made_size = 0, count
+        cdef bytes made = None
+        check_within("end", end, 0, size)
+        check_within("start", start, 0, end)
+        p = base + start
+        stop = base + end
+        while p < stop and self.at != AT_END:
+            if self.at != AT_DATA:
+                if not self.step(p[0]):
+                    self.refuse(p[0])
+                p += 1
+                continue
+            count = <Py_ssize_t>min(self.left, <uint64_t>(stop - p))
+            if piece == NULL:
+                piece = p
+                piece_size = count
+            else:
+                if made is None:
+                    made = PyBytes_FromStringAndSize(NULL, piece_size + (stop - p))
+                    memcpy(PyBytes_AS_STRING(made), piece, piece_size)
+                    made_size = piece_size
+                memcpy(PyBytes_AS_STRING(made) + made_size, p, count)
+                made_size += count
+            self.take(count)
+            p += count
+        if made is None:
+            return p - base, b"" if piece == NULL else (<char *>piece)[:piece_size]
+        return p - base, made[:made_size]
+
+    cdef inline void take(self, Py_ssize_t count) noexcept:
+        self.left -= count
+        self.spare += count
+        if self.left == 0:
+            self.at = AT_DATA_END
+
+    cdef inline bint step(self, uint8_t byte) noexcept:
+        """Go on by a byte that is no payload; False: it has no place here, or is one too many."""
+        cdef int at = CHUNK_STEPS[self.at][byte]
+        if at == AT_ERROR:
+            return False
+        if at == AT_SIZE:
+            if self.at == AT_CHUNK:
+                self.digits = self.line = 0
+                self.left = 0
+            self.digits += 1
+            self.line += 1
+            if self.digits > MAX_SIZE_DIGITS:
+                return False
+            self.left = self.left << 4 | <uint64_t>hex_digit(byte)
+            if self.left >= MAX_CHUNK:
+                return False
+        elif at <= AT_QUOTED_END:
+            self.line += 1
+            self.spare -= 1
+            if self.line > MAX_CHUNK_LINE or self.spare < 0:
+                return False
+        elif at == AT_DATA and self.left == 0:
+            at = AT_TRAILER
+        elif self.at >= AT_TRAILER:
+            self.trailers += 1
+            if self.trailers > MAX_TRAILERS:
+                return False
+        self.at = at
+        return True
+
+    cdef int refuse(self, uint8_t byte) except -1:
+        cdef int at = self.at, to = CHUNK_STEPS[at][byte]
+        self.at = AT_ERROR
+        if to == AT_SIZE:
+            raise ChunkError(constants.LONG_SIZE)
+        if to == AT_ERROR:
+            raise ChunkError(constants.CHUNK_ERRORS[at])
+        raise ChunkError(
+            constants.LONG_EXTENSIONS if to <= AT_QUOTED_END else constants.LONG_TRAILERS
+        )
+
+
+# --- small things --------------------------------------------------------------------------------
+
 cdef inline void base64(uint8_t *to, uint32_t three) noexcept nogil:
     """Four characters for three bytes (RFC 4648, section 5)."""
     cdef const char *alphabet = (
@@ -1372,20 +2165,32 @@ cdef inline void base64(uint8_t *to, uint32_t three) noexcept nogil:
         to[i] = alphabet[three >> (18 - 6 * i) & 63]
 
 
+cdef bytes letters_of(bytes name):
+    return bytes([0x20 if letter in b"abcdefghijklmnopqrstuvwxyz" else 0 for letter in name])
+
+
+cdef inline const uint8_t *whole(object data, Py_ssize_t *size) except NULL:
+    """Where the data lies, once it is known to be of the right type."""
+    if PyBytes_Check(data):
+        size[0] = PyBytes_GET_SIZE(data)
+        return <const uint8_t *>PyBytes_AS_STRING(data)
+    if PyByteArray_Check(data):
+        size[0] = PyByteArray_GET_SIZE(data)
+        return <const uint8_t *>PyByteArray_AS_STRING(data)
+    raise TypeError(f"data must be bytes or bytearray, not {type(data).__name__}")
+
+
+cdef inline int check_within(str name, Py_ssize_t value, Py_ssize_t low, Py_ssize_t high) except -1:
+    if not low <= value <= high:
+        raise ValueError(f"{name} must be {low} to {high}, not {value}")
+    return 0
+
+
 cdef inline const uint8_t *start_of(object data, Py_ssize_t length) except NULL:
     """Where the data lies, once it is known to be of the right type and long enough."""
-    cdef const uint8_t *start
-    cdef Py_ssize_t size
-    if PyBytes_Check(data):
-        start = <const uint8_t *>PyBytes_AS_STRING(data)
-        size = PyBytes_GET_SIZE(data)
-    elif PyByteArray_Check(data):
-        start = <const uint8_t *>PyByteArray_AS_STRING(data)
-        size = PyByteArray_GET_SIZE(data)
-    else:
-        raise TypeError(f"data must be bytes or bytearray, not {type(data).__name__}")
-    if not 0 <= length <= size:
-        raise ValueError(f"length must be 0 to {size}, not {length}")
+    cdef Py_ssize_t size = 0
+    cdef const uint8_t *start = whole(data, &size)
+    check_within("length", length, 0, size)
     return start
 
 
@@ -1433,9 +2238,61 @@ def pick(long long hash32, long long n):
 
 SSE2 = bool(STICKY_SSE2)
 
-if (constants.MAX_SLOTS, constants.MAX_ADDRESS, constants.RANDOM_BYTES) != (
-    MAX_SLOTS, MAX_ADDRESS, RANDOM_BYTES
+AGREED = {
+    "MAX_SLOTS": MAX_SLOTS,
+    "MAX_ADDRESS": MAX_ADDRESS,
+    "RANDOM_BYTES": RANDOM_BYTES,
+    "MAX_METHOD": MAX_METHOD,
+    "MAX_LENGTH_DIGITS": MAX_LENGTH_DIGITS,
+    "MAX_PORT": MAX_PORT,
+    "MAX_SIZE_DIGITS": MAX_SIZE_DIGITS,
+    "MAX_CHUNK_LINE": MAX_CHUNK_LINE,
+    "MAX_EXTENSIONS": MAX_EXTENSIONS,
+    "MAX_TRAILERS": MAX_TRAILERS,
+    "AT_CHUNK": AT_CHUNK,
+    "AT_SIZE": AT_SIZE,
+    "AT_QUOTED_END": AT_QUOTED_END,
+    "AT_DATA": AT_DATA,
+    "AT_DATA_END": AT_DATA_END,
+    "AT_TRAILER": AT_TRAILER,
+    "AT_END": AT_END,
+    "AT_ERROR": AT_ERROR,
+}
+if len(constants.KNOWN_NAMES) != KNOWN or any(
+    getattr(constants, name) != value for name, value in AGREED.items()
 ):
-    raise ImportError("sticky._core was built for other constants than sticky.verdicts has")
-for number, salt in enumerate(constants.SLOT_SALTS):
-    SLOT_SALTS[number] = salt
+    raise ImportError("sticky._core was built for other constants than sticky.rules has")
+
+
+cdef fill_tables():
+    cdef int number
+    cdef unsigned int place
+    cdef bytes name, letters
+    for number in range(MAX_SLOTS):
+        SLOT_SALTS[number] = constants.SLOT_SALTS[number]
+    for number in range(256):
+        LOWER[number] = bytes([number]).lower()[0]
+        ENVIRON[number] = bytes([number]).upper().replace(b"-", b"_")[0]
+        KINDS[number] = (
+            IS_TOKEN * (number in constants.TOKEN)
+            | IS_TARGET * (number in constants.TARGET)
+            | IS_REG_NAME * (number in constants.REG_NAME)
+        )
+        KNOWN_AT[number] = UNKNOWN
+    memcpy(CHUNK_STEPS, PyBytes_AS_STRING(constants.CHUNK_STEPS), sizeof(CHUNK_STEPS))
+    for number in range(KNOWN):
+        name = NAMES[number]
+        letters = letters_of(name)
+        LETTERS.append(letters)
+        KNOWN_AS[number] = Name(
+            <const uint8_t *>PyBytes_AS_STRING(name),
+            <const uint8_t *>PyBytes_AS_STRING(letters),
+            PyBytes_GET_SIZE(name),
+        )
+        place = known_place(KNOWN_AS[number].text, KNOWN_AS[number].size)
+        while KNOWN_AT[place] != UNKNOWN:
+            place = (place + 1) & 0xFF
+        KNOWN_AT[place] = number
+
+
+fill_tables()

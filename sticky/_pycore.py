@@ -1,13 +1,15 @@
-"""The routing core, written to be read: the reference for ``_core``, and its oracle in the tests.
+"""The core, written to be read: the reference for ``_core``, and its oracle in the tests.
 
-The rules, in the order in which they are applied:
+The rules of routing, in the order in which they are applied (those of ``parse`` and ``Chunks`` are
+with them, below):
 
-* A head is optional empty lines, a request line, field lines, and an empty line. LF ends a line,
-  and a CR may stand before it (RFC 9112, 2.2). What comes after the head is never looked at.
-* A head in which servers could disagree about the routing header is MALFORMED: NUL or a bare CR
-  anywhere, white space before the colon of the routing header or no colon after its name, and a
-  continuation line directly after the request line. What comes first in the bytes is the reason,
-  and it is reported as soon as it is certain, complete head or not.
+* A head is optional empty lines, a request line, field lines, and an empty line. CRLF ends a line.
+  What comes after the head is never looked at.
+* A head in which servers could disagree about the routing header is MALFORMED: NUL, a CR or an LF
+  without the other, or a line that begins with white space anywhere; white space before the colon
+  of the routing header, or no colon after its name. What comes first in the bytes is the reason,
+  and it is reported as soon as it is certain, complete head or not. What else may be wrong with a
+  head is the worker's to refuse: ``parse``.
 * Each line of the routing header is a list of its own, and all of them are one list in their order
   (RFC 9110, 5.3). Elements are divided by commas outside quoted strings. A quote that is not closed
   in its line is plain text, and so is all that follows it in this line: nothing that a client
@@ -26,7 +28,7 @@ The rules, in the order in which they are applied:
 import base64
 import ipaddress
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from struct import unpack_from
 from typing import Final, NamedTuple
 from urllib.parse import unquote_to_bytes
@@ -34,10 +36,10 @@ from urllib.parse import unquote_to_bytes
 from sticky import rules
 from sticky.rules import SLOT_SALTS, mix
 
-_BARE_CR: Final = re.compile(rb"\r[^\n]")
-_EMPTY_LINES: Final = re.compile(rb"(?:\r?\n)*")
-_TARGET: Final = re.compile(rb"[ \t]*[^ \t\n]+[ \t]+([^ \t\n]*)")
-_VALUE: Final = re.compile(rb"[^\n]*+(?:\n[ \t][^\n]*+)*")
+_BARE: Final = re.compile(rb"(\0)|(\r)[^\n]|(?<!\r)(\n)", re.DOTALL)
+_EMPTY_LINES: Final = re.compile(rb"(?:\r\n)*")
+_TARGET: Final = re.compile(rb"[ \t]*[^ \t\r]+[ \t]+([^ \t\r]*)")
+_VALUE: Final = re.compile(rb"[^\r]*")
 
 # Up to a separator, the end, or a quote that is never closed. Possessive: a value that does not
 # match must not be tried in every other way as well. (Never so for a group: before Python 3.11.5
@@ -56,7 +58,7 @@ _ZONE: Final = rb"(?:%[!-\\^-~]+)?"  # visible ASCII without ']'
 _IPV6: Final = re.compile(rb"([0-9A-Fa-f:.]+)" + _ZONE)
 _IPV6_IN_BRACKETS: Final = re.compile(rb"\[([0-9A-Fa-f:.]+)" + _ZONE + rb"\](?::[0-9]{1,5})?")
 
-_OWS: Final = b" \t\r\n"  # CR and LF: what is left of a folded line
+_OWS: Final = b" \t"
 _MAPPED: Final = {0xFFFF, 0x64FF9B << 64}  # ::ffff:0:0/96 and 64:ff9b::/96, without the last word
 
 
@@ -134,11 +136,11 @@ class Router:
             names.append(self._name if self._place == rules.IN_HEADER else b"cookie")
         first = re.escape(b"".join(name[:1] + name[:1].upper() for name in names))
         lines = (
-            rb"(?i:%b)(?:(:)|([ \t]+:)|([ \t]*\r?\n))" % (re.escape(name) or b"(?!)")
+            rb"(?i:%b)(?:(:)|([ \t]+:)|([ \t]*\r\n))" % (re.escape(name) or b"(?!)")
             for name in names
         )
         self._stops = re.compile(
-            rb"\n(?=[\r\n \t%b])(?:(\r?\n)|([ \t])|%b)" % (first, b"|".join(lines))
+            rb"\n(?=[\r \t%b])(?:(\r\n)|([ \t])|%b)" % (first, b"|".join(lines))
         )
 
     def route(self, data: bytes | bytearray, length: int, peer: str) -> int:
@@ -217,12 +219,10 @@ class Router:
         self, data: bytes | bytearray, length: int, peer: str
     ) -> tuple[int, int | None, Key]:
         """(why, why the peer stands in, key). The key means nothing after LAST_KEY."""
-        if not isinstance(data, (bytes, bytearray)):
-            raise TypeError(f"data must be bytes or bytearray, not {type(data).__name__}")
+        _check_data(data)
         if not isinstance(peer, str):
             raise TypeError(f"peer must be str, not {type(peer).__name__}")
-        if not 0 <= length <= len(data):
-            raise ValueError(f"length must be 0 to {len(data)}, not {length}")
+        _check_within("length", length, 0, len(data))
         if not self._proxy and not self._place:
             return rules.BY_PEER, None, self._peer_key(peer)
         why, values, session = self._scan(data, length)
@@ -245,11 +245,11 @@ class Router:
         return self._address(text) or text
 
     def _scan(self, data: bytes | bytearray, length: int) -> tuple[int, list[bytes], bytes]:
-        """The values of the header (folds and all) with BY_BYTES and the session id or b"", or what
-        is wrong and nothing."""
-        start = 0
-        if length and data[0] in b"\r\n":
-            start = _EMPTY_LINES.match(data, 0, length).end()  # type: ignore[union-attr]
+        """The values of the header with BY_BYTES and the session id or b"", or what is wrong and
+        nothing."""
+        start = _EMPTY_LINES.match(data, 0, length).end()  # type: ignore[union-attr]
+        if data[start : min(start + 1, length)] == b"\n":
+            return rules.BARE_LF, [], b""
         values, sessions = [], []
         why, end = rules.INCOMPLETE, length
         for stop in self._stops.finditer(data, start, length):
@@ -270,19 +270,13 @@ class Router:
                 why = rules.SESSION_SPACE
             elif group == 8:
                 why = rules.SESSION_NO_COLON
-            elif data.find(b"\n", start) == stop.start():
-                why = rules.FIRST_FOLDED
             else:
-                continue
+                why = rules.FOLDED
             end = stop.end()
             break
-        # No stop has a NUL or a bare CR within it: what is found now comes before the last one.
-        nul = data.find(b"\0", start, end)
-        bare_cr = _BARE_CR.search(data, start, end)
-        if nul >= 0 and (not bare_cr or nul < bare_cr.start()):
-            return rules.NUL, [], b""
-        if bare_cr:
-            return rules.BARE_CR, [], b""
+        # Nothing bare is within a stop: what is found now comes before the last one.
+        if bare := _BARE.search(data, start, end):
+            return (0, rules.NUL, rules.BARE_CR, rules.BARE_LF)[bare.lastindex or 0], [], b""
         if why not in (rules.BY_BYTES, rules.ABSENT):
             return why, [], b""
         found = [
@@ -291,7 +285,7 @@ class Router:
         ]
         if self._place == rules.IN_QUERY:
             target = _TARGET.match(data, start, end)
-            session = self._in_query(target[1].removesuffix(b"\r") if target else b"")
+            session = self._in_query(target[1] if target else b"")
         else:
             session = next(filter(None, map(self._in_value, found[1])), b"")
         return why, found[0], session
@@ -307,7 +301,7 @@ class Router:
     def _in_value(self, value: bytes) -> bytes:
         """The session id in the value of a header, or b""."""
         if self._place == rules.IN_HEADER:
-            return _unfold(value)
+            return value.strip(_OWS)
         for pair in value.split(b";"):
             name, _, text = pair.partition(b"=")
             if name.strip(_OWS) == self._name:
@@ -337,7 +331,7 @@ class Router:
                 why = rules.BY_BYTES
             elif why == rules.EMPTY:
                 why = rules.ONLY_UNKNOWN
-        return why, b", ".join(filter(None, map(_unfold, values)))
+        return why, b", ".join(filter(None, (value.strip(_OWS) for value in values)))
 
     def _node(self, element: bytes) -> bytes | None:
         """The text in an element that may be an address, without its quotes; None without one."""
@@ -398,13 +392,6 @@ def _split(text: bytes, separator: bytes) -> Iterator[bytes]:
         text = text[end + 1 :]
     for part in text.split(separator):
         yield part.strip(_OWS)
-
-
-def _unfold(value: bytes) -> bytes:
-    """A value without white space at its ends, each fold replaced by one space (RFC 9112, 5.2)."""
-    if b"\n" not in value:
-        return value.strip(_OWS)
-    return b" ".join(filter(None, (line.strip(_OWS) for line in value.split(b"\n"))))
 
 
 def _unquote(text: bytes) -> bytes:
@@ -470,3 +457,470 @@ def pick(hash32: int, n: int) -> int:
         raise ValueError(f"hash32 must be a number of 32 bits without a sign, not {hash32}")
     weights = [mix(hash32 ^ salt) for salt in SLOT_SALTS[:n]]
     return weights.index(max(weights))
+
+
+# --- the head of a request -----------------------------------------------------------------------
+# The rules, in the order of the bytes:
+#
+# * Empty lines, which are CRLF and nothing else, may come before the request line.
+# * The request line is a method (a token), a target and a version with one space between them, and
+#   then CRLF. A version that is not HTTP/1.x is refused before the form of the target is judged:
+#   what is a target there is another version's business.
+# * A field line is a token, a colon at once, and a value: no control character but HTAB. White
+#   space around the value does not belong to it. No line begins with white space.
+# * CR and LF stand together or nowhere.
+# * A field that says something about the request itself (Host, Content-Length, Transfer-Encoding)
+#   is refused where it stands; that there is no Host, at the end of the head.
+
+_RUN_OF: Final = {
+    kind: re.compile(rb"[%b]*" % re.escape(bytes(sorted(kind))))
+    for kind in (rules.TOKEN, rules.TARGET, rules.TEXT)
+}
+_DIGITS: Final = b"0123456789"
+_VERSION: Final = (b"H", b"T", b"T", b"P", b"/", _DIGITS, b".", _DIGITS)
+_REG_NAME: Final = rb"(?:[%b]|%%[0-9A-Fa-f]{2})+" % re.escape(bytes(sorted(rules.REG_NAME)))
+_HOST: Final = re.compile(rb"(?:%b|\[([0-9A-Fa-f:.]*)\])(?::([0-9]*))?" % _REG_NAME)
+_ABSOLUTE: Final = re.compile(rb"(?i:https?)://([^/?]*)")
+_TOKEN: Final = rb"[%b]+" % re.escape(bytes(sorted(rules.TOKEN)))
+_CODING: Final = re.compile(
+    rb"%b(?:[ \t]*;[ \t]*%b[ \t]*=[ \t]*(?:%b|%b))*" % (_TOKEN, _TOKEN, _TOKEN, _QUOTED), re.DOTALL
+)
+
+
+class _Refused(Exception):  # noqa: N818 - not an error: a reason, or 0 for not complete
+    def __init__(self, reason: int) -> None:
+        self.reason = reason
+
+
+class Head:
+    """The head of a request, read and found to be in order. ``parse`` makes them.
+
+    Attributes:
+        end: where it ends in the data: behind the empty line.
+        method: as it was sent.
+        target: as it was sent, in any of the four forms of RFC 9112, section 3.2.
+        minor: 1, or 0 for HTTP/1.0. Later versions of HTTP/1 count as 1 (RFC 9110, 2.5).
+        length: bytes of the body, or ``rules.CHUNKED``.
+        keep_alive: whether the client allows another request on its connection.
+        expects: whether it waits for a 100 (Continue).
+        upgrade: whether it offers another protocol: an Upgrade field that is not empty and that
+            Connection names.
+        websocket: whether that is a WebSocket, as RFC 6455 opens one: with GET, without a body.
+        host: the value of Host; b"" without one.
+    """
+
+    end: int
+    method: str
+    target: bytes
+    minor: int
+    length: int
+    keep_alive: bool
+    expects: bool
+    upgrade: bool
+    websocket: bool
+    host: bytes
+    _lines: list[tuple[bytes, bytes]]
+
+    def __init__(self) -> None:
+        raise TypeError("a Head is made by parse")
+
+    def fields(self) -> list[tuple[bytes, bytes]]:
+        """The fields in their order: (name in lower case, value).
+
+        Several Cookie fields are one, joined by b"; ", in the place of the first
+        (RFC 9113, section 8.2.3).
+        """
+        cookies = [value for name, value in self._lines if name == b"cookie"]
+        found = []
+        for name, value in self._lines:
+            if name != b"cookie":
+                found.append((name, value))
+            elif cookies:
+                found.append((name, b"; ".join(cookies)))
+                cookies = []
+        return found
+
+    def environ(self, into: dict[str, str]) -> None:
+        """Put the fields into a WSGI environ (PEP 3333): HTTP_*, CONTENT_TYPE, CONTENT_LENGTH.
+
+        Several fields of one name are joined by a comma, Cookie by "; ". Names with an underscore
+        are left out: they would meet those with a hyphen.
+        """
+        values: dict[str, list[str]] = {}
+        for name, value in self._lines:
+            if b"_" not in name:
+                values.setdefault(rules.environ_name(name), []).append(value.decode("latin-1"))
+        for key, several in values.items():
+            into[key] = ("; " if key == "HTTP_COOKIE" else ",").join(several)
+
+
+def parse(data: bytes | bytearray, start: int, limit: int) -> Head | int:
+    """The head of the request that begins at ``data[start:]``.
+
+    Reads a head as RFC 9112 has it, and strictly: what readers could disagree about is refused.
+    ``rules.status`` and ``rules.refusal`` say with what and why. The first thing that is wrong in
+    the bytes is the reason; it is reported as soon as it is certain, whether the head is complete
+    or not, and it stays the reason whatever comes after.
+
+    Args:
+        data: what has arrived. Nothing keeps it.
+        start: where the request, or an empty line before it, begins.
+        limit: how many bytes a head may have, empty lines before it included.
+
+    Returns:
+        A Head; 0 while the head is not complete; or why it is refused: an int above 0.
+
+    Raises:
+        TypeError: ``data`` is neither bytes nor a bytearray.
+        ValueError: ``start`` is negative or exceeds ``data``, or ``limit`` is negative.
+    """
+    _check_data(data)
+    _check_within("start", start, 0, len(data))
+    if limit < 0:
+        raise ValueError(f"limit must not be negative, but is {limit}")
+    text = bytes(data[start : start + limit])
+    try:
+        head = _Reader(text).head()
+    except _Refused as refused:
+        return rules.TOO_LARGE if not refused.reason and len(text) == limit else refused.reason
+    head.end += start
+    return head
+
+
+class _Reader:
+    """Reads one head from its first byte to its last."""
+
+    def __init__(self, text: bytes) -> None:
+        self.text = text
+        self.at = 0
+        self.minor = 0
+        self.values: dict[bytes, bytes] = {}  # of the fields that say what the request is
+        self.chunked = False
+        self.options: list[bytes] = []  # of Connection
+        self.expected: list[bytes] = []
+        self.protocols: list[bytes] = []
+
+    def head(self) -> Head:
+        head = object.__new__(Head)
+        self.at = _EMPTY_LINES.match(self.text).end()  # type: ignore[union-attr]
+        self.request_line(head)
+        head._lines = []
+        while not self.text.startswith(b"\r\n", self.at):
+            head._lines.append(self.field())
+        head.end = self.at + 2
+        if head.minor and b"host" not in self.values:
+            raise _Refused(rules.NO_HOST)
+        head.host = self.values.get(b"host", b"")
+        head.length = rules.CHUNKED if self.chunked else int(self.values.get(b"content-length", 0))
+        head.keep_alive = b"close" not in self.options and (
+            head.minor > 0 or b"keep-alive" in self.options
+        )
+        head.expects = head.minor > 0 and b"100-continue" in self.expected
+        head.upgrade = head.minor > 0 and b"upgrade" in self.options and any(self.protocols)
+        head.websocket = (
+            head.upgrade
+            and b"websocket" in self.protocols
+            and head.length == 0
+            and head.method == "GET"
+        )
+        return head
+
+    def run_of(self, kind: frozenset[int]) -> bytes:
+        """The bytes of this kind that come next."""
+        start = self.at
+        self.at = _RUN_OF[kind].match(self.text, start).end()  # type: ignore[union-attr]
+        return self.text[start : self.at]
+
+    def line_ends(self) -> bool:
+        """Whether a line ends here; if not, something that is allowed in a line comes next."""
+        two = self.text[self.at : self.at + 2]
+        if two in (b"", b"\r"):
+            raise _Refused(0)
+        if two[0] == 0:
+            raise _Refused(rules.NUL)
+        if two[:1] == b"\n":
+            raise _Refused(rules.BARE_LF)
+        if two[:1] == b"\r" and two != b"\r\n":
+            raise _Refused(rules.BARE_CR)
+        if two[0] != 0x0D and (two[0] < 0x20 or two[0] == 0x7F):
+            raise _Refused(rules.CONTROL)
+        return two == b"\r\n"
+
+    def space(self, otherwise: int) -> None:
+        """One space in the request line."""
+        if self.line_ends():
+            raise _Refused(rules.REQUEST_LINE)
+        if self.text[self.at] != 0x20:
+            raise _Refused(otherwise)
+        self.at += 1
+
+    def request_line(self, head: Head) -> None:
+        method = self.run_of(rules.TOKEN)
+        if len(method) > rules.MAX_METHOD:
+            raise _Refused(rules.LONG_METHOD)
+        self.space(rules.REQUEST_LINE)
+        if not method:
+            raise _Refused(rules.REQUEST_LINE)
+        target = self.run_of(rules.TARGET)
+        self.space(rules.BAD_TARGET)
+        if not target:
+            raise _Refused(rules.REQUEST_LINE)
+        major, head.minor = self.version()
+        if major != 1:
+            raise _Refused(rules.OTHER_VERSION)
+        if not _is_target(method, target):
+            raise _Refused(rules.BAD_TARGET)
+        self.minor = head.minor
+        head.method = method.decode("ascii")
+        head.target = target
+
+    def version(self) -> tuple[int, int]:
+        """The version, and the end of the line behind it."""
+        start = self.at
+        for allowed in _VERSION:
+            if self.line_ends() or self.text[self.at] not in allowed:
+                raise _Refused(rules.NO_VERSION)
+            self.at += 1
+        if not self.line_ends():
+            raise _Refused(rules.REQUEST_LINE)
+        self.at += 2
+        return int(self.text[start + 5 : start + 6]), min(int(self.text[start + 7 : start + 8]), 1)
+
+    def field(self) -> tuple[bytes, bytes]:
+        name = self.run_of(rules.TOKEN).lower()
+        if self.text[self.at : self.at + 1] in (b" ", b"\t"):
+            raise _Refused(rules.NAME_SPACE if name else rules.FOLDED)
+        if not name or self.text[self.at : self.at + 1] != b":":
+            ends = self.line_ends()
+            raise _Refused(rules.LINE_WITHOUT_COLON if ends else rules.BAD_NAME)
+        self.at += 1
+        value = self.run_of(rules.TEXT).strip(_OWS)
+        self.line_ends()
+        self.at += 2
+        if read := _READ.get(name):
+            read(self, value)
+        return name, value
+
+    def host(self, value: bytes) -> None:
+        if b"host" in self.values:
+            raise _Refused(rules.HOST_TWICE)
+        if value and not _is_host(value):
+            raise _Refused(rules.BAD_HOST)
+        self.values[b"host"] = value
+
+    def content_length(self, value: bytes) -> None:
+        if b"content-length" in self.values:
+            raise _Refused(rules.LENGTH_TWICE)
+        if self.chunked:
+            raise _Refused(rules.LENGTH_AND_CODING)
+        if not 1 <= len(value) <= rules.MAX_LENGTH_DIGITS or value.strip(_DIGITS):
+            raise _Refused(rules.BAD_LENGTH)
+        self.values[b"content-length"] = value
+
+    def transfer_encoding(self, value: bytes) -> None:
+        if self.minor == 0:
+            raise _Refused(rules.OLD_CODING)
+        if self.chunked:
+            raise _Refused(rules.CODING_TWICE)
+        if b"content-length" in self.values:
+            raise _Refused(rules.LENGTH_AND_CODING)
+        *others, last = _split(value, b",")
+        chunked = [coding.lower() for coding in (*others, last)].count(b"chunked")
+        if chunked != 1 or last.lower() != b"chunked" or not all(map(_CODING.fullmatch, others)):
+            raise _Refused(rules.BAD_CODING)
+        if others:
+            raise _Refused(rules.OTHER_CODING)
+        self.chunked = True
+
+    def connection(self, value: bytes) -> None:
+        self.options += _words(value)
+
+    def expect(self, value: bytes) -> None:
+        self.expected += _words(value)
+
+    def upgrade(self, value: bytes) -> None:
+        self.protocols += _words(value) if value else []
+
+
+_READ: Final[dict[bytes, Callable[[_Reader, bytes], None]]] = {
+    b"host": _Reader.host,
+    b"content-length": _Reader.content_length,
+    b"transfer-encoding": _Reader.transfer_encoding,
+    b"connection": _Reader.connection,
+    b"expect": _Reader.expect,
+    b"upgrade": _Reader.upgrade,
+}
+
+
+def _words(value: bytes) -> list[bytes]:
+    """The elements of a list in which nothing is quoted."""
+    return [word.strip(_OWS).lower() for word in value.split(b",")]
+
+
+def _is_host(text: bytes, port: bool = False) -> bool:
+    """Whether this is ``host [":" port]`` (RFC 9110, 7.2); port: with a port that has a digit."""
+    found = _HOST.fullmatch(text)
+    if not found:
+        return False
+    if found[1] is not None and not _is_ipv6(found[1]):
+        return False
+    digits = (found[2] or b"").lstrip(b"0")
+    if port and not found[2]:
+        return False
+    return len(digits) <= 5 and int(digits or b"0") <= rules.MAX_PORT
+
+
+def _is_ipv6(text: bytes) -> bool:
+    try:
+        ipaddress.IPv6Address(text.decode("ascii"))
+    except ValueError:
+        return False
+    return True
+
+
+def _is_target(method: bytes, target: bytes) -> bool:
+    """Whether the target has a form that this method may have (RFC 9112, section 3.2)."""
+    if method == b"CONNECT":
+        return _is_host(target, port=True)
+    if target == b"*":
+        return method == b"OPTIONS"
+    absolute = _ABSOLUTE.match(target)
+    return target.startswith(b"/") or (absolute is not None and _is_host(absolute[1]))
+
+
+def end_of_head(data: bytes | bytearray, start: int, seen: int) -> int:
+    """Whether ``parse`` has something to decide in what has arrived since it returned 0.
+
+    Looks only at what is new, so that a head that comes byte by byte is read in linear time.
+
+    Args:
+        data: what has arrived.
+        start: where the request begins, as for ``parse``.
+        seen: up to where an earlier call of this or of ``parse`` looked; ``start`` at first.
+
+    Returns:
+        The index behind the first LF in ``data[max(start, seen):]`` that no CR stands before, or
+        that ends an empty line behind one that is not empty: ``Head.end``, if it is a head. 0:
+        there is none, and ``parse`` would find at most that the limit has been reached, or a byte
+        that no head may have, which it will find later as well.
+
+    Raises:
+        TypeError: ``data`` is neither bytes nor a bytearray.
+        ValueError: ``start`` or ``seen`` is negative or exceeds ``data``.
+    """
+    _check_data(data)
+    _check_within("start", start, 0, len(data))
+    _check_within("seen", seen, 0, len(data))
+    at = max(start, seen)
+    while at := data.find(b"\n", at) + 1:
+        before = data[max(start, at - 5) : at - 1]
+        if not before.endswith(b"\r"):
+            return at
+        if len(before) == 4 and before.endswith(b"\r\n\r") and before[0] != 0x0A:
+            return at
+    return 0
+
+
+# --- chunked bodies ------------------------------------------------------------------------------
+
+
+class ChunkError(ValueError):
+    """A chunked body is malformed. Its text is for people."""
+
+
+class Chunks:
+    """The chunked body of one request (RFC 9112, section 7.1), as it arrives.
+
+    Strict: CRLF alone ends a line, a size is 1 to 16 hexadecimal digits below 2**62, extensions and
+    trailers have to be in order, and are dropped. A line with a size may have 4096 bytes, all
+    trailers 16384, and all extensions 16384 more than there has been payload. Every byte is
+    looked at once, however they are cut.
+
+    Attributes:
+        over: whether the end of the body has been read.
+    """
+
+    def __init__(self) -> None:
+        self._at = rules.AT_CHUNK
+        self._digits = 0  # of the size that is being read
+        self._line = 0  # bytes of the line with it
+        self._trailers = 0  # bytes of all trailers
+        self._left = 0  # payload of the chunk that is to come
+        self._spare = rules.MAX_EXTENSIONS  # bytes that extensions may still have
+
+    @property
+    def over(self) -> bool:
+        return self._at == rules.AT_END
+
+    def feed(self, data: bytes | bytearray, start: int, end: int) -> tuple[int, bytes]:
+        """Read ``data[start:end]``, or as much of it as belongs to the body.
+
+        Returns:
+            Up to where it has been read, as an index of ``data``, and the payload in it.
+
+        Raises:
+            ChunkError: the body is malformed; nothing can be read from it any more.
+            TypeError: ``data`` is neither bytes nor a bytearray.
+            ValueError: ``start`` and ``end`` do not lie within ``data``, in this order.
+        """
+        _check_data(data)
+        _check_within("end", end, 0, len(data))
+        _check_within("start", start, 0, end)
+        at, pieces = start, []
+        while at < end and self._at != rules.AT_END:
+            if self._at == rules.AT_DATA:
+                pieces.append(bytes(data[at : min(end, at + self._left)]))
+                self._take(len(pieces[-1]))
+                at += len(pieces[-1])
+            else:
+                self._step(data[at])
+                at += 1
+        return at, b"".join(pieces)
+
+    def _take(self, count: int) -> None:
+        self._left -= count
+        self._spare += count
+        if not self._left:
+            self._at = rules.AT_DATA_END
+
+    def _step(self, byte: int) -> None:
+        """Go on by a byte that is no payload."""
+        before, self._at = self._at, rules.CHUNK_STEPS[256 * self._at + byte]
+        if self._at == rules.AT_ERROR:
+            self._refuse(rules.CHUNK_ERRORS[before])
+        elif self._at == rules.AT_SIZE:
+            self._size(bytes([byte]), first=before == rules.AT_CHUNK)
+        elif self._at <= rules.AT_QUOTED_END:
+            self._line += 1
+            self._spare -= 1
+            if self._line > rules.MAX_CHUNK_LINE or self._spare < 0:
+                self._refuse(rules.LONG_EXTENSIONS)
+        elif self._at == rules.AT_DATA and not self._left:
+            self._at = rules.AT_TRAILER
+        elif before >= rules.AT_TRAILER:
+            self._trailers += 1
+            if self._trailers > rules.MAX_TRAILERS:
+                self._refuse(rules.LONG_TRAILERS)
+
+    def _size(self, digit: bytes, first: bool) -> None:
+        if first:
+            self._digits = self._line = self._left = 0
+        self._digits += 1
+        self._line += 1
+        self._left = self._left << 4 | int(digit, 16)
+        if self._digits > rules.MAX_SIZE_DIGITS or self._left >= rules.MAX_CHUNK:
+            self._refuse(rules.LONG_SIZE)
+
+    def _refuse(self, why: str) -> None:
+        self._at = rules.AT_ERROR
+        raise ChunkError(why)
+
+
+def _check_data(data: object) -> None:
+    if not isinstance(data, (bytes, bytearray)):
+        raise TypeError(f"data must be bytes or bytearray, not {type(data).__name__}")
+
+
+def _check_within(name: str, value: int, low: int, high: int) -> None:
+    if not low <= value <= high:
+        raise ValueError(f"{name} must be {low} to {high}, not {value}")

@@ -30,6 +30,9 @@ def refusals(options: Options) -> dict[int, bytes]:
         400: f"The head of the request is malformed, or it has no usable {header} field.",
         408: f"The head of the request was not complete within {options.head_timeout:g} s.",
         431: f"The head of the request is longer than {options.max_head_size} bytes.",
+        500: "The server could not answer this request.",
+        501: "This server does not implement that method or transfer coding.",
         503: "The worker for this client is busy or restarting. Please try again.",
+        505: "This server speaks HTTP/1.1 and HTTP/1.0.",
     }
     return {status: answer(status, text) for status, text in why.items()}

@@ -8,12 +8,12 @@ import os
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from sticky._core import Router, pick, siphash
+    from sticky._core import ChunkError, Chunks, Head, Router, end_of_head, parse, pick, siphash
 elif os.environ.get("STICKY_PURE") == "1":
-    from sticky._pycore import Router, pick, siphash
+    from sticky._pycore import ChunkError, Chunks, Head, Router, end_of_head, parse, pick, siphash
 else:
     try:
-        from sticky._core import Router, pick, siphash
+        from sticky._core import ChunkError, Chunks, Head, Router, end_of_head, parse, pick, siphash
     except ImportError as error:
         raise ImportError(
             f"sticky's compiled core cannot be loaded ({error}). Reinstall the package "
@@ -25,4 +25,14 @@ else:
 TWIN: Final = "py" if Router.__module__.endswith("_pycore") else "c"
 """Which twin was picked: "c" or "py"."""
 
-__all__ = ["TWIN", "Router", "pick", "siphash"]
+__all__ = [
+    "TWIN",
+    "ChunkError",
+    "Chunks",
+    "Head",
+    "Router",
+    "end_of_head",
+    "parse",
+    "pick",
+    "siphash",
+]

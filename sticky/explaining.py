@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import ipaddress
-import re
 import sys
 from collections.abc import Sequence
 
@@ -86,10 +85,10 @@ def main(argv: Sequence[str], *, prog: str) -> int:
 
 
 def _as_head(text: bytes) -> bytes:
-    """A head as people keep it in a file: perhaps without the blank line that ends it."""
-    if re.search(rb"\n\r?\n", text):
-        return text
-    return text.rstrip(b"\r\n") + b"\r\n\r\n"
+    """A head as people keep it in a file: perhaps with LF, or without the blank line at its end."""
+    if b"\r" not in text:
+        text = text.replace(b"\n", b"\r\n")
+    return text if b"\r\n\r\n" in text else text.rstrip(b"\r\n") + b"\r\n\r\n"
 
 
 def _quoted(address: str) -> str:

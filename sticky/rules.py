@@ -1,9 +1,10 @@
 """What both twins of the routing core must agree on: verdicts, reasons, limits, constants.
 
-Imports nothing. ``_core`` copies these values into C when it is loaded, ``_pycore`` uses them as
-they are, so neither can drift away from the other.
+Imports nothing of ours. ``_core`` copies these values into C when it is loaded, ``_pycore`` uses
+them as they are, so neither can drift away from the other.
 """
 
+from collections.abc import Iterable
 from typing import Final
 
 # What ``Router.route`` returns instead of a slot.
@@ -23,7 +24,7 @@ MAX_ADDRESS: Final = 128
 
 # Why a request goes where it goes. The order is used: up to LAST_KEY there is a key, up to
 # LAST_MISSING the verdict is MISSING, INCOMPLETE is NEED_MORE, NO_SESSION is ANYWHERE, and all
-# others are MALFORMED.
+# others are MALFORMED. ``parse`` says the same four from NUL to FOLDED, and those of ``_REFUSALS``.
 BY_PEER: Final = 0
 BY_LEFTMOST: Final = 1
 BY_HOPS: Final = 2
@@ -39,12 +40,13 @@ LAST_MISSING: Final = 9
 INCOMPLETE: Final = 10
 NUL: Final = 11
 BARE_CR: Final = 12
-SPACE_BEFORE_COLON: Final = 13
-NO_COLON: Final = 14
-FIRST_FOLDED: Final = 15
-SESSION_SPACE: Final = 16
-SESSION_NO_COLON: Final = 17
-NO_SESSION: Final = 18
+BARE_LF: Final = 13
+FOLDED: Final = 14
+SPACE_BEFORE_COLON: Final = 15
+NO_COLON: Final = 16
+SESSION_SPACE: Final = 17
+SESSION_NO_COLON: Final = 18
+NO_SESSION: Final = 19
 
 _WHY: Final = (
     "peer address",
@@ -60,9 +62,10 @@ _WHY: Final = (
     "the head is not complete",
     "NUL in the head",
     "bare CR in the head",
+    "LF without CR in the head",
+    "a line of the head is folded",
     "white space before the colon of '{header}'",
     "no colon after '{header}'",
-    "the first header line is folded",
     "white space before the colon of '{field}'",
     "no colon after '{field}'",
     "no session id in the {place} '{name}'",
@@ -80,8 +83,14 @@ TOKEN: Final = frozenset(
     b"!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 )
 
-
 VISIBLE: Final = frozenset(range(0x21, 0x7F))
+TEXT: Final = frozenset(range(256)) - frozenset(range(0x20)) - {0x7F} | {0x09}
+"""What a field value may hold: RFC 9110, section 5.5."""
+TARGET: Final = (VISIBLE | frozenset(range(0x80, 0x100))) - {0x23}
+"""What a request target may hold: no fragment; bytes above ASCII are sent, so they are read."""
+REG_NAME: Final = (TOKEN | frozenset(b"();=")) - frozenset(b"#^`|%")
+"""What the name of a host may hold beside %XX: RFC 3986, section 3.2.2, but no comma, which would
+make a list of it."""
 
 RANDOM_BYTES: Final = 15
 """What a minted id is made of: 20 characters of base64, as Engine.IO's own."""
@@ -171,3 +180,204 @@ def check_router(
     ):
         if not low <= value <= high:
             raise ValueError(f"{name} must be {low} to {high}, not {value}")
+
+
+# --- heads ---------------------------------------------------------------------------------------
+
+CHUNKED: Final = -1
+"""``Head.length`` of a body that is sent in chunks."""
+MAX_METHOD: Final = 64
+"""A longer method is none that anybody has: 501 (RFC 9112, section 3)."""
+MAX_LENGTH_DIGITS: Final = 18
+"""Of a Content-Length; whatever they say fits into 64 bits."""
+MAX_PORT: Final = 65535
+
+# Why ``parse`` refuses a head, beside NUL, BARE_CR, BARE_LF and FOLDED.
+CONTROL: Final = 20
+REQUEST_LINE: Final = 21
+LONG_METHOD: Final = 22
+BAD_TARGET: Final = 23
+NO_VERSION: Final = 24
+OTHER_VERSION: Final = 25
+NAME_SPACE: Final = 26
+BAD_NAME: Final = 27
+LINE_WITHOUT_COLON: Final = 28
+NO_HOST: Final = 29
+HOST_TWICE: Final = 30
+BAD_HOST: Final = 31
+BAD_LENGTH: Final = 32
+LENGTH_TWICE: Final = 33
+LENGTH_AND_CODING: Final = 34
+OLD_CODING: Final = 35
+CODING_TWICE: Final = 36
+BAD_CODING: Final = 37
+OTHER_CODING: Final = 38
+TOO_LARGE: Final = 39
+
+_REFUSALS: Final = {
+    NUL: (400, "The head of the request holds a NUL byte."),
+    BARE_CR: (400, "The head of the request holds a CR that no LF follows."),
+    BARE_LF: (400, "A line of the request's head ends with LF and no CR before it."),
+    FOLDED: (400, "A line of the request's head is folded: it begins with white space."),
+    CONTROL: (400, "The head of the request holds a control character."),
+    REQUEST_LINE: (
+        400,
+        "The request line is not a method, a target and a version with one space between them.",
+    ),
+    LONG_METHOD: (501, f"The method of the request has more than {MAX_METHOD} characters."),
+    BAD_TARGET: (400, "The request target is none that this method may have."),
+    NO_VERSION: (400, "The request line does not end with an HTTP version."),
+    OTHER_VERSION: (505, "The request is not of version 1 of HTTP."),
+    NAME_SPACE: (400, "There is white space in a field name or before its colon."),
+    BAD_NAME: (400, "A field name is empty, or holds a character that no name may have."),
+    LINE_WITHOUT_COLON: (400, "A line of the request's head has no colon."),
+    NO_HOST: (400, "The request has no Host field."),
+    HOST_TWICE: (400, "The request has more than one Host field."),
+    BAD_HOST: (400, "The Host field does not name a host."),
+    BAD_LENGTH: (
+        400,
+        f"The Content-Length is not one number of 1 to {MAX_LENGTH_DIGITS} digits.",
+    ),
+    LENGTH_TWICE: (400, "The request has more than one Content-Length field."),
+    LENGTH_AND_CODING: (400, "The request has a Content-Length beside a Transfer-Encoding."),
+    OLD_CODING: (400, "The request has a Transfer-Encoding, which HTTP/1.0 does not know."),
+    CODING_TWICE: (400, "The request has more than one Transfer-Encoding field."),
+    BAD_CODING: (400, "The Transfer-Encoding does not end in one 'chunked'."),
+    OTHER_CODING: (501, "The Transfer-Encoding has a coding other than 'chunked'."),
+    TOO_LARGE: (431, "The head of the request is too large."),
+}
+
+
+def status(reason: int) -> int:
+    """The status with which a head is refused for this reason: 400, 431, 501 or 505."""
+    return _REFUSALS[reason][0]
+
+
+def refusal(reason: int) -> str:
+    """One sentence for people: why ``parse`` refuses a head."""
+    return _REFUSALS[reason][1]
+
+
+# The names that most requests are made of: those a head is read by first, and in this order.
+KNOWN_NAMES: Final = (
+    *(b"host", b"content-length", b"transfer-encoding", b"connection", b"expect", b"upgrade"),
+    *(b"cookie", b"content-type"),
+    *(b"accept", b"accept-encoding", b"accept-language", b"access-control-request-headers"),
+    *(b"access-control-request-method", b"authorization", b"cache-control", b"cdn-loop"),
+    *(b"cf-connecting-ip", b"cf-ipcountry", b"cf-ray", b"cf-visitor", b"content-encoding"),
+    *(b"date", b"dnt", b"forwarded", b"from", b"if-match", b"if-modified-since"),
+    *(b"if-none-match", b"if-range", b"if-unmodified-since", b"keep-alive"),
+    *(b"mcp-protocol-version", b"mcp-session-id", b"origin", b"pragma", b"priority", b"range"),
+    *(b"referer", b"sec-ch-ua", b"sec-ch-ua-mobile", b"sec-ch-ua-platform", b"sec-fetch-dest"),
+    *(b"sec-fetch-mode", b"sec-fetch-site", b"sec-fetch-user", b"sec-websocket-extensions"),
+    *(b"sec-websocket-key", b"sec-websocket-protocol", b"sec-websocket-version", b"te"),
+    *(b"traceparent", b"tracestate", b"upgrade-insecure-requests", b"user-agent", b"via"),
+    *(b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-port", b"x-forwarded-proto"),
+    *(b"x-forwarded-server", b"x-real-ip", b"x-request-id", b"x-requested-with"),
+)
+
+
+def environ_name(name: bytes) -> str:
+    """What a field is called in a WSGI environ (PEP 3333; RFC 3875, section 4.1.18)."""
+    text = name.decode("ascii").upper().replace("-", "_")
+    return text if text in ("CONTENT_TYPE", "CONTENT_LENGTH") else "HTTP_" + text
+
+
+# --- chunked bodies (RFC 9112, section 7.1) ------------------------------------------------------
+
+MAX_SIZE_DIGITS: Final = 16
+MAX_CHUNK: Final = 1 << 62
+MAX_CHUNK_LINE: Final = 4096
+"""Bytes of a line with a chunk's size and extensions, without its CRLF."""
+MAX_EXTENSIONS: Final = 16384
+"""By how many bytes the extensions of a body may exceed the payload before them."""
+MAX_TRAILERS: Final = 16384
+"""Bytes of all trailer lines, with their line ends and the last, empty one."""
+
+# Where in a body one is: named by what has been read last. Those from AT_SPACE to AT_QUOTED_END are
+# within the extensions of a chunk, those from AT_TRAILER to AT_LAST_CR within the trailers.
+AT_CHUNK: Final = 0
+AT_SIZE: Final = 1
+AT_SPACE: Final = 2
+AT_SEMICOLON: Final = 3
+AT_NAME: Final = 4
+AT_NAME_SPACE: Final = 5
+AT_EQUALS: Final = 6
+AT_VALUE: Final = 7
+AT_VALUE_SPACE: Final = 8
+AT_QUOTE: Final = 9
+AT_ESCAPE: Final = 10
+AT_QUOTED_END: Final = 11
+AT_SIZE_CR: Final = 12
+AT_DATA: Final = 13
+AT_DATA_END: Final = 14
+AT_DATA_CR: Final = 15
+AT_TRAILER: Final = 16
+AT_TRAILER_NAME: Final = 17
+AT_TRAILER_VALUE: Final = 18
+AT_TRAILER_CR: Final = 19
+AT_LAST_CR: Final = 20
+AT_END: Final = 21
+AT_ERROR: Final = 22
+
+_NOT_EXTENDED: Final = "an extension of a chunk is malformed"
+_NO_CRLF: Final = "a chunk is longer than its size says"
+_NO_TRAILER: Final = "a trailer of the body is malformed"
+CHUNK_ERRORS: Final = (
+    *("a chunk does not begin with its size in hexadecimal digits",) * 2,
+    *("there is white space behind the size of a chunk", *(_NOT_EXTENDED,) * 9),
+    *("the line with the size of a chunk does not end with CRLF", *(_NO_CRLF,) * 3),
+    *(_NO_TRAILER,) * 5,
+    *("the body is over", "the body has been refused before"),
+)
+"""What is wrong where a byte has no place, by where it has none."""
+LONG_SIZE: Final = "the size of a chunk is too large"
+LONG_EXTENSIONS: Final = "the extensions of the chunks are too long"
+LONG_TRAILERS: Final = "the trailers of the body are too long"
+
+
+def _steps() -> bytes:
+    """Where each byte leads, 256 for each place in a body."""
+    blank, hexadecimal, cr, lf = b" \t", b"0123456789abcdefABCDEF", b"\r", b"\n"
+    quoted = TEXT - frozenset(b'"\\')
+    ways: dict[int, tuple[tuple[Iterable[int], int], ...]] = {
+        AT_CHUNK: ((hexadecimal, AT_SIZE),),
+        AT_SIZE: (
+            *((hexadecimal, AT_SIZE), (blank, AT_SPACE)),
+            *((b";", AT_SEMICOLON), (cr, AT_SIZE_CR)),
+        ),
+        AT_SPACE: ((blank, AT_SPACE), (b";", AT_SEMICOLON)),
+        AT_SEMICOLON: ((blank, AT_SEMICOLON), (TOKEN, AT_NAME)),
+        AT_NAME: (
+            *((TOKEN, AT_NAME), (blank, AT_NAME_SPACE), (b"=", AT_EQUALS)),
+            *((b";", AT_SEMICOLON), (cr, AT_SIZE_CR)),
+        ),
+        AT_NAME_SPACE: ((blank, AT_NAME_SPACE), (b"=", AT_EQUALS), (b";", AT_SEMICOLON)),
+        AT_EQUALS: ((blank, AT_EQUALS), (TOKEN, AT_VALUE), (b'"', AT_QUOTE)),
+        AT_VALUE: (
+            *((TOKEN, AT_VALUE), (blank, AT_VALUE_SPACE)),
+            *((b";", AT_SEMICOLON), (cr, AT_SIZE_CR)),
+        ),
+        AT_VALUE_SPACE: ((blank, AT_VALUE_SPACE), (b";", AT_SEMICOLON)),
+        AT_QUOTE: ((quoted, AT_QUOTE), (b"\\", AT_ESCAPE), (b'"', AT_QUOTED_END)),
+        AT_ESCAPE: ((TEXT, AT_QUOTE),),
+        AT_QUOTED_END: ((blank, AT_VALUE_SPACE), (b";", AT_SEMICOLON), (cr, AT_SIZE_CR)),
+        AT_SIZE_CR: ((lf, AT_DATA),),
+        AT_DATA_END: ((cr, AT_DATA_CR),),
+        AT_DATA_CR: ((lf, AT_CHUNK),),
+        AT_TRAILER: ((TOKEN, AT_TRAILER_NAME), (cr, AT_LAST_CR)),
+        AT_TRAILER_NAME: ((TOKEN, AT_TRAILER_NAME), (b":", AT_TRAILER_VALUE)),
+        AT_TRAILER_VALUE: ((TEXT, AT_TRAILER_VALUE), (cr, AT_TRAILER_CR)),
+        AT_TRAILER_CR: ((lf, AT_TRAILER),),
+        AT_LAST_CR: ((lf, AT_END),),
+    }
+    table = bytearray([AT_ERROR]) * (256 * (AT_ERROR + 1))
+    for place, steps in ways.items():
+        for letters, to in steps:
+            for byte in letters:
+                table[256 * place + byte] = to
+    return bytes(table)
+
+
+CHUNK_STEPS: Final = _steps()
+"""The grammar of a chunked body but for what is counted: sizes, payload, limits."""

@@ -211,6 +211,9 @@ class Wire:
             return None
         if (self.service.looks or self.asks) and not self._is_ours():
             return None
+        if head.method == "CONNECT":  # nothing behind this is a proxy (RFC 9110, 9.3.6)
+            self.refuse(501)
+            return None
         http.begin(head)
         self.asks = self.first = False
         self.moves = 0

@@ -18,6 +18,7 @@ No I/O and no clock: whoever owns the socket reads, writes, and watches the time
 from __future__ import annotations
 
 import re
+from email.utils import formatdate
 from http import HTTPStatus
 from typing import Final
 
@@ -92,7 +93,24 @@ def reason_of(status: int) -> bytes:
 _LINES: Final = {
     status.value: b"HTTP/1.1 %d %b\r\n" % (status.value, status.phrase.encode("ascii"))
     for status in HTTPStatus
+    if status >= 200
 }
+
+
+_date = 0, b""
+
+
+def date_line(now: float) -> bytes:
+    """The line that says when an answer was made (RFC 9110, 6.6.1).
+
+    Args:
+        now: seconds since the epoch.
+    """
+    global _date
+    second = int(now)
+    if _date[0] != second:
+        _date = second, b"Date: %b\r\n" % formatdate(second, usegmt=True).encode("ascii")
+    return _date[1]
 
 
 class Http1:
@@ -173,7 +191,7 @@ class Http1:
         self.left = head.length
         self._chunks = Chunks() if head.length == CHUNKED else None
         self.continued = False
-        self.stays = head.keep_alive and head.method != "CONNECT"
+        self.stays = head.keep_alive
         self.framing = NO_BODY
         self.left_to_send = 0
 
@@ -185,9 +203,16 @@ class Http1:
 
     @property
     def wants_continue(self) -> bool:
-        """Whether the client waits for ``CONTINUE`` before it sends its body (RFC 9110, 10.1.1)."""
+        """Whether the client waits for ``CONTINUE`` before it sends its body (RFC 9110, 10.1.1); one
+        that has begun to send it does not."""
         head = self.head
-        return head is not None and head.expects and not self.continued and not self.body_is_over
+        return (
+            head is not None
+            and head.expects
+            and not self.continued
+            and not self.body_is_over
+            and self._read == len(self.buffer)
+        )
 
     def body(self) -> bytes:
         """What is there of the body; b"": nothing (see ``body_is_over``).
@@ -259,7 +284,7 @@ class Http1:
         lines = [_LINES.get(status, b"") if reason is None else b""]
         if not lines[0]:
             phrase = reason_of(status) if reason is None else reason
-            if not 100 <= status <= 999 or not _REASON.fullmatch(phrase):
+            if not 200 <= status <= 999 or not _REASON.fullmatch(phrase):
                 raise BadAnswer(f"the status of the answer is {status!r} {phrase!r}")
             lines[0] = b"HTTP/1.1 %d %b\r\n" % (status, phrase)
         length: int | None = None
@@ -305,9 +330,9 @@ class Http1:
         assert head is not None
         if head.upgrade or self.wants_continue:
             self.stays = False
-        if status in (204, 304) or head.method == "HEAD" or status < 200:
+        if status in (204, 304) or head.method == "HEAD":
             self.framing = NO_BODY
-            if length is not None and status >= 200 and status != 204:
+            if length is not None and status != 204:
                 lines.append(b"Content-Length: %d\r\n" % length)
         elif length is not None or size is not None:
             self.framing = LENGTH

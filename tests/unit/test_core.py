@@ -93,8 +93,7 @@ def test_only_letters_have_a_case(twin):
         b"X-Forwarded-For-Real: 1.2.3.4",
         b"XX-Forwarded-For: 1.2.3.4",
         b"Referer: X-Forwarded-For: 1.2.3.4",
-        b"Referer:\r\n X-Forwarded-For: 1.2.3.4",
-        b"A: b\r\n\tX-Forwarded-For: 1.2.3.4",
+        b"Referer:\tX-Forwarded-For: 1.2.3.4",
     ],
 )
 def test_what_only_looks_like_the_header_is_not_it(twin, line):
@@ -106,15 +105,23 @@ def test_the_request_line_is_never_the_header(twin):
     for line in (
         b"X-Forwarded-For: 1.2.3.4",
         b"GET /?X-Forwarded-For: 1.2.3.4 HTTP/1.1",
-        b"\r\n\nX-Forwarded-For: 1.2.3.4",
+        b"\r\n\r\nX-Forwarded-For: 1.2.3.4",
     ):
         assert refused(twin, line + b"\r\nHost: a\r\n\r\n")[0] == MISSING
 
 
-@pytest.mark.parametrize("empty", [b"\r\n", b"\n", b"\r\n\n\r\n"])
+@pytest.mark.parametrize("empty", [b"\r\n", b"\r\n\r\n", b"\r\n" * 40])
 def test_empty_lines_before_the_request_line_are_skipped(twin, empty):
     assert key(twin, empty + xff(b"203.0.113.7")) == b"203.0.113.7"
     assert refused(twin, empty)[0] == NEED_MORE
+    assert refused(twin, empty + b"\r")[0] == NEED_MORE
+
+
+@pytest.mark.parametrize("empty", [b"\n", b"\r\n\n", b"\n\r\n"])
+def test_an_empty_line_is_crlf_and_nothing_else(twin, empty):
+    why = "LF without CR in the head"
+    assert refused(twin, empty + xff(b"203.0.113.7")) == (MALFORMED, why)
+    assert refused(twin, empty) == (MALFORMED, why)
 
 
 def test_the_body_is_never_looked_at(twin):
@@ -124,17 +131,17 @@ def test_the_body_is_never_looked_at(twin):
         assert ask(twin, xff(b"1.2.3.4") + body) == ask(twin, xff(b"1.2.3.4"))
 
 
-@pytest.mark.parametrize("eol", [b"\r\n", b"\n"])
-def test_crlf_and_bare_lf_both_end_a_line(twin, eol):
-    head = request(b"Host: a", b"X-Forwarded-For: 203.0.113.7", eol=eol)
-    assert key(twin, head) == b"203.0.113.7"
-
-
-def test_any_mix_of_line_ends_ends_the_head(twin):
-    for end in (b"\r\n\r\n", b"\n\n", b"\r\n\n", b"\n\r\n"):
-        head = b"GET / HTTP/1.1\nX-Forwarded-For: 203.0.113.7" + end
-        assert key(twin, head) == b"203.0.113.7"
-        assert refused(twin, head[:-1])[0] == NEED_MORE
+def test_a_bare_lf_anywhere_in_the_head_is_malformed(twin):
+    head = xff(b"203.0.113.7")
+    for at in range(len(head) - 1):
+        dirty = head[:at] + b"\n" + head[at + (head[at : at + 1] == b"\r") :]
+        if head[at - 1 : at] == b"\r" and at:
+            continue  # CR, LF, LF: the LF before this one is the end of a line
+        assert refused(twin, dirty) == (MALFORMED, "LF without CR in the head")
+        assert refused(twin, dirty[: at + 1])[0] == MALFORMED
+        assert refused(twin, dirty[:at])[0] == NEED_MORE
+    for end in (b"\n\n", b"\r\n\n", b"\n\r\n"):
+        assert refused(twin, head[:-4] + end) == (MALFORMED, "LF without CR in the head")
 
 
 def test_white_space_around_the_value_is_dropped(twin):
@@ -142,16 +149,14 @@ def test_white_space_around_the_value_is_dropped(twin):
         assert key(twin, request(b"X-Forwarded-For:" + value)) == b"203.0.113.7"
 
 
-@pytest.mark.parametrize("fold", [b"\r\n ", b"\n\t", b" \r\n\t ", b"\r\n \r\n "])
-def test_folded_lines_belong_to_the_value(twin, fold):
-    assert key(twin, xff(fold + b"203.0.113.7")) == b"203.0.113.7"
-    assert key(twin, xff(b"unknown," + fold + b"203.0.113.7")) == b"203.0.113.7"
-    assert key(twin, xff(b"some" + fold + b"words")) == b"some words"
-
-
-def test_a_fold_of_another_field_is_not_the_header(twin):
-    head = request(b"Cookie: a", b" X-Forwarded-For: 1.2.3.4", b"X-Forwarded-For: 203.0.113.7")
-    assert key(twin, head) == b"203.0.113.7"
+@pytest.mark.parametrize("space", [b" ", b"\t", b" \t "])
+@pytest.mark.parametrize("line", [b"A: b", b"X-Forwarded-For: 203.0.113.7", b"X-Forwarded-For:"])
+def test_a_folded_line_anywhere_is_malformed(twin, line, space):
+    for rest in (b"10.0.0.1", b"X-Forwarded-For: 1.2.3.4", b"", b": x"):
+        head = request(b"X-Forwarded-For: 203.0.113.7", line, space + rest)
+        assert refused(twin, head) == (MALFORMED, "a line of the head is folded")
+        assert refused(twin, head[: head.index(b"\r\n" + space) + 3])[0] == MALFORMED
+        assert refused(twin, head[: head.index(b"\r\n" + space) + 2])[0] == NEED_MORE
 
 
 @pytest.mark.parametrize("space", [b" ", b"\t", b"  \t"])
@@ -163,7 +168,7 @@ def test_white_space_before_the_colon_is_malformed(twin, space):
 
 
 def test_the_name_without_a_colon_is_malformed(twin):
-    for rest in (b"", b" ", b"\r\n : 203.0.113.7"):
+    for rest in (b"", b" ", b"\t\r\nA: b"):
         head = request(b"X-Forwarded-For" + rest)
         assert refused(twin, head) == (MALFORMED, "no colon after 'x-forwarded-for'")
     assert refused(twin, request(b"X-Forwarded-For 203.0.113.7"))[0] == MISSING
@@ -190,13 +195,19 @@ def test_a_bare_cr_anywhere_in_the_head_is_malformed(twin):
 def test_a_continuation_line_of_the_request_line_is_malformed(twin):
     for space in (b" ", b"\t"):
         head = request(space + b"X-Forwarded-For: 1.2.3.4", b"X-Forwarded-For: 203.0.113.7")
-        assert refused(twin, head) == (MALFORMED, "the first header line is folded")
+        assert refused(twin, head) == (MALFORMED, "a line of the head is folded")
 
 
 def test_what_is_wrong_first_in_the_bytes_is_the_reason(twin):
     assert refused(twin, b"GET /\0 HTTP/1.1\r\n fold\r\rX")[1] == "NUL in the head"
-    assert refused(twin, b"GET / HTTP/1.1\r\n fold\r\r\0")[1] == "the first header line is folded"
+    assert refused(twin, b"GET / HTTP/1.1\r\n fold\r\r\0")[1] == "a line of the head is folded"
+    assert refused(twin, b"GET / HTTP/1.1\n fold\r\r\0")[1] == "LF without CR in the head"
+    assert refused(twin, b"GET / HTTP/1.1\r\nA\0\nB\r\r")[1] == "NUL in the head"
     assert refused(twin, request(b"A: \r\0", b"X-Forwarded-For :"))[1] == "bare CR in the head"
+    name = b"X-Forwarded-For"
+    assert refused(twin, request(name + b":\n"))[1] == "LF without CR in the head"
+    assert refused(twin, request(name + b" \n"))[1] == "LF without CR in the head"
+    assert refused(twin, request(name + b" \r:"))[1] == "bare CR in the head"
 
 
 def test_malformed_is_malformed_whatever_is_ignored(twin):
@@ -283,8 +294,6 @@ def test_hostile_values_take_time_in_proportion_to_their_length(twin):
         b" ",
         b"\t ",
         b",",
-        b"a\r\n ",
-        b"\r\n ",
         b'",',
         b';"',
         b"::",
@@ -294,7 +303,7 @@ def test_hostile_values_take_time_in_proportion_to_their_length(twin):
             head = request(header + b": x" + value)
             assert ask(twin, head, header=header, hops=1)[0] >= MALFORMED
             assert ask(twin, head, header=header)[0] >= MALFORMED
-    for line in (b"X-Forwarded-For:", b"X-Forwarded-For: a", b"X", b"\n ", b"A:\r\n b"):
+    for line in (b"X-Forwarded-For:", b"X-Forwarded-For: a", b"X", b"\n", b"A:\r\n b", b"x\r"):
         assert ask(twin, request(b"A: b", *[line] * (size // len(line))))[0] >= MALFORMED
 
 
@@ -498,13 +507,13 @@ def test_a_value_without_an_address_counts_with_its_bytes(twin):
 
 
 def test_the_bytes_of_several_lines_are_joined_as_a_list(twin):
-    slot, found, _ = ask(twin, xff(b"one ", b"", b" two\t\r\n three", b"unknown"))
-    assert found == b"one, two three, unknown"
+    slot, found, _ = ask(twin, xff(b"one ", b"", b" two\tthree", b"unknown"))
+    assert found == b"one, two\tthree, unknown"
     assert slot == twin.pick(twin.siphash(SEED, found), 7)
 
 
 def test_a_short_name_with_many_short_lines_has_room_for_its_key(twin):
-    slot, found, _ = ask(twin, request(*[b"x:y"] * 500, eol=b"\n"), header=b"x")
+    slot, found, _ = ask(twin, request(*[b"x:y"] * 500), header=b"x")
     assert found == b", ".join([b"y"] * 500)
     assert slot == twin.pick(twin.siphash(SEED, found), 7)
 
@@ -523,7 +532,6 @@ def test_bytes_of_any_length_and_kind_are_a_key(twin):
         ([b"X-Forwarded-For:"], "'x-forwarded-for' is empty"),
         ([b"X-Forwarded-For: \t "], "'x-forwarded-for' is empty"),
         ([b"X-Forwarded-For: , ,,"], "'x-forwarded-for' is empty"),
-        ([b"X-Forwarded-For: \r\n "], "'x-forwarded-for' is empty"),
         ([b"X-Forwarded-For: unknown"], "nothing but 'unknown' in 'x-forwarded-for'"),
         (
             [b"X-Forwarded-For: UNKNOWN, ,Unknown", b'X-Forwarded-For: "unknown"'],

@@ -1,0 +1,1 @@
+"""Raw requests that a server must take, refuse or leave alone: cases, a runner, apps."""

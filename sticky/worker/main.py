@@ -50,6 +50,9 @@ class Worker:
         pid: its process id.
         options: the settings of the server.
         board: what all processes of the server have counted.
+        handlers: of the event "connection".
+        counters: what this process has counted.
+        service: what serves the app, once it is there.
         sessions: with the option ``session``: those of this process.
         mailbox: a descriptor: what siblings send arrives here (AF_UNIX SOCK_SEQPACKET).
         siblings: descriptors to send to, one a slot, by number, the own one included.
@@ -69,12 +72,12 @@ class Worker:
         self.options = options
         self.mailbox = mailbox
         self.siblings = tuple(siblings)
-        self._handlers: list[Handler] = []
+        self.handlers: list[Handler] = []
         self.board = board or Board()
-        self._counters = self.board.process(row)
-        self._adapter: Adapter | None = None
+        self.counters = self.board.process(row)
+        self.service: Service | None = None
         self._row = row
-        self.sessions = Sessions(options, id, self._counters) if options.session else None
+        self.sessions = Sessions(options, id, self.counters) if options.session else None
 
     def on(self, event: str, handler: Handler) -> Handler:
         """Have ``handler(connection)`` called each time this process adopts a connection.

@@ -113,6 +113,11 @@ class Service:
         close(session)
 
     @property
+    def busy(self) -> bool:
+        """Whether something is in hand that is to be finished before this process ends."""
+        return bool(self.wires)
+
+    @property
     def can_start(self) -> bool:
         """Whether one more request can be given to the app now."""
         return True
@@ -161,7 +166,7 @@ class Service:
             self.placing.recount()
         if self.link.paused:
             self.link.room()
-        if self.draining.finishing and not self.wires:
+        if self.draining.finishing and not self.busy:
             self.hub.call(self.draining.check)
 
     def handler_failed(self, connection: Connection) -> None:

@@ -32,7 +32,7 @@ from ..channel import Address, socket_family
 from ..core import Head
 from ..rules import MISSING
 from .http1 import Http1, Refused
-from .kernel import EPOLLET, EPOLLIN, EPOLLRDHUP, Socket
+from .kernel import EPOLLERR, EPOLLET, EPOLLHUP, EPOLLIN, EPOLLRDHUP, Socket
 from .placing import UNHELD
 from .sync import Connection
 
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("sticky.worker")
 
 WATCH = EPOLLIN | EPOLLRDHUP | EPOLLET
+ENDED = EPOLLRDHUP | EPOLLHUP | EPOLLERR
 _WATCH_HELD = EPOLLRDHUP | EPOLLET
 READ_SIZE = 65536
 _DONTWAIT = int(socket.MSG_DONTWAIT)
@@ -75,6 +76,7 @@ class Wire:
         "asks",
         "connection",
         "due",
+        "ended",
         "fd",
         "first",
         "http",
@@ -104,6 +106,7 @@ class Wire:
         self.http = Http1(service.max_head_size)
         self.registered = False
         self.pending = False  # something has arrived since the last read
+        self.ended = False  # the client has closed its side, behind what is still to be read
         self.due = math.inf
         self.slice = 0
         self.connection: Connection | None = None
@@ -260,8 +263,8 @@ class Wire:
             else:
                 self.close()
             return False
-        if len(data) == READ_SIZE:
-            self.pending = True
+        # No event comes any more for an end that was announced together with this.
+        self.pending = self.ended or len(data) == READ_SIZE
         self.http.receive(data)
         return True
 
@@ -308,6 +311,8 @@ class Wire:
 
     def ready(self, events: int) -> None:
         """Something has arrived, or the client has closed its side."""
+        if events & ENDED:
+            self.ended = True
         self.pending = True
         self.look_again()
 

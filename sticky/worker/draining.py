@@ -119,5 +119,5 @@ class Draining:
 
     def check(self) -> None:
         """End if nothing is left."""
-        if self.finishing and not self.service.wires:
+        if self.finishing and not self.service.busy:
             self.service.quit()

@@ -20,6 +20,7 @@ No I/O and no clock: whoever owns the socket reads, writes, and watches the time
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from email.utils import formatdate
 from http import HTTPStatus
 from typing import Final
@@ -113,6 +114,29 @@ def date_line(now: float) -> bytes:
     if _date[0] != second:
         _date = second, b"Date: %b\r\n" % formatdate(second, usegmt=True).encode("ascii")
     return _date[1]
+
+
+def switch(fields: Iterable[tuple[bytes, bytes]], date: bytes) -> bytes:
+    """The head of a 101 that takes the connection to WebSocket (RFC 6455, 4.2.2).
+
+    Args:
+        fields: beside those that every such answer has: Sec-WebSocket-Accept, and what the app
+            adds. What is ours to say is left out.
+        date: the line of that name.
+
+    Raises:
+        BadAnswer: a name or a value cannot be sent.
+    """
+    lines = [b"HTTP/1.1 101 Switching Protocols\r\n", date]
+    lines.append(b"Upgrade: websocket\r\nConnection: Upgrade\r\n")
+    for name, value in fields:
+        sent, meaning = _names.get(name) or _learn(name)
+        if re.search(rb"[\r\n\0]", value):
+            raise BadAnswer(f"a field of the answer has CR, LF or NUL in it: {name!r}: {value!r}")
+        if not meaning:
+            lines.append(b"%b%b\r\n" % (sent, value))
+    lines.append(b"\r\n")
+    return b"".join(lines)
 
 
 class Http1:

@@ -69,7 +69,9 @@ class Deadlines:
     is laid into the slice where its deadline is now.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, on_earlier: Callable[[], object] = lambda: None) -> None:
+        """``on_earlier``: called when ``due`` has come closer."""
+        self._on_earlier = on_earlier
         self._slices: dict[int, set[Member]] = {}
         self._order: list[int] = []
         self._lock = allocate_lock()  # worker threads set deadlines, too
@@ -81,6 +83,9 @@ class Deadlines:
         if not member.slice or at < member.slice:
             with self._lock:
                 self._lay(member, at)
+                earlier = self._order[0] == at and len(self._slices[at]) == 1
+            if earlier:
+                self._on_earlier()
 
     def _lay(self, member: Member, at: int) -> None:
         member.slice = at
@@ -129,12 +134,15 @@ class Hub:
     Attributes:
         due: when ``turn`` is to be called although nothing is ready, on the monotonic clock.
         over: nothing is waited for any more; whoever runs the event loop is to return.
+        on_stop: called when that begins.
+        on_earlier: called when ``due`` has come closer, in the thread that made it so; for loops
+            that set a timer of their own to it.
     """
 
     def __init__(self) -> None:
         self._epoll = epoll()
         self._members: dict[int, Member] = {}
-        self._deadlines = Deadlines()
+        self._deadlines = Deadlines(self._earlier)
         self._timers: list[tuple[float, int, Callable[[], object]]] = []
         self._timed = 0
         self._calls: deque[Callable[[], object]] = deque()
@@ -144,6 +152,7 @@ class Hub:
         self.forget = self._deadlines.forget
         self.over = False
         self.on_stop: Callable[[], object] | None = None
+        self.on_earlier: Callable[[], object] | None = None
 
     def fileno(self) -> int:
         """The epoll's descriptor: readable when ``turn`` has something to do."""
@@ -177,6 +186,12 @@ class Hub:
         """Have this called in so many seconds; from the loop's own thread."""
         self._timed += 1
         heapq.heappush(self._timers, (time.monotonic() + seconds, self._timed, call))
+        if self._timers[0][1] == self._timed:
+            self._earlier()
+
+    def _earlier(self) -> None:
+        if self.on_earlier is not None:
+            self.on_earlier()
 
     @property
     def due(self) -> float:

@@ -51,6 +51,9 @@ class Worker:
         pid: its process id.
         options: the settings of the server.
         board: what all processes of the server have counted.
+        handlers: of the event "connection".
+        counters: what this process has counted.
+        service: what serves the app, once it is there.
         sessions: with the option ``session``: those of this process.
         mailbox: a descriptor: what siblings send arrives here (AF_UNIX SOCK_SEQPACKET).
         siblings: descriptors to send to, one a slot, by number, the own one included.

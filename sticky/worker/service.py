@@ -113,6 +113,11 @@ class Service:
         close(session)
 
     @property
+    def busy(self) -> bool:
+        """Whether something is in hand that is to be finished before this process ends."""
+        return bool(self.wires)
+
+    @property
     def can_start(self) -> bool:
         """Whether one more request can be given to the app now."""
         return True
@@ -167,7 +172,7 @@ class Service:
     def _one_less(self) -> None:
         self.placing.recount()
         self.link.room()
-        if self.draining.finishing and not self.wires:
+        if self.draining.finishing and not self.busy:
             self.hub.call(self.draining.check)  # behind whatever is being done with this one
 
     def handler_failed(self, connection: Connection) -> None:

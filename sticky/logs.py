@@ -86,6 +86,34 @@ def set_up(options: Options, *, worker: int | None = None) -> None:
     logger.propagate = False
 
 
+def reopen() -> None:
+    """Open every log file of this process anew, by its name: it may have been renamed meanwhile.
+
+    These are the files of all handlers of the module ``logging``, ours and those that a
+    ``log_config`` or the app has made.
+    """
+    loggers = [logging.getLogger(), *logging.getLogger().manager.loggerDict.values()]
+    found = {
+        handler
+        for logger in loggers
+        if isinstance(logger, logging.Logger)
+        for handler in logger.handlers
+        if isinstance(handler, logging.FileHandler)
+    }
+    for handler in found:
+        handler.acquire()
+        try:
+            before = handler.stream
+            if before is None:
+                continue  # with ``delay``: it was never opened
+            handler.stream = handler._open()
+            before.close()
+        except OSError as error:  # it goes on in the old one
+            logging.getLogger("sticky").error("a log file cannot be opened anew: %s", error)
+        finally:
+            handler.release()
+
+
 def _from_file(path: str) -> None:
     import logging.config
 

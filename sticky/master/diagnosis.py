@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable
 
 from ..options import Options
-from ..routing import Router
+from ..routing import Router, is_by_peer
 
 ENOUGH = 200
 """Requests after which a survey is over."""
@@ -49,7 +49,7 @@ class Survey:
         _, key, why = self._router.explain(head, length, peer)
         self._total += 1
         self._keys[key] += 1
-        self._by_peer += why.startswith("peer")
+        self._by_peer += is_by_peer(why)
         if self._options.proxy:
             lines = bytes(head[:length]).lower().split(b"\n")[1:]
             self._others.update({line.partition(b":")[0] for line in lines} & set(_OTHERS))

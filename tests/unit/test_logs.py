@@ -164,3 +164,48 @@ def test_a_configuration_file_that_cannot_be_used_is_an_error_that_names_it(
     path.write_text(content)
     with pytest.raises(OptionError, match=r"log\.json"):
         logs.set_up(Options(num=1, log_config=str(path)))
+
+
+@pytest.fixture
+def file_logger(tmp_path):
+    """A logger of the app's, with a file."""
+    theirs = logging.getLogger("somebody.elses")
+    handler = logging.FileHandler(tmp_path / "app.log")
+    theirs.addHandler(handler)
+    yield theirs
+    theirs.removeHandler(handler)
+    handler.close()
+
+
+def test_a_log_file_that_was_renamed_is_opened_anew(file_logger, tmp_path):
+    file_logger.error("one")
+    os.rename(tmp_path / "app.log", tmp_path / "app.log.1")
+    file_logger.error("two")
+    logs.reopen()
+    file_logger.error("three")
+    assert (tmp_path / "app.log.1").read_text() == "one\ntwo\n"
+    assert (tmp_path / "app.log").read_text() == "three\n"
+
+
+def test_a_log_file_that_cannot_be_opened_anew_goes_on_as_it_was(file_logger, tmp_path):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    handler = logging.FileHandler(folder / "log")
+    file_logger.addHandler(handler)
+    folder.rename(tmp_path / "away")
+    before = len(os.listdir("/proc/self/fd"))
+    logs.reopen()
+    logs.reopen()
+    file_logger.error("still here")
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert (tmp_path / "away" / "log").read_text() == "still here\n"
+    file_logger.removeHandler(handler)
+    handler.close()
+
+
+def test_a_log_file_that_was_never_opened_stays_so(file_logger, tmp_path):
+    handler = logging.FileHandler(tmp_path / "later.log", delay=True)
+    file_logger.addHandler(handler)
+    logs.reopen()
+    assert not (tmp_path / "later.log").exists()
+    file_logger.removeHandler(handler)

@@ -17,6 +17,36 @@ _PIPE_BUF = 4096
 """A pipe that polls as writable takes this much without blocking (pipe(7))."""
 
 
+def printable(text: object, longest: int = 1000, *, quote: str = "") -> str:
+    """What somebody else has sent, to be a part of a line of ours.
+
+    Control characters, line ends of any kind and backslashes are escaped, as Python writes them;
+    what is longer is cut off, and ends with three dots.
+
+    Args:
+        text: what it is; turned into a str.
+        longest: characters, without the dots.
+        quote: a character that is escaped, too.
+    """
+    plain = str(text)
+    short = plain[:longest]
+    if not short.isprintable() or "\\" in short or (quote and quote in short):
+        pieces: list[str] = []
+        room = longest
+        for char in short:
+            piece = char
+            if char == quote:
+                piece = "\\" + char
+            elif char == "\\" or not char.isprintable():
+                piece = char.encode("unicode_escape").decode("ascii")
+            room -= len(piece)
+            if room < 0:
+                return "".join(pieces) + "..."
+            pieces.append(piece)
+        short = "".join(pieces)
+    return short + "..." if len(plain) > longest else short
+
+
 class PatientHandler(logging.Handler):
     """Writes to a descriptor, and never waits for whoever reads at the other end.
 

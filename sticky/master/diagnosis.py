@@ -16,6 +16,7 @@ ENOUGH = 200
 """Requests after which a survey is over."""
 
 _MOST = 0.95
+_SHOWN = 100
 _OTHERS = (
     b"x-forwarded-for",
     b"x-real-ip",
@@ -61,7 +62,7 @@ class Survey:
     def _conclude(self) -> None:
         options, total = self._options, self._total
         key, times = self._keys.most_common(1)[0]
-        shown = key.decode(errors="backslashreplace")
+        shown = repr(key[:_SHOWN])[2:-1]  # it may be any bytes that a client likes
         one = options.num > 1 and times >= _MOST * total
         if not options.proxy:
             if one:

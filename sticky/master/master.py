@@ -412,7 +412,7 @@ class Master:
                 stays = self._dispatcher.pass_on(message, self._successor(process))
             elif message.kind == channel.NOTICE:
                 notice = json.loads(message.payload)
-                self._dispatcher.tell(notice["subject"], notice["text"])
+                self._dispatcher.tell(notice["subject"], logs.printable(notice["text"], 2000))
             elif message.kind == channel.FAILED:
                 process.failure = json.loads(message.payload)
             if stays or self._ledger.actions:

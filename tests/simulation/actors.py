@@ -589,5 +589,10 @@ class Weather:
         """Much is shared, and little is in the way of it."""
         self.shared, self.bad_boots = 0.9, 0.0
 
+    def rest(self) -> None:
+        """Connections stay open between requests, and processes are replaced."""
+        self.reloads, self.closers, self.slow_boots, self.bad_heads = 0.8, 0.0, 0.0, 0.0
+        self.leavers, self.half_closers = self.leavers / 3, self.half_closers / 3
+
     def __repr__(self) -> str:
         return json.dumps(vars(self))

@@ -11,6 +11,7 @@ import random
 import signal
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -131,6 +132,10 @@ class World:
             max_moves=rng.choice((1, 2, 8)),
             graceful_timeout=rng.choice((0.0, 0.5, 3.0, 30.0)),
         )
+        if moving and rng.random() < 0.3:  # and most of what can happen to one at rest, reloads
+            self.weather.rest()
+            changes = {"keep_alive": 75.0, "queue_timeout": rng.choice((0.3, 2.0))}
+            self.options = replace(self.options, timeout=30.0, boot_timeout=60.0, **changes)
         self.spare = rng.choice((4, 12, 1000))
         self.capacity = rng.choice((1, 2, 4, 8))
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
 
 import pytest
 
 from .history import World, run, trace
 from .kernel import Code
-from .scene import FAULTS, Scene
+from .scene import FAULTS, RestingScene, Scene
 
 # What a connection that moves can meet, and in how many of 1000 histories it has to be met.
 EVENTS = {
@@ -94,6 +96,28 @@ def test_a_connection_that_moves_meets_a_fault_at_every_step(fault):
         if fault in ("FIN", "RST", "HUP"):  # which are nothing to the others
             assert all(wire.served for wire in struck.wires if wire is not struck.mover), step
     assert len(outcomes) > 1  # it has had some effect
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_connections_at_rest_meet_a_fault_at_every_step_on_their_way_to_the_successor(fault):
+    code = Code()
+    scene = RestingScene(code)
+    scene.run()
+    assert all(wire.served == len(wire.requests) for wire in scene.wires)
+    assert scene.kernel.events["taken on at rest"] == 4
+    assert scene.kernel.events["rest after a move"] >= 1
+    outcomes = set()
+    for step in range(scene.kernel.steps + 1):
+        struck = RestingScene(code, fault, step)
+        try:
+            struck.run()
+        except Exception as error:
+            error.add_note(f"{fault} after {step} steps")
+            raise
+        outcomes |= {wire.outcome for wire in struck.wires}
+        if fault in ("FIN", "RST"):
+            assert all(wire.served for wire in struck.wires if wire is not struck.mover), step
+    assert len(outcomes) > 1
 
 
 # One line of the source each, and what it would break.
@@ -405,9 +429,15 @@ RARE = (2284, 1722, 486, 221, 168, 151)
 def test_it_would_be_noticed_if(mutant):
     module, old, new = MUTANTS[mutant]
     code = Code({module: (old, new)})
-    for seed in (*RARE, *range(3000)):
+    worlds: list[Callable[[], World]] = [partial(World, seed, code) for seed in RARE]
+    if "at rest" in mutant:
+        steps = range(0, 400, 3)
+        faults = ("FIN", "TERM", "STOP 0")
+        worlds += [partial(RestingScene, code, fault, at) for at in steps for fault in faults]
+    worlds += [partial(World, seed, code) for seed in range(3000)]
+    for world in worlds:
         try:
-            World(seed, code).run()
+            world().run()
         except Exception:
             return
     pytest.fail("it was not noticed")

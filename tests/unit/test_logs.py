@@ -209,3 +209,31 @@ def test_a_log_file_that_was_never_opened_stays_so(file_logger, tmp_path):
     logs.reopen()
     assert not (tmp_path / "later.log").exists()
     file_logger.removeHandler(handler)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("", ""),
+        ("plain text, \u00e9\u4e16", "plain text, \u00e9\u4e16"),
+        ("a\r\nb", "a\\r\\nb"),
+        ("\x1b[31m\x00\x7f\x85\u2028\u202e", "\\x1b[31m\\x00\\x7f\\x85\\u2028\\u202e"),
+        ("\udc80\U000e0001", "\\udc80\\U000e0001"),
+        ("a\\n", "a\\\\n"),
+        (17, "17"),
+        ("x" * 20, "x" * 20),
+        ("x" * 21, "x" * 20 + "..."),
+        ("\0" * 21, "\\x00" * 5 + "..."),
+        ("x" * 19 + "\0", "x" * 19 + "..."),
+        ("x" * 10_000_000, "x" * 20 + "..."),
+    ],
+    ids=lambda text: repr(text)[:20],
+)
+def test_what_somebody_else_has_sent_is_escaped_and_bounded(text, shown):
+    assert logs.printable(text, 40 if "[31m" in str(text) else 20) == shown
+    assert logs.printable(text, 40).isprintable()
+
+
+def test_a_quotation_is_not_ended_by_what_is_in_it():
+    assert logs.printable('a"b\\', quote='"') == 'a\\"b\\\\'
+    assert logs.printable('"' * 1000, 999, quote='"') == '\\"' * 499 + "..."

@@ -43,8 +43,16 @@ class _Entry(NamedTuple):
     environ: Mapping[str, Any]
 
 
-def _clean(text: object) -> str:
+def _clean(text: Any) -> str:
     """Clients choose most of this: no line of theirs begins a line of ours, or ends a quotation."""
+    if (
+        text.__class__ is str
+        and len(text) <= LONGEST_ATOM
+        and text.isprintable()
+        and '"' not in text
+        and "\\" not in text
+    ):
+        return text  # as nearly always
     return printable(text, LONGEST_ATOM, quote='"')
 
 

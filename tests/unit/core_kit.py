@@ -190,9 +190,8 @@ def mutated(draw: random.Random, text: bytes) -> bytes:
     changed = bytearray(text)
     for _ in range(draw.choice([0, 1, 1, 2])):
         at = draw.randrange(len(changed) + 1)
-        new = draw.choice(
-            [b"", bytes([draw.choice(b'0123456789abcdefF:.[]%",;= \\\t\n\r\0x\x0b')])]
-        )
+        new = bytes([draw.choice(b'0123456789abcdefF:.[]%",;= \\\tx\x0b')])
+        new = draw.choice([b"", rare(draw, new, b"\n", b"\r", b"\0")])
         changed[at : at + draw.randrange(2)] = new
     return bytes(changed)
 
@@ -259,8 +258,10 @@ def case(name: bytes, draw: random.Random) -> Case:
     of_session = draw.choice([b"sid", b"s", b"mcp-session-id", b"x-forwarded-fox", b"forwarde"])
     if (place, of_session) == (b"header", name.lower()) or name.lower() == b"cookie":
         place = b""
-    newline = draw.choice([[b"\r\n"]] * 6 + [[b"\n"], [b"\r\n", b"\n"], [b"\r\n", b"\r\n "]])
-    head = draw.choice([b""] * 6 + [b"\r\n", b"\r\n\r\n", b"\n\r\n", b" "])
+    newline = [b"\r\n"] * draw.choice([1] * 9 + [20]) + [
+        rare(draw, b"\r\n", b"\n", b"\r\n ", b"\r")
+    ]
+    head = rare(draw, draw.choice([b"", b"", b"\r\n", b"\r\n\r\n"]), b"\n\r\n", b" ")
     first = [b"GET / HTTP/1.1", b"GET /" + b"a" * draw.randrange(90), name + b": 1.2.3.4"]
     if place == b"query":
         first += [target(draw, of_session) for _ in range(4)]

@@ -1,8 +1,12 @@
 """Requests for the tests of ``parse`` and ``Chunks``: what a twin says of them, near misses."""
 
 import random
+import re
 from types import ModuleType
 from typing import Any
+
+import h11
+import httptools
 
 from .core_kit import TOKEN, rare
 
@@ -210,3 +214,177 @@ def body(draw: random.Random) -> bytes:
     made += [draw.choice([b"0", b"0", b"000"]), draw.choice(EXTENSIONS[:9]), b"\r\n"]
     made += [draw.choice(TRAILERS[:4]) if draw.random() < 0.9 else draw.choice(TRAILERS), b"\r\n"]
     return b"".join(made) + draw.choice([b"", b"GET / HTTP/1.1\r\n"])
+
+
+def request(draw: random.Random) -> bytes:
+    """A head, and a body as its framing says, if it is in order."""
+    made = head(draw)
+    if draw.random() < 0.15:
+        made = spoiled(draw, made, draw.choice([1, 1, 2]))
+    lower = made.lower()
+    if b"transfer-encoding" in lower:
+        return made + body(draw)
+    return made + b"hello" * (b"content-length" in lower)
+
+
+# --- other people's parsers ----------------------------------------------------------------------
+
+Reading = tuple[str, bytes, int, list[tuple[bytes, bytes]], bytes]
+"""Method, target, minor version, fields with Cookie joined, body."""
+
+
+def ours(twin: ModuleType, data: bytes) -> tuple[int, Reading] | None:
+    """(where the first request ends, what it is), or None where it is refused or not complete."""
+    found = twin.parse(data, 0, LIMIT)
+    if isinstance(found, int):
+        return None
+    end, payload = found.end, b""
+    if found.length >= 0:
+        end += found.length
+        payload = data[found.end : end]
+    else:
+        chunks = twin.Chunks()
+        try:
+            end, payload = chunks.feed(data, end, len(data))
+        except twin.ChunkError:
+            return None
+        if not chunks.over:
+            return None
+    if end > len(data):
+        return None
+    return end, (found.method, found.target, found.minor, found.fields(), payload)
+
+
+def joined(fields: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """Several Cookie fields as one, in the place of the first."""
+    cookies = [value for name, value in fields if name == b"cookie"]
+    made = []
+    for name, value in fields:
+        if name != b"cookie":
+            made.append((name, value))
+        elif cookies:
+            made.append((name, b"; ".join(cookies)))
+            cookies = []
+    return made
+
+
+def with_h11(data: bytes) -> tuple[int, Reading] | str:
+    """The same as h11 reads it, or why it does not."""
+    connection = h11.Connection(h11.SERVER, max_incomplete_event_size=1 << 20)
+    connection.receive_data(data)
+    try:
+        event = connection.next_event()
+        if not isinstance(event, h11.Request):
+            return "not complete"
+        payload = b""
+        while not isinstance(part := connection.next_event(), h11.EndOfMessage):
+            if not isinstance(part, h11.Data):
+                return "not complete"
+            payload += part.data
+    except h11.RemoteProtocolError as error:
+        return str(error)
+    version = min(int(event.http_version[-1:]), 1)
+    end = len(data) - len(connection.trailing_data[0])
+    fields = joined([(name, value) for name, value in event.headers])
+    return end, (event.method.decode(), event.target, version, fields, payload)
+
+
+class _Events:
+    def __init__(self) -> None:
+        self.target = b""
+        self.fields: list[tuple[bytes, bytes]] = []
+        self.payload = b""
+        self.ends = 0
+        self.in_trailers = False
+
+    def on_url(self, url: bytes) -> None:
+        self.target += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self.in_trailers:
+            self.fields.append((name.lower(), value.rstrip(b" \t")))
+
+    def on_headers_complete(self) -> None:
+        self.in_trailers = True
+
+    def on_body(self, payload: bytes) -> None:
+        self.payload += payload
+
+    def on_message_complete(self) -> None:
+        self.ends += 1
+
+
+def with_httptools(data: bytes) -> Reading | str:
+    """The request that data is, whole and alone, as httptools reads it, or why it does not."""
+    events = _Events()
+    parser = httptools.HttpRequestParser(events)
+    try:
+        parser.feed_data(data[:-1])
+        if events.ends:
+            return "ends early"
+        parser.feed_data(data[-1:])
+    except httptools.HttpParserUpgrade:
+        return "upgrade"
+    except httptools.HttpParserError as error:
+        return str(error)
+    if events.ends != 1:
+        return "does not end"
+    version = int(parser.get_http_version()[-1:])
+    method = parser.get_method().decode()
+    return method, events.target, version, joined(events.fields), events.payload
+
+
+# What they refuse and we do not: the beginning of their complaint, and what of a request has to be
+# so that it means this.
+_HIGH_TARGET = rb"(?:\r\n)*\S+ \S*[\x80-\xff]\S* HTTP"
+H11_REFUSES = {
+    "illegal request line": _HIGH_TARGET,
+    "no request line received": rb"\r\n",  # an empty line before a request
+    "illegal chunk header": rb"(?s:.)*\r\n[0-9A-Fa-f]+[ \t]+;",  # BWS
+}
+HTTPTOOLS_REFUSES = {
+    "Invalid method": rb"(?:\r\n)*(?!(?:GET|POST|PUT|HEAD|OPTIONS|CONNECT|DELETE) )",
+    "Expected space after method": rb"(?:\r\n)*(?!(?:GET|POST|PUT|HEAD|OPTIONS|CONNECT|DELETE) )",
+    "Expected HTTP/2 Connection Preface": rb"(?:\r\n)*PRI ",
+    "Invalid HTTP version": rb"(?:\r\n)*\S+ \S+ HTTP/1[.][2-9]",
+    "Invalid char in url": _HIGH_TARGET,
+    "Request has invalid `Transfer-Encoding`": rb"(?is:.*\ntransfer-encoding:[ \t]*chunked[ \t])",
+    "Invalid character in chunk size": rb"(?s:.)*\r\n[0-9A-Fa-f]+[ \t]+;",
+    "upgrade": rb"(?:\r\n)*CONNECT |(?is:.*\nupgrade:)",  # it leaves the body to others
+}
+
+
+def intended(complaint: str, data: bytes, refuses: dict[str, bytes]) -> bool:
+    """Whether it is one of these differences that makes the other parser refuse the request."""
+    return any(
+        complaint.startswith(begin) and re.match(pattern, data)
+        for begin, pattern in refuses.items()
+    )
+
+
+def disagreement(twin: ModuleType, data: bytes) -> str:
+    """What another parser reads differently of a request that we accept, or an empty text."""
+    found = ours(twin, data)
+    if not found:
+        return ""
+    end, reading = found
+    theirs = with_h11(data)
+    if isinstance(theirs, str):
+        if not intended(theirs, data, H11_REFUSES):
+            return f"h11 refuses it: {theirs}"
+    elif lowered(theirs[1]) != lowered(reading) or theirs[0] != end:
+        return f"h11 reads {theirs}, not {found}"
+    other = with_httptools(data[:end])
+    if isinstance(other, str):
+        if not intended(other, data, HTTPTOOLS_REFUSES):
+            return f"httptools refuses it: {other}"
+    elif other != reading:
+        return f"httptools reads {other}, not {found}"
+    return ""
+
+
+def lowered(reading: Reading) -> Reading:
+    """h11 gives the value of Transfer-Encoding in lower case."""
+    method, target, minor, fields, payload = reading
+    fields = [(name, v.lower() if name == b"transfer-encoding" else v) for name, v in fields]
+    return method, target, minor, fields, payload

@@ -2,6 +2,7 @@
 # make test    everything that has to be right before a commit
 # make fast    the tests that need nothing but Python, without the slowest of them
 #              (PYTHON=python3.12, here and everywhere, for another Python)
+# make fuzz    the compiled core under AddressSanitizer and UBSan, fed for a minute (FUZZ_SECONDS)
 # make bench   the benchmarks
 # make long    100,000 requests through each real proxy to each kind of server (a quarter of an hour)
 # make clean   remove what the others made
@@ -29,7 +30,7 @@ AGAIN ?=
 # share servers, so they stay together, and the order is that of the folders: e2e, the slowest, first.
 PYTEST := $(BIN)/python -m pytest -n 3 --dist loadscope --no-loadscope-reorder
 
-.PHONY: demo test test-again lint fast bench long clean ready ready-for-fast programs
+.PHONY: demo test test-again lint fast fuzz bench long clean ready ready-for-fast programs
 
 demo: $(VENV)/installed
 	@exec $(BIN)/python examples/chat/app.py $(PORT)
@@ -53,6 +54,9 @@ fast: ready-for-fast
 # What failed the last time.
 test-again:
 	$(BIN)/python -m pytest --last-failed --last-failed-no-failures none
+
+fuzz: ready-for-fast
+	$(BIN)/python -m tests.fuzz
 
 bench: ready-for-fast
 	$(BIN)/python -m pytest bench

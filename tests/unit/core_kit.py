@@ -64,7 +64,7 @@ if "STICKY_CORE_UNDER_TEST" in os.environ:
     del TWINS["py"]  # it has been tested already
 
 
-def build(folder: Path, *, replace: tuple[str, str] | None = None, macros: tuple[str, ...] = ()):
+def build(folder: Path, *, replace: tuple[str, str] | None = None, flags: tuple[str, ...] = ()):
     """Compile ``_core.pyx``, with one place of it changed, in a folder. Returns the module."""
     source = (ROOT / "sticky" / "_core.pyx").read_text()
     if replace:
@@ -76,7 +76,7 @@ def build(folder: Path, *, replace: tuple[str, str] | None = None, macros: tuple
     include = "-I" + sysconfig.get_path("include")
     for command in (
         [sys.executable, "-m", "cython", "-3", "_core.pyx", "-o", "_core.c"],
-        [*compiler, *(f"-D{macro}" for macro in macros), include, "_core.c", "-o", target],
+        [*compiler, *flags, include, "_core.c", "-o", target],
     ):
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr

@@ -248,7 +248,7 @@ def test_other_parsers_read_what_we_accept_as_we_do(draw):
 @pytest.mark.timeout(300)  # it compiles, and then runs tests of its own
 @pytest.mark.skipif("STICKY_CORE_UNDER_TEST" in os.environ, reason="this is that other build")
 def test_the_portable_form_passes_the_same_suite(tmp_path):
-    module = build(tmp_path, macros=("STICKY_PORTABLE",))
+    module = build(tmp_path, flags=("-DSTICKY_PORTABLE",))
     assert not load(module).SSE2
     files = [f"tests/unit/test_core_{name}.py" for name in ("http", "chunks", "http_differential")]
     done = run_suite_over(module, *files)

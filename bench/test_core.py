@@ -229,7 +229,7 @@ def test_what_an_app_is_given(benchmark, twin, size, what):
     benchmark.group = f"{what}, {size} B"
     data = head(size, "last")
     found = TWINS[twin].parse(data, 0, 65536)
-    benchmark.extra_info.update(size=size, fields=len(found.fields()))
+    benchmark.extra_info.update(size=size, what=what, fields=len(found.fields()))
     function = found.fields if what == "fields" else lambda: environ(found)
     iterations = 5000 if twin == "compiled" else 500
     made = measure(benchmark, function, iterations=iterations)
@@ -273,6 +273,7 @@ def with_httptools_chunks(data: bytes) -> int:
 @pytest.mark.parametrize("parser", [*TWINS, "httptools", "h11"])
 def test_chunks(benchmark, parser, body):
     benchmark.group = f"chunks, {body}"
+    benchmark.extra_info.update(body=body)
     data = CHUNKED[body]
     if parser in TWINS:
         chunks = TWINS[parser].Chunks

@@ -11,7 +11,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -31,6 +31,16 @@ class Atoms(dict[str, Any]):
         if atom.startswith("{") and atom[-2:-1] == "}" and atom[-1] in self.tables:
             return _clean(self.tables[atom[-1]].get(atom[1:-2].lower(), "-"))
         return "-"
+
+
+class Entry:
+    """What a line says about an answer that is still under way."""
+
+    __slots__ = ("begun", "size")
+
+    def __init__(self, begun: float) -> None:
+        self.begun = begun
+        self.size = 0
 
 
 def _clean(text: object) -> str:
@@ -127,6 +137,42 @@ class AccessLog:
             "e": {str(name).lower(): str(value) for name, value in environ.items()},
         }
         self._log.info("%s", self._format % atoms)
+
+
+    def write_asgi(
+        self,
+        scope: Mapping[str, Any],
+        *,
+        target: bytes,
+        status: int,
+        fields: Iterable[tuple[bytes, bytes]],
+        entry: Entry,
+    ) -> None:
+        """Write a line for a request of an ASGI app.
+
+        Args:
+            scope: of the request.
+            target: as it was sent.
+            status: of the response.
+            fields: of its head.
+            entry: the rest.
+        """
+        self.write(
+            client=scope["client"][0] if scope["client"] else "",
+            method=scope.get("method", "GET"),
+            target=target.decode("latin-1"),
+            protocol=f"HTTP/{scope['http_version']}",
+            status=status,
+            size=entry.size,
+            seconds=time.monotonic() - entry.begun,
+            request=dict(_as_text(scope["headers"])),
+            response=_as_text(fields),
+            environ=scope,
+        )
+
+
+def _as_text(fields: Iterable[tuple[bytes, bytes]]) -> list[tuple[str, str]]:
+    return [(name.decode("latin-1"), value.decode("latin-1")) for name, value in fields]
 
 
 def _user(authorization: str) -> str:

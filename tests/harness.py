@@ -354,6 +354,5 @@ KINDS = {
     for kind in (
         Kind("eventlet", "wsgi", "tests.apps", {}),
         Kind("asgi", "asgi", "tests.asgi_apps", _ASGI),
-        Kind("asgi-h11", "asgi", "tests.h11_apps", _ASGI),
     )
 }

@@ -23,11 +23,11 @@ def answer(status: int, text: str) -> bytes:
     ).encode() + body
 
 
-def refusals(options: Options) -> dict[int, bytes]:
-    """What a refused client is told, by status (RFC 9110, 15)."""
+def texts(options: Options) -> dict[int, str]:
+    """One sentence for people for each status that we answer with ourselves (RFC 9110, 15)."""
     header = options.header.title()
-    why = {
-        400: f"The head of the request is malformed, or it has no usable {header} field.",
+    return {
+        400: f"The request is malformed, or it has no usable {header} field.",
         408: f"The head of the request was not complete within {options.head_timeout:g} s.",
         431: f"The head of the request is longer than {options.max_head_size} bytes.",
         500: "The server could not answer this request.",
@@ -35,4 +35,8 @@ def refusals(options: Options) -> dict[int, bytes]:
         503: "The worker for this client is busy or restarting. Please try again.",
         505: "This server speaks HTTP/1.1 and HTTP/1.0.",
     }
-    return {status: answer(status, text) for status, text in why.items()}
+
+
+def refusals(options: Options) -> dict[int, bytes]:
+    """Whole answers for those who are not served, by status."""
+    return {status: answer(status, text) for status, text in texts(options).items()}

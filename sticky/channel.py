@@ -17,6 +17,7 @@ import errno
 import os
 import socket
 import struct
+from _socket import socket as Socket  # noqa: N812 - what socket.socket is made from, too
 
 from .errors import ChannelError
 
@@ -134,7 +135,7 @@ def pack_header(kind: int, address: Address = "", *, moves: int = 0, flags: int 
     return _HEADER.pack(VERSION, kind, moves, family, scope, port, flags, packed)
 
 
-def send(channel: socket.socket, header: bytes, payload: bytes = b"", *fds: int) -> None:
+def send(channel: Socket, header: bytes, payload: bytes = b"", *fds: int) -> None:
     """Send one message, without ever waiting.
 
     Raises:
@@ -150,7 +151,7 @@ def send(channel: socket.socket, header: bytes, payload: bytes = b"", *fds: int)
         channel.sendmsg(parts, (), _FLAGS)
 
 
-def hand_over(channel: socket.socket, fd: int, address: Address) -> None:
+def hand_over(channel: Socket, fd: int, address: Address) -> None:
     """Send a connection of which nothing was read: the common case, once for every connection.
 
     The same message as ``send_connection`` makes, in one step; raises as ``send`` does.
@@ -165,7 +166,7 @@ def hand_over(channel: socket.socket, fd: int, address: Address) -> None:
 
 
 def send_connection(
-    channel: socket.socket,
+    channel: Socket,
     kind: int,
     fd: int,
     address: Address,
@@ -209,7 +210,7 @@ class Reader:
         self._buffers = (self._buffer,)
         self._room = socket.CMSG_SPACE((2 if connections else _MAX_FDS) * _FD.size)
 
-    def receive(self, channel: socket.socket) -> Message | None:
+    def receive(self, channel: Socket) -> Message | None:
         """The next message, or None when the other end is closed.
 
         Raises:

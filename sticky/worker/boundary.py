@@ -11,13 +11,12 @@ the first time: one that lives for one request never is, and further requests co
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import math
-import select
 import socket
 import time
-from _socket import socket as Socket  # noqa: N812 - never monkey-patched, and cheaper to make
 from typing import TYPE_CHECKING
 
 from ..board import (
@@ -33,6 +32,7 @@ from ..channel import Address, socket_family
 from ..core import Head
 from ..rules import MISSING
 from .http1 import Http1, Refused
+from .kernel import EPOLLERR, EPOLLET, EPOLLHUP, EPOLLIN, EPOLLRDHUP, Socket
 from .placing import UNHELD
 from .sync import Connection
 
@@ -41,9 +41,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("sticky.worker")
 
-WATCH = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET
-ENDED = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
-_WATCH_HELD = select.EPOLLRDHUP | select.EPOLLET
+WATCH = EPOLLIN | EPOLLRDHUP | EPOLLET
+ENDED = EPOLLRDHUP | EPOLLHUP | EPOLLERR
+_WATCH_HELD = EPOLLRDHUP | EPOLLET
 READ_SIZE = 65536
 _DONTWAIT = int(socket.MSG_DONTWAIT)
 _PEEK = int(socket.MSG_PEEK | socket.MSG_DONTWAIT)
@@ -152,10 +152,8 @@ class Wire:
         """The handlers' turn, before the app has any byte of it."""
         self.state = HELD
         head = self.http.unread
-        try:
+        with contextlib.suppress(OSError):  # its client may have left, which is noticed later
             head += self.sock.recv(self.service.max_head_size, _PEEK)
-        except OSError:
-            pass  # nothing there yet, or its client has left, which is noticed later
         came = "moved" if self.moves else "accepted"
         key = self.service.placing.key_of(head, self.peer)
         self.connection = Connection(self.address, key, head, came)
@@ -413,7 +411,7 @@ class Wire:
     def finish(self) -> None:
         """Close behind an answer, so that the client can read it."""
         http = self.http
-        if http.body_is_over and not http.unread and not self.pending:
+        if http.body_is_over and not http.ahead and not self.pending:
             self.close()
         else:
             self.linger()

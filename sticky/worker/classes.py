@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.abc
 import importlib.machinery
+import importlib.metadata
 import inspect
 import sys
 import warnings
@@ -56,20 +57,20 @@ class WrongWorkerClassError(WorkerError):
 class _Refuse(importlib.abc.MetaPathFinder):
     """Makes modules unimportable, and remembers which were asked for."""
 
-    def __init__(self, refused: Callable[[str], bool]) -> None:
+    def __init__(self, *refused: str) -> None:
         self._refused = refused
         self.asked: list[str] = []
 
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        if self._refused(name):
+        if name in self._refused:
             self.asked.append(name)
             raise ModuleNotFoundError(f"{name} is not for this worker class", name=name)
         return None
 
 
-_hidden = _Refuse(lambda name: False)
+_hidden = _Refuse()
 
 
 def prepare(worker_class: str) -> None:
@@ -81,6 +82,8 @@ def prepare(worker_class: str) -> None:
     that do not fit are not.
     """
     global _hidden
+    from . import kernel  # noqa: F401 - before it is gone
+
     if worker_class == "eventlet":
         _patch_eventlet()
     elif worker_class == "gevent":
@@ -91,17 +94,18 @@ def prepare(worker_class: str) -> None:
         monkey.patch_all()
     if worker_class in ("gevent", "threads"):
         fitting = _MODES[worker_class]
-        names = {driver for mode, driver in _DRIVERS.items() if mode != fitting}
-        _hidden = _Refuse(names.__contains__)
+        _hidden = _Refuse(*(driver for mode, driver in _DRIVERS.items() if mode != fitting))
         sys.meta_path.insert(0, _hidden)
 
 
 def _patch_eventlet() -> None:
-    """eventlet brings dnspython, which imports whatever HTTP clients it finds in the user's
-    environment, before the patching: those are not there for that moment."""
-    its_own = {"eventlet", "greenlet", "dns", *sys.stdlib_module_names}
-    refuse = _Refuse(lambda name: name.partition(".")[0] not in its_own)
-    sys.meta_path.insert(0, refuse)
+    """eventlet brings dnspython, which asks for the packages in the user's environment that it
+    could use (HTTP clients, TLS) and imports them, before the patching: it is told of none."""
+
+    def version(distribution_name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(distribution_name)
+
+    known, importlib.metadata.version = importlib.metadata.version, version
     try:
         with warnings.catch_warnings():
             # It announces its retirement to developers; our users chose sticky, not eventlet.
@@ -110,7 +114,7 @@ def _patch_eventlet() -> None:
 
             eventlet.monkey_patch()
     finally:
-        sys.meta_path.remove(refuse)
+        importlib.metadata.version = known
 
 
 # -- which one ------------------------------------------------------------------------------------

@@ -1,17 +1,19 @@
-"""HTTP/1.1 on one connection, between its boundaries: bytes in, requests out; answers in, bytes out.
+"""HTTP/1.1 on one connection, between its boundaries.
+
+Bytes go in and requests come out; answers go in and bytes come out.
 
 No I/O and no clock: whoever owns the socket reads, writes, and watches the time. The rules:
 
 * A boundary is where one request has ended, with its body, and its answer too. What was read behind
   it stays in ``buffer``. Only there a connection can rest, move, or pass to another process.
 * What is a request, and where it ends, says the core (RFC 9112), the same that routes by its head.
-* How an answer is framed is decided here and not by the app: an answer to HEAD and a 204 or 304 have
-  no body (RFC 9110, 6.4.1); a length that the app gives is kept to; else the length is given where
-  the whole body is there, and where it is not the body is sent in chunks, or ends with the
+* How an answer is framed is decided here and not by the app: an answer to HEAD, a 204 and a 304
+  have no body (RFC 9110, 6.4.1); a length that the app gives is kept to; else the length is given
+  where the whole body is there, and where it is not the body is sent in chunks, or ends with the
   connection for an HTTP/1.0 client (RFC 9112, 6.3). Never more bytes than the length said.
-* A connection stays open if its client wants that and both sides know where the answer ends. It does
-  not after a refused upgrade (what the client sends next may be no HTTP), nor where the client was
-  to wait for 100 and never got it (whether it sends the body nobody can know).
+* A connection stays open if its client wants that and both sides know where the answer ends. It
+  does not after a refused upgrade (what the client sends next may be no HTTP), nor where the client
+  was to wait for 100 and never got it (whether it sends the body nobody can know).
 * A body that the app has left unread is read on and dropped, so that the next request can be found.
 """
 
@@ -227,8 +229,8 @@ class Http1:
 
     @property
     def wants_continue(self) -> bool:
-        """Whether the client waits for ``CONTINUE`` before it sends its body (RFC 9110, 10.1.1); one
-        that has begun to send it does not."""
+        """Whether the client waits for ``CONTINUE`` before it sends its body (RFC 9110, 10.1.1).
+        One that has begun to send it does not."""
         head = self.head
         return (
             head is not None
@@ -273,6 +275,11 @@ class Http1:
         elif self._read:
             self.buffer = bytes(memoryview(self.buffer)[self._read :])
         self._read = 0
+
+    @property
+    def ahead(self) -> bool:
+        """Whether something has been read that belongs to no request yet."""
+        return self._read < len(self.buffer)
 
     @property
     def unread(self) -> bytes:
@@ -341,14 +348,14 @@ class Http1:
         block = b"".join(lines)
         if block.count(b"\n") != len(lines) or block.count(b"\r") != len(lines) or 0 in block:
             bad = next(
-                line for line in lines[:count] if re.search(rb"[\r\n\0]", line.removesuffix(b"\r\n"))
+                line
+                for line in lines[:count]
+                if re.search(rb"[\r\n\0]", line.removesuffix(b"\r\n"))
             )
             raise BadAnswer(f"a field of the answer has CR, LF or NUL in it: {bad[:200]!r}")
         return block + b"\r\n"
 
-    def _frame(
-        self, status: int, length: int | None, size: int | None, lines: list[bytes]
-    ) -> None:
+    def _frame(self, status: int, length: int | None, size: int | None, lines: list[bytes]) -> None:
         """Decide how the body is framed and whether the connection stays, and say so."""
         head = self.head
         assert head is not None

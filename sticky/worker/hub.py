@@ -13,12 +13,12 @@ import heapq
 import logging
 import math
 import os
-import select
 import time
-from _thread import allocate_lock  # never monkey-patched: held for a few instructions
 from collections import deque
 from collections.abc import Callable
 from typing import Protocol
+
+from .kernel import EPOLLIN, allocate_lock, epoll
 
 log = logging.getLogger("sticky.worker")
 
@@ -140,14 +140,14 @@ class Hub:
     """
 
     def __init__(self) -> None:
-        self._epoll = select.epoll()
+        self._epoll = epoll()
         self._members: dict[int, Member] = {}
         self._deadlines = Deadlines(self._earlier)
         self._timers: list[tuple[float, int, Callable[[], object]]] = []
         self._timed = 0
         self._calls: deque[Callable[[], object]] = deque()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._epoll.register(self._wake, select.EPOLLIN)
+        self._epoll.register(self._wake, EPOLLIN)
         self.keep = self._deadlines.keep
         self.forget = self._deadlines.forget
         self.over = False
@@ -158,7 +158,7 @@ class Hub:
         """The epoll's descriptor: readable when ``turn`` has something to do."""
         return self._epoll.fileno()
 
-    def register(self, fd: int, member: Member, events: int = select.EPOLLIN) -> None:
+    def register(self, fd: int, member: Member, events: int = EPOLLIN) -> None:
         """Have ``member.ready`` called when the descriptor is ready."""
         self._members[fd] = member
         self._epoll.register(fd, events)

@@ -7,7 +7,6 @@ import contextlib
 import json
 import logging
 import os
-import select
 import socket
 from collections import deque
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ from .. import board, channel
 from ..errors import ChannelError
 from .boundary import Wire
 from .hub import Watcher
+from .kernel import EPOLLIN, EPOLLOUT, Socket
 
 if TYPE_CHECKING:
     from .service import Service
@@ -36,7 +36,7 @@ class Link:
         has_left: what comes on the control pair is of no interest any more.
     """
 
-    def __init__(self, service: Service, control: socket.socket, inbox: socket.socket) -> None:
+    def __init__(self, service: Service, control: Socket, inbox: Socket) -> None:
         self.service = service
         self.control = control
         self.inbox = inbox
@@ -139,7 +139,7 @@ class Link:
                     )
                 except BlockingIOError:
                     self._blocked = True
-                    service.hub.modify(self.control.fileno(), select.EPOLLIN | select.EPOLLOUT)
+                    service.hub.modify(self.control.fileno(), EPOLLIN | EPOLLOUT)
                     return
                 except OSError as error:
                     if error.errno not in channel.PASSING:
@@ -156,11 +156,11 @@ class Link:
     # -- the control pair ---------------------------------------------------------------------
 
     def _on_control(self, events: int) -> None:
-        if events & select.EPOLLOUT and self._blocked:
+        if events & EPOLLOUT and self._blocked:
             self._blocked = False
-            self.service.hub.modify(self.control.fileno(), select.EPOLLIN)
+            self.service.hub.modify(self.control.fileno(), EPOLLIN)
             self._flush()
-        if events & ~select.EPOLLOUT:
+        if events & ~EPOLLOUT:
             self.receive()
 
     def receive(self) -> None:

@@ -31,6 +31,7 @@ from ..board import Board
 from ..errors import OptionError, StickyError, WorkerError
 from ..options import Options
 from . import classes
+from .kernel import Socket
 from .sessions import Holder, Make, Sessions
 
 if TYPE_CHECKING:
@@ -128,8 +129,8 @@ class _Boot:
     """What is needed between the start of the process and the adapter's loop."""
 
     worker: Worker
-    control: socket.socket
-    inbox: socket.socket
+    control: Socket
+    inbox: Socket
     calls_before: int | None
     """How many of the script's ``listen`` calls come before ours; None: it is not run at all."""
 
@@ -209,15 +210,15 @@ def main(spec: Mapping[str, Any], fds: Sequence[int]) -> NoReturn:
     signal.signal(signal.SIGQUIT, signal.SIG_IGN)
     options = Options.make(spec["options"])
     logs.set_up(options, worker=spec["slot"])
-    unix, packets = socket.AF_UNIX, socket.SOCK_SEQPACKET
-    control = socket.socket(unix, packets, 0, spawn.CONTROL_FD)
+    unix, packets = int(socket.AF_UNIX), int(socket.SOCK_SEQPACKET)
+    control = Socket(unix, packets, 0, spawn.CONTROL_FD)
     inbox, mailbox, memory, *siblings = fds
     board = Board(memory)
     board.close()
     _boot = _Boot(
         Worker(spec["slot"], options, mailbox, siblings, board, spec["row"]),
         control,
-        socket.socket(unix, packets, 0, inbox),
+        Socket(unix, packets, 0, inbox),
         None if spec["target"] else spec["call"],
     )
     sys.argv[:] = spec["argv"]

@@ -73,9 +73,7 @@ class Placing:
             unheld: that process was asked.
         """
         return (
-            not unheld
-            and self._sessions is not None
-            and (self.ending or self._roster.has_others())
+            not unheld and self._sessions is not None and (self.ending or self._roster.has_others())
         )
 
     def look_first(self, data: bytes | bytearray, length: int, peer: str) -> int:

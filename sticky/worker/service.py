@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
 import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from .. import board, channel
-from ..answers import refusals
+from ..answers import refusals, texts
 from ..core import Head
 from ..forwarded import Trusted
 from ..routing import make_router
@@ -22,6 +22,7 @@ from .boundary import Wire
 from .draining import Draining
 from .http1 import Refused
 from .hub import Hub
+from .kernel import Socket
 from .link import Link
 from .placing import Placing
 from .sessions import close, instances
@@ -65,9 +66,7 @@ class Service:
         wires: the connections that are open here.
     """
 
-    def __init__(
-        self, worker: Worker, app: Any, control: socket.socket, inbox: socket.socket
-    ) -> None:
+    def __init__(self, worker: Worker, app: Any, control: Socket, inbox: Socket) -> None:
         options = worker.options
         self.worker = worker
         self.app = app
@@ -79,6 +78,7 @@ class Service:
         self.closing = False
         self.wires: set[Wire] = set()
         self.refusals = refusals(options)
+        self.texts = {status: f"{text}\n".encode() for status, text in texts(options).items()}
         self.access_log = AccessLog(options) if options.access_logfile else None
         self.trusted = Trusted(options.forwarded_allow_ips)
         self.hub = Hub()
@@ -162,12 +162,18 @@ class Service:
         """A connection is here no more."""
         self.wires.discard(wire)
         self.cells[board.OPEN] = len(self.wires)
-        if self.sessions is not None:
-            self.placing.recount()
-        if self.link.paused:
-            self.link.room()
+        if self.sessions is not None or self.link.paused or self.draining.finishing:
+            self.in_loop(self._one_less)
+
+    def in_loop(self, call: Callable[[], object]) -> None:
+        """Have this called in the loop's thread: now, if that is the caller's."""
+        call()
+
+    def _one_less(self) -> None:
+        self.placing.recount()
+        self.link.room()
         if self.draining.finishing and not self.busy:
-            self.hub.call(self.draining.check)
+            self.hub.call(self.draining.check)  # behind whatever is being done with this one
 
     def handler_failed(self, connection: Connection) -> None:
         """Say that a handler raised the exception that is being handled."""

@@ -89,6 +89,11 @@ class Sessions:
         self._holders.append(holder)
 
     @property
+    def counted(self) -> int:
+        """How many are held, as far as it can be known."""
+        return self._counters["sessions"]
+
+    @property
     def last(self) -> bool:
         """Whether there are some that only the app ends, when it likes."""
         return bool(self._holders and self._minted)

@@ -1,0 +1,114 @@
+"""eventlet: green threads over a monkey-patched standard library.
+
+Whatever waits here is switched away from by eventlet's own hub, which also waits for ours: a
+listener on our epoll is called in the hub's greenlet, and what is started there runs at once, until
+it waits for something itself.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import eventlet
+import eventlet.event
+import eventlet.hubs
+import greenlet
+from eventlet.greenio import GreenSocket
+
+from ...core import Head
+from ..hub import Hub
+from ..taking import Offer
+
+if TYPE_CHECKING:
+    from ..wsgi import Behind, WsgiService, WsgiWire
+
+
+class _Late(Exception):  # noqa: N818
+    """What was waited for has not come."""
+
+
+def _ignore(*_: Any) -> None:
+    """What eventlet wants to be called when a descriptor is closed: ours is not, while it is
+    listened to."""
+
+
+class EventletLoop:
+    """eventlet's hub."""
+
+    threads = False
+    multithread = False
+
+    def __init__(self, service: WsgiService) -> None:
+        self._over = eventlet.event.Event()
+        self._timer: Any = None
+        self._due = math.inf
+        self._hub: Hub = service.hub
+
+    def run(self, hub: Hub) -> None:
+        hub.on_stop = self._stop
+        loop = eventlet.hubs.get_hub()
+        self._listener = loop.add(loop.READ, hub.fileno(), self._turn, _ignore, _ignore)
+        self._arm()
+        self._over.wait()
+        loop.remove(self._listener)
+
+    def _turn(self, _: int = 0) -> None:
+        self._hub.turn()
+        self._arm()
+
+    def _arm(self) -> None:
+        """Come back when something is due."""
+        due = self._hub.due
+        if due < self._due:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._due = due
+            seconds = max(0.0, due - time.monotonic())
+            self._timer = eventlet.hubs.get_hub().schedule_call_global(seconds, self._ring)
+
+    def _ring(self) -> None:
+        self._timer, self._due = None, math.inf
+        self._turn()
+
+    def _stop(self) -> None:
+        if not self._over.ready():
+            self._over.send()
+
+    def start(self, call: Callable[..., object], *arguments: Any) -> None:
+        greenlet.greenlet(call, eventlet.hubs.get_hub().greenlet).switch(*arguments)
+
+    @property
+    def can_start(self) -> bool:
+        return True
+
+    def wait(self, fd: int, *, writing: bool, seconds: float) -> bool:
+        try:
+            eventlet.hubs.trampoline(
+                fd, read=not writing, write=writing, timeout=seconds, timeout_exc=_Late
+            )
+        except _Late:
+            return False
+        return True
+
+    def offer(self, wire: WsgiWire, environ: dict[str, Any], head: Head) -> Behind | None:
+        """What eventlet's own server gives: an input with ``get_socket``, hooks that are called
+        behind the request, and what a websocket says before it waits."""
+        offer = Offer(wire, GreenSocket)
+        hooks: list[tuple[Callable[..., object], Any, Any]] = []
+        environ["eventlet.input"] = offer
+        environ["eventlet.posthooks"] = hooks
+        environ["eventlet.set_idle"] = _ignore
+
+        def over() -> None:
+            offer.over()
+            for hook, arguments, options in hooks:
+                hook(environ, *arguments, **options)
+
+        return over
+
+    def after_fork(self) -> None:
+        """The hub's epoll is the parent's, too: the child gets a new one."""
+        eventlet.hubs.use_hub()

@@ -1,0 +1,121 @@
+"""gevent: greenlets over a monkey-patched standard library. A watcher of gevent's loop waits for
+our epoll."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import gevent
+import gevent.event
+import gevent.socket
+
+from ...core import Head
+from ..hub import Hub
+from ..taking import Offer
+
+if TYPE_CHECKING:
+    from ..wsgi import Behind, WsgiService, WsgiWire
+
+_READ = 1
+
+
+class _Late(Exception):  # noqa: N818
+    """What was waited for has not come."""
+
+
+class _Socket(gevent.socket.socket):  # type: ignore[misc]
+    """One whose objects take attributes."""
+
+
+class _Stream:
+    """What gevent-websocket reads and writes."""
+
+    def __init__(self, sock: Any) -> None:
+        file = sock.makefile("rb", -1)
+        self.read = file.read
+        self.write = sock.sendall
+
+
+class _Handler:
+    """What gevent-websocket wants of its server."""
+
+    class server:  # noqa: N801
+        application = None
+
+    def __init__(self, log: Any) -> None:
+        self.logger = log
+
+
+class GeventLoop:
+    """gevent's hub."""
+
+    threads = False
+    multithread = False
+
+    def __init__(self, service: WsgiService) -> None:
+        self._over = gevent.event.Event()
+        self._hub: Hub = service.hub
+        self._loop = gevent.get_hub().loop
+        self._due = math.inf
+        self._timer: Any = None
+        self._watcher: Any = None
+
+    def run(self, hub: Hub) -> None:
+        hub.on_stop = self._over.set
+        self._watcher = self._loop.io(hub.fileno(), _READ)
+        self._watcher.start(self._turn)
+        self._arm()
+        self._over.wait()
+        self._watcher.stop()
+        self._watcher.close()
+
+    def _turn(self) -> None:
+        self._hub.turn()
+        self._arm()
+
+    def _arm(self) -> None:
+        """Come back when something is due."""
+        due = self._hub.due
+        if due < self._due:
+            if self._timer is not None:
+                self._timer.close()
+            self._due = due
+            self._timer = self._loop.timer(max(0.0, due - time.monotonic()))
+            self._timer.start(self._ring)
+
+    def _ring(self) -> None:
+        self._timer.close()
+        self._timer, self._due = None, math.inf
+        self._turn()
+
+    def start(self, call: Callable[..., object], *arguments: Any) -> None:
+        gevent.spawn(call, *arguments)
+
+    @property
+    def can_start(self) -> bool:
+        return True
+
+    def wait(self, fd: int, *, writing: bool, seconds: float) -> bool:
+        wait = gevent.socket.wait_write if writing else gevent.socket.wait_read
+        try:
+            wait(fd, timeout=seconds, timeout_exc=_Late())
+        except _Late:
+            return False
+        return True
+
+    def offer(self, wire: WsgiWire, environ: dict[str, Any], head: Head) -> Behind | None:
+        """``werkzeug.socket`` for simple-websocket; for gevent-websocket, where that is there, its
+        ``wsgi.websocket``."""
+        if not head.upgrade:
+            return None
+        offer = Offer(wire, _Socket)
+        environ["werkzeug.socket"] = offer.get_socket()
+        return offer.over
+
+    def after_fork(self) -> None:
+        """gevent has made a new loop, in which ours is watched: not in the child."""
+        if self._watcher is not None:
+            self._watcher.stop()

@@ -1,0 +1,117 @@
+"""The socket of a connection as an app may take it, for a websocket or any protocol of its own.
+
+Taken is it with the first use of the object, not with the getting of it: python-engineio's driver
+for eventlet gets it and may still answer by ``start_response``. From then on nothing of ours reads
+or writes there, and what the app returns or raises is dropped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .wsgi import WsgiWire
+
+_READING = ("recv", "recv_into")
+_KEEPING = ("dup", "detach")
+"""What is used to go on with the connection behind the request."""
+_TAKING = (
+    *("send", "sendall", "sendmsg", "sendto", "sendfile"),
+    *_READING,
+    *("recvmsg", "recvfrom", "recvfrom_into", "recvmsg_into", "makefile", "fileno"),
+    *_KEEPING,
+)
+_PEEK = int(socket.MSG_PEEK)
+
+
+class Offer:
+    """One request's offer of its connection's socket.
+
+    Args:
+        wire: the connection.
+        make: makes the socket object, of (family, type, protocol, descriptor). Its objects take
+            attributes.
+    """
+
+    __slots__ = ("_ahead", "_kept", "_make", "_methods", "_sock", "_wire")
+
+    def __init__(self, wire: WsgiWire, make: Callable[..., Any]) -> None:
+        self._wire: WsgiWire | None = wire
+        self._make = make
+        self._sock: Any = None
+        self._methods: dict[str, Any] = {}
+        self._ahead: bytes | memoryview = b""
+        self._kept = False
+
+    def get_socket(self) -> Any:
+        """The socket, which is the app's from its first use on."""
+        if self._sock is None and self._wire is not None:
+            wire = self._wire
+            own = wire.sock
+            self._sock = sock = self._make(own.family, own.type, own.proto, wire.fd)
+            for name in _TAKING:
+                self._methods[name] = getattr(sock, name)
+                setattr(sock, name, self._taking(name))
+        return self._sock
+
+    def _taking(self, name: str) -> Callable[..., Any]:
+        def use(*arguments: Any, **options: Any) -> Any:
+            self._take(name)
+            return getattr(self._sock, name)(*arguments, **options)
+
+        return use
+
+    def _take(self, name: str) -> None:
+        wire, self._wire = self._wire, None
+        if wire is None:
+            return
+        self._kept = name in _KEEPING
+        for method, original in self._methods.items():
+            setattr(self._sock, method, original)
+        wire.offer = self
+        self._ahead = memoryview(wire.take())
+        if self._ahead:
+            self._sock.recv, self._sock.recv_into = self._recv, self._recv_into
+        wire.sock.detach()  # one owner of the descriptor
+        self._sock.settimeout(None)
+
+    def _recv_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> int:
+        """What was read ahead comes first."""
+        if not self._ahead:
+            return int(self._methods["recv_into"](buffer, nbytes, flags))
+        view = memoryview(buffer).cast("B")
+        size = min(len(self._ahead), nbytes or len(view), len(view))
+        view[:size] = self._ahead[:size]
+        if not flags & _PEEK:
+            self._ahead = self._ahead[size:]
+        return size
+
+    def _recv(self, bufsize: int, flags: int = 0) -> bytes:
+        if not self._ahead:
+            return bytes(self._methods["recv"](bufsize, flags))
+        data = bytearray(min(bufsize, len(self._ahead)))
+        self._recv_into(data, 0, flags)
+        return bytes(data)
+
+    def end(self) -> None:
+        """Let whoever has taken it see its end."""
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)
+
+    def over(self) -> None:
+        """The request is over. A socket that was taken is closed, unless the app goes on with it;
+        one that was not is the connection's, as before."""
+        sock, wire = self._sock, self._wire
+        self._wire = None
+        if sock is None:
+            return
+        if wire is not None:
+            self._methods["detach"]()
+            return
+        if not self._kept:
+            self.end()
+        with contextlib.suppress(OSError):
+            sock.close()

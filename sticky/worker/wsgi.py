@@ -1,0 +1,640 @@
+"""WSGI (PEP 3333) over the boundary, once for eventlet, gevent and threads.
+
+These differ only in how something is run beside everything else, and how it waits for a socket:
+``Loop``. A connection is in a green thread, or a thread, only while one of its requests is served.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, NoReturn, Protocol
+from urllib.parse import unquote_to_bytes
+
+from .. import __version__, board
+from ..channel import Address
+from ..core import Head
+from ..forwarded import scheme_of
+from .body import FileWrapper, Input
+from .boundary import READ_SIZE, SEND, SERVING, TAKEN, Wire
+from .http1 import CONTINUE, BadAnswer, Refused, date_line
+from .hub import Hub, Watcher
+from .kernel import Socket, allocate_lock
+from .service import Service
+from .sync import Connection
+from .taking import Offer
+
+log = logging.getLogger("sticky.worker")
+
+_DONTWAIT = int(socket.MSG_DONTWAIT)
+_MORE = SEND | int(socket.MSG_MORE)
+_SMALL = 65536
+"""Bytes of a block up to which it is worth copying, to send it with what is before it."""
+_PORTS = {"http": "80", "https": "443"}
+
+Behind = Callable[[], object]
+
+
+class Loop(Protocol):
+    """How a worker class runs things and waits.
+
+    Attributes:
+        threads: whether what is started runs in other threads than the loop's.
+        multithread: ``wsgi.multithread``.
+    """
+
+    threads: bool
+    multithread: bool
+
+    def run(self, hub: Hub) -> None:
+        """Have ``hub.turn`` called when it is to be, until ``hub.over``."""
+
+    def start(self, call: Callable[..., object], *arguments: Any) -> None:
+        """Run this beside everything else. It raises nothing."""
+
+    @property
+    def can_start(self) -> bool:
+        """Whether one more can be started now. If not, ``service.link.room`` is called once it
+        can."""
+
+    def wait(self, fd: int, *, writing: bool, seconds: float) -> bool:
+        """Wait, in what was started, until the descriptor is ready; False: not within this time."""
+
+    def offer(
+        self, wire: WsgiWire, environ: dict[str, Any], head: Head
+    ) -> Callable[[], object] | None:
+        """Put into the environ what apps take the socket by.
+
+        Returns:
+            What is to be called behind the request, or None.
+        """
+
+    def after_fork(self) -> None:
+        """In a child of the app's: wait for nothing of the parent's."""
+
+
+class ClientLostError(OSError):
+    """The client has left, is too slow, or sends what is no body: nobody's fault here."""
+
+
+class WsgiService(Service):
+    """Serves a WSGI app.
+
+    Args:
+        make_loop: called with this object.
+    """
+
+    def __init__(
+        self,
+        make_loop: Callable[[WsgiService], Loop],
+        worker: Any,
+        app: Any,
+        control: Socket,
+        inbox: Socket,
+    ) -> None:
+        super().__init__(worker, app, control, inbox)
+        self.wsgi = as_wsgi(app)
+        self.loop = make_loop(self)
+        self._lock = allocate_lock()
+        self._base = {
+            "SCRIPT_NAME": self.options.root_path,
+            "SERVER_SOFTWARE": f"sticky/{__version__}",
+            "wsgi.version": (1, 0),
+            "wsgi.url_scheme": "http",
+            "wsgi.errors": sys.stderr,
+            "wsgi.multithread": self.loop.multithread,
+            "wsgi.multiprocess": self.options.num > 1,
+            "wsgi.run_once": False,
+            "wsgi.input_terminated": True,
+            "wsgi.file_wrapper": FileWrapper,
+        }
+        if self.loop.threads:
+            self.count = self._count_together  # type: ignore[method-assign]
+
+    def run(self) -> None:
+        """Serve until told to end."""
+        self._watch_signals()
+        self.begin()
+        self.loop.run(self.hub)
+
+    def _count_together(self, cell: int, by: int = 1) -> None:
+        with self._lock:
+            self.cells[cell] += by
+
+    def _watch_signals(self) -> None:
+        """SIGTERM to this worker alone ends it gracefully; its slot gets a new one.
+
+        A Python signal handler runs only when something wakes the loop, so something must.
+        """
+        reader, self._wakes = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.set_wakeup_fd(self._wakes, warn_on_full_buffer=False)
+        signal.signal(signal.SIGTERM, lambda *_: None)
+
+        def arrived(_: int) -> None:
+            if signal.SIGTERM in os.read(reader, 64):
+                self.draining.end()
+
+        self.hub.register(reader, Watcher(arrived))
+
+    @property
+    def can_start(self) -> bool:
+        return self.loop.can_start
+
+    def in_loop(self, call: Callable[[], object]) -> None:
+        """Have this called in the loop's thread: now, if that is the caller's."""
+        if self.loop.threads:
+            self.hub.call(call)
+        else:
+            call()
+
+    def make_wire(
+        self, fd: int, address: Address, moves: int = 0, *, asks: bool = False
+    ) -> WsgiWire:
+        return WsgiWire(self, fd, address, moves, asks=asks)
+
+    def introduce(self, wire: Wire, connection: Connection) -> None:
+        self.loop.start(self._introduce, wire, connection)
+
+    def _introduce(self, wire: Wire, connection: Connection) -> None:
+        failed = False
+        try:
+            for handler in tuple(self.worker.handlers):
+                handler(connection)
+        except Exception:
+            failed = True
+            self.handler_failed(connection)
+        self.hub.call(lambda: wire.introduced(failed=failed))
+
+    def end_upgraded(self, wire: Wire) -> None:
+        """Let whoever has it see its end."""
+        assert isinstance(wire, WsgiWire)
+        if wire.offer is not None:
+            wire.offer.end()
+
+    def forked(self) -> None:
+        if not self.hub.over:
+            super().forked()
+            self.loop.after_fork()
+
+    def environ(self, wire: WsgiWire, head: Head) -> dict[str, Any]:
+        """What PEP 3333 asks for, but for ``wsgi.input``."""
+        environ: dict[str, Any] = self._base.copy()
+        head.environ(environ)
+        target = head.target
+        if target[:1] != b"/":
+            target = _origin_form(target, environ)
+        path, _, query = target.partition(b"?")
+        if b"%" in path:
+            path = unquote_to_bytes(path)
+        environ["REQUEST_METHOD"] = head.method
+        environ["PATH_INFO"] = path.decode("latin-1")
+        environ["QUERY_STRING"] = query.decode("latin-1")
+        environ["RAW_URI"] = environ["REQUEST_URI"] = head.target.decode("latin-1")
+        environ["SERVER_PROTOCOL"] = "HTTP/1.1" if head.minor else "HTTP/1.0"
+        environ["SERVER_NAME"], environ["SERVER_PORT"] = wire.local or wire.find_local(head)
+        if wire.address:
+            environ["REMOTE_ADDR"] = wire.peer
+            environ["REMOTE_PORT"] = wire.port
+        else:
+            environ["REMOTE_ADDR"] = "127.0.0.1"
+        root = environ["SCRIPT_NAME"]
+        if root and environ["PATH_INFO"].startswith(root + "/"):
+            environ["PATH_INFO"] = environ["PATH_INFO"][len(root) :]
+        if wire.peer in self.trusted:
+            self._believe(environ)
+        return environ
+
+    def _believe(self, environ: dict[str, Any]) -> None:
+        """What a trusted proxy says about its client."""
+        named = environ.get("HTTP_X_FORWARDED_FOR")
+        if named and (client := self.trusted.client_of(named)):
+            environ["REMOTE_ADDR"] = client
+            environ.pop("REMOTE_PORT", None)
+        proto = environ.get("HTTP_X_FORWARDED_PROTO")
+        if proto and (scheme := scheme_of(proto)):
+            environ["wsgi.url_scheme"] = scheme
+
+
+def _origin_form(target: bytes, environ: dict[str, Any]) -> bytes:
+    """The path and query of a target in another form (RFC 9112, 3.2); its host comes before that of
+    the Host field."""
+    if target == b"*":
+        return b""
+    _, _, rest = target.partition(b"://")
+    cut = min((at for at in (rest.find(b"/"), rest.find(b"?")) if at >= 0), default=len(rest))
+    environ["HTTP_HOST"] = rest[:cut].decode("latin-1")
+    path = rest[cut:]
+    return path if path[:1] == b"/" else b"/" + path
+
+
+class WsgiWire(Wire):
+    """A connection whose requests a WSGI app serves."""
+
+    __slots__ = ("local", "offer", "port")
+
+    service: WsgiService
+
+    def __init__(
+        self, service: WsgiService, fd: int, address: Address, moves: int = 0, *, asks: bool = False
+    ) -> None:
+        super().__init__(service, fd, address, moves, asks=asks)
+        self.local: tuple[str, str] | None = None
+        self.offer: Offer | None = None  # through which the app has taken the socket
+        self.port = str(address[1]) if address else ""
+
+    def find_local(self, head: Head) -> tuple[str, str]:
+        """SERVER_NAME and SERVER_PORT: where the client has connected to; on a unix socket what
+        the request says about that."""
+        if self.address:
+            with contextlib.suppress(OSError):
+                name = self.sock.getsockname()
+                self.local = name[0], str(name[1])
+                return self.local
+        host, _, port = head.host.decode("latin-1").rpartition(":")
+        if not port.isdecimal():
+            host, port = head.host.decode("latin-1"), ""
+        return host or "localhost", port or _PORTS["http"]
+
+    # -- serving ------------------------------------------------------------------------------
+
+    def serve(self, head: Head) -> None:
+        self.service.count(board.NOT_BEGUN)
+        self.service.loop.start(self._serve, head)
+
+    def _serve(self, head: Head | None) -> None:
+        """Serve this request, and those that are there behind it."""
+        service = self.service
+        service.count(board.NOT_BEGUN, -1)
+        if service.link.paused:
+            service.in_loop(service.link.room)
+        try:
+            while head is not None:
+                contextvars.Context().run(Exchange(self, head).run)
+                if service.loop.threads:
+                    self._behind()
+                    return
+                head = self.answered()
+        except Exception:
+            log.exception("%s: an error outside the app", self.address)
+            service.in_loop(self.close)
+
+    def _behind(self) -> None:
+        """Behind an answer, in a thread. What touches this connection alone is done here; the rest,
+        and what is rare, in the loop's."""
+        http, draining = self.http, self.service.draining
+        if self.state == SERVING and http.body_is_over and not self.pending and not http.ahead:
+            if not http.stays:
+                self.close()
+                return
+            if not draining.passes_on and not draining.finishing:
+                self.answered()
+                return
+        self.service.hub.call(self._settle)
+
+    def _settle(self) -> None:
+        head = self.answered()
+        if head is not None:
+            self.serve(head)
+
+    # -- what is served with ------------------------------------------------------------------
+
+    def write(self, data: bytes | memoryview, flags: int = SEND) -> None:
+        """Send all of this.
+
+        Raises:
+            ClientLostError: that cannot be done.
+        """
+        try:
+            sent = self.sock.send(data, flags)
+        except BlockingIOError:
+            sent = 0
+        except OSError as error:
+            self._lose(error)
+        if sent == len(data):
+            return
+        view = memoryview(data)[sent:]
+        while view:
+            self._wait_to_write()
+            try:
+                view = view[self.sock.send(view, flags) :]
+            except BlockingIOError:
+                continue
+            except OSError as error:
+                self._lose(error)
+
+    def _wait_to_write(self) -> None:
+        service = self.service
+        seconds = service.options.write_timeout
+        if not service.loop.wait(self.fd, writing=True, seconds=seconds):
+            service.count(board.WRITE_TIMEOUTS)
+            self._lose(TimeoutError(f"the client took nothing for {seconds:g} s"))
+
+    def send_file(self, fd: int, offset: int, size: int) -> None:
+        """Send so much of a file; raises as ``write``, and OSError where it ends before that."""
+        os.set_blocking(self.fd, False)
+        while size:
+            try:
+                sent = os.sendfile(self.fd, fd, offset, size)
+            except BlockingIOError:
+                self._wait_to_write()
+                continue
+            except OSError as error:
+                self._lose(error)
+            if not sent:
+                raise OSError("the file is shorter than it was")
+            offset += sent
+            size -= sent
+
+    def _lose(self, error: OSError) -> NoReturn:
+        self.lost(error)
+        raise ClientLostError(*error.args) from error
+
+    def fill(self) -> bytes:
+        """Wait for more of the request's body; b"" behind its end.
+
+        Raises:
+            ClientLostError: it does not come, or is none.
+            Refused: it is malformed.
+        """
+        http = self.http
+        if http.wants_continue:
+            http.continued = True
+            self.write(CONTINUE)
+        while not (data := http.body()):
+            if http.body_is_over:
+                return b""
+            http.receive(self._receive())
+        return data
+
+    def _receive(self) -> bytes:
+        service = self.service
+        while True:
+            try:
+                data = self.sock.recv(READ_SIZE, _DONTWAIT)
+            except BlockingIOError:
+                seconds = service.options.body_timeout
+                if not service.loop.wait(self.fd, writing=False, seconds=seconds):
+                    service.count(board.BODY_TIMEOUTS)
+                    raise Refused(408, f"nothing came of the body for {seconds:g} s") from None
+                continue
+            except OSError as error:
+                self._lose(error)
+            if not data:
+                raise Refused(400, "the body ended too early")
+            return data
+
+
+class Exchange:
+    """One request and its answer."""
+
+    __slots__ = (
+        "_begun",
+        "_fields",
+        "_head",
+        "_http",
+        "_reason",
+        "_refused",
+        "_sent",
+        "_status",
+        "_wire",
+        "environ",
+    )
+
+    def __init__(self, wire: WsgiWire, head: Head) -> None:
+        self._wire = wire
+        self._head = head
+        self._http = wire.http
+        self._status = 0
+        self._reason = b""
+        self._fields: list[tuple[str, str]] = []
+        self._begun = False
+        self._sent = 0
+        self._refused: Refused | None = None
+        self.environ: dict[str, Any] = {}
+
+    def run(self) -> None:
+        """Have it answered. Raises nothing that the app is to blame for."""
+        wire, service = self._wire, self._wire.service
+        began = time.monotonic() if service.access_log is not None else 0.0
+        self.environ = environ = service.environ(wire, self._head)
+        environ["wsgi.input"] = Input(self._fill)
+        behind = service.loop.offer(wire, environ, self._head)
+        try:
+            result = service.wsgi(environ, self._start_response)
+            try:
+                if wire.state == SERVING:
+                    self._send_all(result)
+            finally:
+                if hasattr(result, "close"):
+                    result.close()
+        except BaseException as error:  # SystemExit in a view, too, costs its request and no more
+            self._failed(error)
+        finally:
+            if behind is not None:
+                behind()
+            if wire.state == TAKEN:
+                wire.close()
+        service.count(board.REQUESTS)
+        if service.access_log is not None:
+            self._log(began)
+
+    def _fill(self) -> bytes:
+        try:
+            return self._wire.fill()
+        except Refused as refused:
+            self._refused = refused
+            self._http.stays = False
+            raise ClientLostError(refused.why) from None
+
+    # -- the app's side -----------------------------------------------------------------------
+
+    def _start_response(
+        self, status: str, headers: list[tuple[str, str]], exc_info: Any = None
+    ) -> Callable[[bytes], None]:
+        """PEP 3333."""
+        if exc_info:
+            try:
+                if self._begun:
+                    raise exc_info[1].with_traceback(exc_info[2])
+            finally:
+                exc_info = None  # it refers to this frame
+        elif self._status:
+            raise AssertionError("start_response was called twice without exc_info")
+        code, _, reason = status.partition(" ")
+        if len(code) != 3 or not code.isdecimal() or not code.isascii():
+            raise BadAnswer(f"the status of the answer is {status!r}")
+        try:
+            self._reason = reason.encode("latin-1")
+        except UnicodeEncodeError:
+            raise BadAnswer(f"the status of the answer is {status!r}") from None
+        self._status = int(code)
+        self._fields = headers
+        return self._write
+
+    def _write(self, data: bytes) -> None:
+        """What ``start_response`` returns: the old way to send a body."""
+        if self._wire.state == SERVING:
+            self._send(data)
+
+    def _send_all(self, result: Iterable[bytes]) -> None:
+        if isinstance(result, FileWrapper) and not self._begun and self._send_file(result):
+            return
+        size: int | None = None
+        if isinstance(result, list | tuple):  # all of it is there
+            blocks = b"".join(result) if len(result) != 1 else result[0]
+            result = (blocks,)
+            size = len(blocks)
+        for block in result:
+            if self._wire.state != SERVING:
+                return  # it has been taken meanwhile
+            if block or (self._status and self._head.method == "HEAD"):
+                self._send(block, size)
+                if not self._http.framing and not self._sent:
+                    break  # there is no body: nobody has to wait for what would be one
+        if not self._begun:
+            self._begin(b"", 0)
+        self._wire.write(tail) if (tail := self._http.last()) else None
+
+    def _send(self, block: bytes, size: int | None = None) -> None:
+        if not isinstance(block, bytes):
+            raise TypeError(f"the app gave {type(block).__name__} as a part of its answer")
+        if not self._begun:
+            self._begin(block, size)
+            return
+        if block:
+            self._put(b"", block)
+
+    def _begin(self, block: bytes, size: int | None) -> None:
+        """Send the head, with the first block."""
+        if self._refused is not None:
+            raise ClientLostError(self._refused.why)
+        if not self._status:
+            raise AssertionError("the app did not call start_response before it gave a body")
+        head = self._http.answer(
+            self._status, self._fields, date_line(time.time()), size=size, reason=self._reason
+        )
+        self._begun = True
+        self._put(head, block)
+
+    def _put(self, head: bytes, block: bytes) -> None:
+        http, wire = self._http, self._wire
+        try:
+            data = http.data(block) if block else b""
+        except BadAnswer as error:
+            self._say(error)
+            wire.write(head + block[: http.left_to_send])
+            http.left_to_send = 0
+            raise _CutError from None
+        self._sent += len(block) if data else 0
+        if not head:
+            if data:
+                wire.write(data)
+        elif len(data) <= _SMALL:
+            wire.write(head + data)
+        else:
+            wire.write(head, _MORE)
+            wire.write(data)
+
+    def _send_file(self, file: FileWrapper) -> bool:
+        """Whether it was sent by the system."""
+        region = file.region()
+        if region is None:
+            return False
+        fd, offset, size = region
+        http = self._http
+        if not self._status:
+            return False
+        head = http.answer(
+            self._status, self._fields, date_line(time.time()), size=size, reason=self._reason
+        )
+        self._begun = True
+        size = min(size, http.left_to_send)
+        self._wire.write(head, _MORE if size else SEND)
+        if size:
+            self._wire.send_file(fd, offset, size)
+        self._sent = size
+        http.left_to_send -= size
+        http.last()
+        return True
+
+    # -- when something goes wrong ------------------------------------------------------------
+
+    def _say(self, error: BadAnswer) -> None:
+        log.error("%s %.200r: %s", self._head.method, self._head.target, error)
+
+    def _failed(self, error: BaseException) -> None:
+        """The app has raised this, or what it answers cannot be sent."""
+        wire, http, service = self._wire, self._http, self._wire.service
+        if isinstance(error, _CutError):
+            return
+        if wire.state != SERVING:  # its client has left, or the app has taken the socket
+            log.debug("%s: %r", wire.address, error)
+            return
+        if self._refused is not None:
+            self._answer(self._refused.status)
+            return
+        if isinstance(error, BadAnswer):
+            self._say(error)
+            service.count(board.APP_ERRORS)
+        else:
+            service.app_failed(self._head)
+        if self._begun:
+            http.stays = False  # its client sees that something is missing
+        else:
+            self._answer(500)
+
+    def _answer(self, status: int) -> None:
+        """Answer in the app's place."""
+        self._status = status
+        if status != 500:
+            self._http.stays = False
+        http = self._http
+        if self._begun:
+            return
+        text = self._wire.service.texts[status]
+        fields = [("Content-Type", "text/plain")]
+        head = http.answer(status, fields, date_line(time.time()), size=len(text))
+        self._begun = True
+        with contextlib.suppress(ClientLostError):
+            self._wire.write(head + http.data(text))
+
+    def _log(self, began: float) -> None:
+        access_log, head, wire = self._wire.service.access_log, self._head, self._wire
+        assert access_log is not None
+        taken = wire.state != SERVING and not self._status
+        access_log.write(
+            client=wire.peer,
+            method=head.method,
+            target=head.target.decode("latin-1"),
+            protocol=self.environ["SERVER_PROTOCOL"],
+            status=self._status or (101 if taken else 500),
+            size=self._sent,
+            seconds=time.monotonic() - began,
+            request={
+                name.decode("latin-1"): value.decode("latin-1") for name, value in head.fields()
+            },
+            response=self._fields,
+            environ=self.environ,
+        )
+
+
+class _CutError(Exception):
+    """The answer was cut off where its length ended; that is said."""
+
+
+def as_wsgi(app: Any) -> Any:
+    """The WSGI callable in what a factory returned."""
+    flask_socketio = sys.modules.get("flask_socketio")
+    socketio = sys.modules.get("socketio")
+    if flask_socketio is not None and isinstance(app, flask_socketio.SocketIO):
+        return app.sockio_mw
+    if socketio is not None and isinstance(app, socketio.Server):
+        return socketio.WSGIApp(app)
+    return app

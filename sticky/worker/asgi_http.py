@@ -10,10 +10,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from ..core import Head
-from .accesslog import Entry
 from .asgi_scope import Fields, scope_of
 from .boundary import SERVING
 from .http1 import CONTINUE, BadAnswer, Http1, Refused, date_line
@@ -33,6 +33,10 @@ _FAILED = b"Internal Server Error"
 NOTHING, BEGUN, SENT, COMPLETE = range(4)
 
 
+def _as_text(fields: Iterable[tuple[bytes, bytes]]) -> list[tuple[str, str]]:
+    return [(name.decode("latin-1"), value.decode("latin-1")) for name, value in fields]
+
+
 class Exchange:
     """What a request and a WebSocket have in common: a task, an answer, and waiting.
 
@@ -44,13 +48,14 @@ class Exchange:
     __slots__ = (
         "_settled",
         "_waiters",
-        "entry",
+        "began",
         "fields",
         "head",
         "http",
         "left",
         "scope",
         "service",
+        "size",
         "stage",
         "status",
         "task",
@@ -70,7 +75,8 @@ class Exchange:
         self._settled = False
         self._waiters: list[asyncio.Future[None]] = []
         self.scope: Message
-        self.entry: Entry | None = None
+        self.began = 0.0  # with an access log: when
+        self.size = 0
 
     # -- the app ------------------------------------------------------------------------------
 
@@ -78,7 +84,7 @@ class Exchange:
         """Call the app. Whatever it raises costs this request and nothing else."""
         self.wire.begun()
         if self.service.access_log is not None:
-            self.entry = Entry(time.monotonic())
+            self.began = time.monotonic()
         try:
             result = await self.service.app(self.scope, self.receive, self.send)
         except GeneratorExit:
@@ -160,7 +166,7 @@ class Exchange:
         """The app's message with the status."""
         self.status = message["status"]
         self.fields = message.get("headers", ())
-        if self.entry is not None:
+        if self.began:
             self.fields = list(self.fields)
         self.stage = BEGUN
         if self._settled:
@@ -197,8 +203,7 @@ class Exchange:
             data = http.data(body)
             if not more:
                 data += http.last()
-        if self.entry is not None:
-            self.entry.size += len(body)
+        self.size += len(body)
         if data:
             self.wire.write(data)
         if not more:
@@ -228,16 +233,22 @@ class Exchange:
 
     def note(self) -> None:
         """Write the line of the access log, once."""
-        entry, access_log = self.entry, self.service.access_log
-        if entry is None or access_log is None:
+        began, access_log = self.began, self.service.access_log
+        if not began or access_log is None:
             return
-        self.entry = None
-        access_log.write_asgi(
-            self.scope,
-            target=self.head.target,
+        self.began = 0.0
+        scope, client = self.scope, self.scope["client"]
+        access_log.write(
+            client=client[0] if client else "",
+            method=self.head.method,
+            target=self.head.target.decode("latin-1"),
+            protocol="HTTP/" + scope["http_version"],
             status=self.status or 500,
-            fields=self.fields,
-            entry=entry,
+            size=self.size,
+            seconds=time.monotonic() - began,
+            request=dict(_as_text(scope["headers"])) if access_log.names_request else {},
+            response=_as_text(self.fields) if access_log.names_response else [],
+            environ=scope,
         )
 
 

@@ -91,10 +91,19 @@ def as_bytes(what: object) -> bytes:
     return (what if isinstance(what, str) else json.dumps(what)).encode()
 
 
+def _async_mode() -> str:
+    """The one that goes with the worker class."""
+    import sticky
+
+    worker = sticky.current_worker()
+    chosen = worker.options.worker_class if worker else "auto"
+    return {"gevent": "gevent", "threads": "threading"}.get(chosen, "eventlet")
+
+
 def _echo_server(**options: Any) -> Any:
     import socketio
 
-    sio = socketio.Server(async_mode="eventlet", cors_allowed_origins="*", **options)
+    sio = socketio.Server(async_mode=_async_mode(), cors_allowed_origins="*", **options)
 
     def about(sid: str) -> dict[str, Any]:
         return {"worker": worker_id(), "pid": os.getpid(), "transport": sio.transport(sid)}
@@ -248,15 +257,36 @@ def lab_without_gc() -> App:
     return lab()
 
 
+def echo_websocket() -> App:
+    """A websocket that says everything twice, by what is usual for the worker class."""
+    import sticky
+
+    worker = sticky.current_worker()
+    if worker is None or worker.options.worker_class == "eventlet":
+        from eventlet.websocket import WebSocketWSGI
+
+        def talk(ws: Any) -> None:
+            while (message := ws.wait()) is not None:
+                ws.send(message)
+
+        websocket: App = WebSocketWSGI(talk)
+        return websocket
+
+    import simple_websocket
+
+    def app(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        with contextlib.suppress(simple_websocket.ConnectionClosed):
+            ws = simple_websocket.Server.accept(environ)
+            while True:
+                ws.send(ws.receive())
+        return []
+
+    return app
+
+
 def websocket_echo() -> App:
     """A websocket that says everything twice, without Socket.IO; other paths as lab."""
-    from eventlet.websocket import WebSocketWSGI
-
-    def talk(ws: Any) -> None:
-        while (message := ws.wait()) is not None:
-            ws.send(message)
-
-    websocket, other = WebSocketWSGI(talk), lab()
+    websocket, other = echo_websocket(), lab()
 
     def app(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         chosen = websocket if environ["PATH_INFO"] == "/ws" else other
@@ -312,14 +342,14 @@ def _forge(moves: int, address: str) -> str:
 
     worker = sticky.current_worker()
     assert worker is not None
-    assert worker._adapter is not None
+    assert worker.service is not None
     with socket.create_server(("127.0.0.1", 0)) as listener:
         client = socket.create_connection(listener.getsockname(), 20)
         ours, peer = listener.accept()
     head = f"GET / HTTP/1.1\r\nHost: t\r\nX-Forwarded-For: {address}\r\nConnection: close\r\n\r\n"
     with client, ours:
         channel.send_connection(
-            worker._adapter.control,
+            worker.service.link.control,
             channel.HAND_BACK,
             ours.fileno(),
             peer,
@@ -345,13 +375,7 @@ def to_read(path: str, query: str) -> int | None:
 def shared_lab() -> App:
     """For connections that clients share, by path: /body reads the body, /part?read= as much of
     it, others nothing; /blob?size=&streamed=, /stats, /ws; ?status=&nothing=&length= of others."""
-    from eventlet.websocket import WebSocketWSGI
-
-    def talk(ws: Any) -> None:
-        while (message := ws.wait()) is not None:
-            ws.send(message)
-
-    websocket = WebSocketWSGI(talk)
+    websocket = echo_websocket()
 
     def app(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         path, query = environ["PATH_INFO"], environ.get("QUERY_STRING", "")
@@ -366,31 +390,31 @@ def shared_lab() -> App:
         if path == "/slow":
             time.sleep(_seconds(environ))
         start_response(f"{status} Whatever", headers)
-        # Without a length eventlet finds it out itself, unless it does not see all of the body.
+        # Without a length the server finds it out itself, unless it does not see all of the body.
         return iter(pieces) if "streamed" in query else pieces
 
     return app
 
 
 def blind() -> None:
-    """Have no adapter of this process look at further requests: a negative control."""
-    from sticky.worker import base
+    """Have this worker look at no further request: a negative control."""
+    from sticky.worker import placing
 
-    make = base.Adapter.__init__
+    make = placing.Placing.__init__
 
     def make_blind(self: Any, *arguments: Any, **options: Any) -> None:
         make(self, *arguments, **options)
         self.looking = False
 
-    base.Adapter.__init__ = make_blind  # type: ignore[method-assign]
+    placing.Placing.__init__ = make_blind  # type: ignore[method-assign]
 
 
 def disagree() -> None:
     """Have this worker take every request for another's, already the first of a connection."""
-    from sticky.worker import base
+    from sticky.worker import placing
 
-    base.Adapter.asks_first = lambda *_: True  # type: ignore[method-assign]
-    base.Adapter.look_first = lambda *_: base.ELSEWHERE  # type: ignore[method-assign]
+    placing.Placing.asks_first = lambda *_: True  # type: ignore[method-assign]
+    placing.Placing.look_first = lambda *_: placing.ELSEWHERE  # type: ignore[method-assign]
 
 
 def shared_lab_disagreeing() -> App:

@@ -7,7 +7,7 @@ import pytest
 from tests.harness import KINDS, Kind
 
 
-@pytest.fixture(scope="module", params=["eventlet", "asgi"])
+@pytest.fixture(scope="module", params=["eventlet", "gevent", "threads", "asgi"])
 def kind(request: pytest.FixtureRequest) -> Kind:
     """Whoever asks for this runs once on each: what clients, processes and scripts see of a server
     does not depend on its worker class. (``parametrize(..., indirect=True)`` names other kinds.)"""

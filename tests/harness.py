@@ -353,6 +353,8 @@ KINDS = {
     kind.name: kind
     for kind in (
         Kind("eventlet", "wsgi", "tests.apps", {}),
+        Kind("gevent", "wsgi", "tests.apps", {"STICKY_WORKER_CLASS": "gevent"}),
+        Kind("threads", "wsgi", "tests.apps", {"STICKY_WORKER_CLASS": "threads"}),
         Kind("asgi", "asgi", "tests.asgi_apps", _ASGI),
     )
 }

@@ -180,6 +180,10 @@ class Hub:
     def call(self, call: Callable[[], object]) -> None:
         """Have this called in the next turn; from any thread."""
         self._calls.append(call)
+        self.wake()
+
+    def wake(self) -> None:
+        """Have ``turn`` return, or called; from any thread."""
         os.eventfd_write(self._wake, 1)
 
     def later(self, seconds: float, call: Callable[[], object]) -> None:

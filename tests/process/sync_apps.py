@@ -10,6 +10,8 @@ import asyncio
 import json
 import os
 import re
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -48,17 +50,15 @@ def _answer(client: str, path: str) -> bytes:
     return json.dumps(_happened[client]).encode()
 
 
-# -- eventlet --------------------------------------------------------------------------------------
+# -- WSGI ------------------------------------------------------------------------------------------
 
 
 def _on_connection(connection: Any) -> None:
-    import eventlet
-
     client, what = _told(connection)
 
     def load() -> None:
         while not _is_open(client):
-            eventlet.sleep(0.02)
+            time.sleep(0.02)
         _note(client, "loaded")
 
     def load_and_release() -> None:
@@ -68,7 +68,7 @@ def _on_connection(connection: Any) -> None:
     if what == "load":
         load_and_release()
     elif what == "later":
-        eventlet.spawn(load_and_release)
+        threading.Thread(target=load_and_release).start()
     elif what == "fail":
         raise LookupError("nothing is known about this client")
     elif what == "other":

@@ -48,7 +48,7 @@ class EventletLoop:
         self._hub: Hub = service.hub
 
     def run(self, hub: Hub) -> None:
-        hub.on_stop = self._stop
+        hub.on_stop, hub.on_earlier = self._stop, self._arm
         loop = eventlet.hubs.get_hub()
         self._listener = loop.add(loop.READ, hub.fileno(), self._turn, _ignore, _ignore)
         self._arm()
@@ -57,7 +57,6 @@ class EventletLoop:
 
     def _turn(self, _: int = 0) -> None:
         self._hub.turn()
-        self._arm()
 
     def _arm(self) -> None:
         """Come back when something is due."""
@@ -71,7 +70,8 @@ class EventletLoop:
 
     def _ring(self) -> None:
         self._timer, self._due = None, math.inf
-        self._turn()
+        self._hub.turn()
+        self._arm()
 
     def _stop(self) -> None:
         if not self._over.ready():

@@ -64,7 +64,7 @@ class GeventLoop:
         self._watcher: Any = None
 
     def run(self, hub: Hub) -> None:
-        hub.on_stop = self._over.set
+        hub.on_stop, hub.on_earlier = self._over.set, self._arm
         self._watcher = self._loop.io(hub.fileno(), _READ)
         self._watcher.start(self._turn)
         self._arm()
@@ -74,7 +74,6 @@ class GeventLoop:
 
     def _turn(self) -> None:
         self._hub.turn()
-        self._arm()
 
     def _arm(self) -> None:
         """Come back when something is due."""
@@ -89,7 +88,8 @@ class GeventLoop:
     def _ring(self) -> None:
         self._timer.close()
         self._timer, self._due = None, math.inf
-        self._turn()
+        self._hub.turn()
+        self._arm()
 
     def start(self, call: Callable[..., object], *arguments: Any) -> None:
         gevent.spawn(call, *arguments)

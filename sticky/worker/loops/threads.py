@@ -56,6 +56,13 @@ class ThreadsLoop:
         self._retries = False
 
     def run(self, hub: Hub) -> None:
+        main = threading.get_ident()
+
+        def earlier() -> None:
+            if threading.get_ident() != main:
+                hub.wake()
+
+        hub.on_earlier = earlier
         while not hub.over:
             hub.turn(min(max(0.0, hub.due - time.monotonic()), 3600.0))
 

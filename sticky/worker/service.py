@@ -226,7 +226,9 @@ class Service:
         socketio = sys.modules.get("socketio")
         if socketio is None or self.options.num == 1:
             return
-        reaching = (socketio.PubSubManager, socketio.AsyncPubSubManager)
+        from socketio.async_pubsub_manager import AsyncPubSubManager
+
+        reaching = (socketio.PubSubManager, AsyncPubSubManager)
         for server in instances(socketio.Server, socketio.AsyncServer):
             if not isinstance(server.manager, reaching):
                 use = "socketio.Server(client_manager=sticky.cluster.Manager()), or one for Redis"

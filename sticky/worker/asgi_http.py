@@ -140,6 +140,10 @@ class Exchange:
             if not waiter.done():
                 waiter.set_result(None)
 
+    def arrived(self) -> None:
+        """Something has arrived, or the client has closed its side."""
+        raise NotImplementedError
+
     def overdue(self) -> None:
         """See ``AsgiWire.read_by``."""
 

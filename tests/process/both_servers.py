@@ -94,6 +94,17 @@ def _uvicorn() -> Iterator[Server]:
         process.stderr.close()
 
 
+def chunks_in(data: bytes) -> tuple[bytes, bytes]:
+    """The body, and what is behind it."""
+    body = b""
+    while data:
+        size, _, data = data.partition(b"\r\n")
+        body, data = body + data[: int(size, 16)], data[int(size, 16) + 2 :]
+        if not int(size, 16):
+            break
+    return body, data
+
+
 @contextlib.contextmanager
 def both() -> Iterator[tuple[Server, Server]]:
     """Our server and uvicorn."""

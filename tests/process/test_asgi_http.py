@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from .both_servers import Server, both
+from .both_servers import Server, both, chunks_in
 
 POST = b"Content-Length: 5\r\n\r\nhello"
 CHUNKS = b"Transfer-Encoding: chunked\r\n\r\n3\r\nhel\r\n2;x=y\r\nlo\r\n0\r\n\r\n"
@@ -124,17 +124,6 @@ def answers_in(data: bytes) -> list[Message]:
         kept = sorted(field for field in fields if field[0] not in _OURS_TO_SAY)
         found.append(Message(status, kept, body))
     return found
-
-
-def chunks_in(data: bytes) -> tuple[bytes, bytes]:
-    """The body, and what is behind it."""
-    body = b""
-    while data:
-        size, _, data = data.partition(b"\r\n")
-        body, data = body + data[: int(size, 16)], data[int(size, 16) + 2 :]
-        if not int(size, 16):
-            break
-    return body, data
 
 
 @pytest.fixture(scope="module")

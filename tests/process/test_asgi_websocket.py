@@ -329,7 +329,7 @@ def outcome(server: Server, name: str) -> Any:
     case, lines, frames = ALIKE[name]
     with Client(server, handshake(case, *lines)) as client:
         client.sock.sendall(b"".join(frames))
-        rest = client.frames() if client.status == 101 else client.rest()
+        rest: Any = client.frames() if client.status == 101 else client.rest()
     records = server.records(case)
     for kind, what in records:
         if kind == "scope":

@@ -245,7 +245,7 @@ def without(tmp_path: Path) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("target", "words", "blocked", "says"),
     [
-        ("asgi_apps:lab", [], "websockets", r"'asgi' needs 'websockets'.*'socketio-sticky\[asgi\]'"),
+        ("asgi_apps:lab", [], "websockets", r"'asgi' needs 'websockets'.*socketio-sticky\[asgi\]"),
         ("asgi_apps:lab", ["-k", "asgi"], "websockets", r"'websockets'.*'socketio-sticky\[asgi\]'"),
         ("apps:lab", ["--reload"], "watchfiles", r"'socketio-sticky\[reload\]'"),
     ],

@@ -31,13 +31,12 @@ def test_a_client_that_reads_nothing_is_closed() -> None:
         assert running.stop() == 0
 
 
-def test_what_is_in_hand_at_the_end_of_the_grace_is_cancelled() -> None:
-    options = ["--graceful-timeout", "0.5"]
-    with serve("tests.asgi_limits:app", num=1, options=options) as running:
+def test_what_is_in_hand_when_the_server_ends_at_once_is_cancelled() -> None:
+    with serve("tests.asgi_limits:app", num=1) as running:
         with Client(running.port, head(target="/forever")) as client:
             running.wait_for("the long request has begun")
-            running.send_signal(signal.SIGTERM)
-            assert client.rest() == b""
+            running.send_signal(signal.SIGINT)
+            assert client.answer().status == 503
         assert running.wait() == 0
         log = running.log()
         assert log.index("the long request was cancelled") < log.index("the lifespan has ended")

@@ -26,7 +26,7 @@ from .body import FileWrapper, Input
 from .boundary import READ_SIZE, SEND, SERVING, TAKEN, Wire
 from .http1 import CONTINUE, BadAnswer, Refused, date_line
 from .hub import Hub, Watcher
-from .kernel import Socket, allocate_lock
+from .kernel import Socket, allocate_lock, read
 from .service import Service
 from .sync import Connection
 from .taking import Offer
@@ -138,7 +138,7 @@ class WsgiService(Service):
         signal.signal(signal.SIGTERM, lambda *_: None)
 
         def arrived(_: int) -> None:
-            if signal.SIGTERM in os.read(reader, 64):
+            if signal.SIGTERM in read(reader, 64):
                 self.draining.end()
 
         self.hub.register(reader, Watcher(arrived))

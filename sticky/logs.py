@@ -116,6 +116,22 @@ def set_up(options: Options, *, worker: int | None = None) -> None:
     logger.propagate = False
 
 
+_OF_OTHERS = ("uvicorn", "gunicorn.error")
+"""Loggers of other servers, which apps write to; uvicorn's ``error`` and ``access`` are below."""
+
+
+def take_over(options: Options) -> None:
+    """Have what is logged in other servers' names come out where our own does, unless the user says
+    where (``log_config``, or handlers of their own)."""
+    ours = logging.getLogger("sticky")
+    for name in _OF_OTHERS:
+        logger = logging.getLogger(name)
+        if options.log_config is None and not logger.handlers:
+            logger.handlers[:] = ours.handlers
+            logger.setLevel(ours.level)
+            logger.propagate = False
+
+
 def reopen() -> None:
     """Open every log file of this process anew, by its name: it may have been renamed meanwhile.
 

@@ -21,7 +21,7 @@ def test_the_worker_class_is_found_out_by_the_first_worker_alone() -> None:
     with serve("tests.asgi_apps:lab", num=2) as running:
         assert running.get().status == 200
         log = running.log()
-    assert log.count("This app needs the worker class 'asgi'") == 1
+    assert log.count("This app is served by the worker class 'asgi'") == 1
     assert log.index("worker class") < log.index("worker 0 ready") < log.index("worker 1 ready")
     assert "Traceback" not in log
 
@@ -76,7 +76,7 @@ def test_a_graceful_stop_says_to_websockets_that_the_server_restarts() -> None:
         assert running.wait() == 0
 
 
-@pytest.mark.parametrize("kind", ["asgi", "asgi-h11"], indirect=True)
+@pytest.mark.parametrize("kind", ["asgi"], indirect=True)
 def test_a_body_that_nobody_waits_for_has_as_long_as_an_idle_connection(kind: Kind) -> None:
     """(eventlet waits for a body that the app has not read for as long as it takes.)"""
     with shared_server(kind, "--keep-alive", "1") as running, Line(running.port) as line:

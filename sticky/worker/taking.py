@@ -60,18 +60,23 @@ class Offer:
 
     def _taking(self, name: str) -> Callable[..., Any]:
         def use(*arguments: Any, **options: Any) -> Any:
-            self._take(name)
+            self._take()
             return getattr(self._sock, name)(*arguments, **options)
 
-        return use
+        def keep() -> Any:
+            self._take()
+            self._kept = True
+            return self._methods[name]()
 
-    def _take(self, name: str) -> None:
+        return keep if name in _KEEPING else use
+
+    def _take(self) -> None:
         wire, self._wire = self._wire, None
         if wire is None:
             return
-        self._kept = name in _KEEPING
         for method, original in self._methods.items():
-            setattr(self._sock, method, original)
+            if method not in _KEEPING:
+                setattr(self._sock, method, original)
         wire.offer = self
         self._ahead = memoryview(wire.take())
         if self._ahead:
@@ -115,6 +120,13 @@ class Offer:
         if wire is not None:
             self._methods["detach"]()
             return
+        with contextlib.suppress(OSError):
+            if getattr(sock, "is_read_elsewhere", False):
+                # Whoever does that may have its answer to a closing handshake yet to send: it sees
+                # the end, and closes.
+                sock.shutdown(socket.SHUT_RD)
+                self._file.close()
+                return
         if not self._kept:
             self.end()
         with contextlib.suppress(OSError):

@@ -33,7 +33,21 @@ _RETRY = 0.5
 
 
 class _Socket(socket.socket):
-    """One whose objects take attributes."""
+    """One whose objects take attributes.
+
+    simple-websocket reads in a thread of its own, and that closes the socket.
+    """
+
+    _reader = 0
+
+    def recv(self, bufsize: int, flags: int = 0) -> bytes:
+        self._reader = threading.get_ident()
+        return super().recv(bufsize, flags)
+
+    @property
+    def is_read_elsewhere(self) -> bool:
+        """Whether another thread than this one reads from it."""
+        return self._reader not in (0, threading.get_ident())
 
 
 class ThreadsLoop:

@@ -22,7 +22,8 @@ def _mode() -> str:
 
     worker = sticky.current_worker()
     assert worker is not None
-    return {"threads": "threading"}.get(worker.options.worker_class, worker.options.worker_class)
+    chosen = worker.options.worker_class
+    return {"auto": "eventlet", "threads": "threading"}.get(chosen, chosen)
 
 
 # -- libraries ---------------------------------------------------------------------------------

@@ -34,13 +34,21 @@ class Offer:
         wire: the connection.
         make: makes the socket object, of (family, type, protocol, descriptor). Its objects take
             attributes.
+        current: says which thread, or green thread, runs.
     """
 
-    __slots__ = ("_ahead", "_file", "_kept", "_make", "_methods", "_sock", "_wire")
+    __slots__ = (
+        *("_ahead", "_current", "_file", "_kept", "_make", "_methods", "_reader", "_sock"),
+        "_wire",
+    )
 
-    def __init__(self, wire: WsgiWire, make: Callable[..., Any]) -> None:
+    def __init__(
+        self, wire: WsgiWire, make: Callable[..., Any], current: Callable[[], object]
+    ) -> None:
         self._wire: WsgiWire | None = wire
         self._make = make
+        self._current = current
+        self._reader: object = None  # who has read last
         self._sock: Any = None
         self._methods: dict[str, Any] = {}
         self._ahead: bytes | memoryview = b""
@@ -79,8 +87,9 @@ class Offer:
                 setattr(self._sock, method, original)
         wire.offer = self
         self._ahead = memoryview(wire.take())
+        self._sock.recv = self._recv
         if self._ahead:
-            self._sock.recv, self._sock.recv_into = self._recv, self._recv_into
+            self._sock.recv_into = self._recv_into
         wire.sock.detach()  # one owner of the descriptor
         # As with other servers, whose own files keep it open: one green thread may close the socket
         # while another waits for it, and that one would never wake up if the descriptor were gone.
@@ -98,9 +107,10 @@ class Offer:
             self._ahead = self._ahead[size:]
         return size
 
-    def _recv(self, bufsize: int, flags: int = 0) -> bytes:
+    def _recv(self, bufsize: int, flags: int = 0) -> Any:
+        self._reader = self._current()
         if not self._ahead:
-            return bytes(self._methods["recv"](bufsize, flags))
+            return self._methods["recv"](bufsize, flags)
         data = bytearray(min(bufsize, len(self._ahead)))
         self._recv_into(data, 0, flags)
         return bytes(data)
@@ -120,13 +130,13 @@ class Offer:
         if wire is not None:
             self._methods["detach"]()
             return
-        with contextlib.suppress(OSError):
-            if getattr(sock, "is_read_elsewhere", False):
-                # Whoever does that may have its answer to a closing handshake yet to send: it sees
-                # the end, and closes.
+        if self._reader not in (None, self._current()):
+            # simple-websocket reads in a thread of its own, which has the answer to a closing
+            # handshake yet to send, perhaps. It sees the end now, and closes.
+            with contextlib.suppress(OSError):
                 sock.shutdown(socket.SHUT_RD)
-                self._file.close()
-                return
+            self._file.close()
+            return
         if not self._kept:
             self.end()
         with contextlib.suppress(OSError):

@@ -105,8 +105,13 @@ class Socket(Client):
     def leave(self) -> None:
         """The closing handshake; behind it there is nothing."""
         self.send(close(1000))
+        self.ends()
+
+    def ends(self) -> None:
+        """The server closes it, and behind its frame there is nothing."""
         opcode, data = self.hear()
-        assert (opcode, data[:2]) == (CLOSE, (1000).to_bytes(2)), data
+        assert opcode == CLOSE
+        assert data[:2] in (b"", (1000).to_bytes(2))  # (gevent-websocket gives no code)
         assert self.rest() == b""
 
 
@@ -170,11 +175,10 @@ def test_flask_sock(server: Running) -> None:
             ws.say(text)
             assert ws.text() == text
         ws.leave()
-    with Socket(server, "/sock") as ws:
-        ws.say("leave")
-        opcode, data = ws.hear()
-        assert (opcode, data[:2]) == (CLOSE, (1000).to_bytes(2))
-        assert ws.rest() == b""
+    for _ in range(20):  # simple-websocket waits in a thread of its own, while the app ends
+        with Socket(server, "/sock") as ws:
+            ws.say("leave")
+            ws.ends()
 
 
 def test_a_client_library_agrees(server: Running) -> None:
@@ -336,16 +340,13 @@ def test_wsgi_websocket_is_there_for_a_handshake(server: Running) -> None:
 def test_the_end_of_the_app_is_the_end_of_wsgi_websocket(server: Running, word: str) -> None:
     with Socket(server, "/gevent") as ws:
         ws.say(word)
-        opcode, data = ws.hear()
-        assert (opcode, data[:2]) == (CLOSE, (1000).to_bytes(2))
-        assert ws.rest() == b""
+        ws.ends()
 
 
 @only("gevent-websocket")
 def test_an_app_that_does_nothing_with_its_websocket_has_accepted_it(server: Running) -> None:
     with Socket(server, "/at-once") as ws:
-        assert ws.hear()[0] == CLOSE
-        assert ws.rest() == b""
+        ws.ends()
 
 
 @only("gevent-websocket")

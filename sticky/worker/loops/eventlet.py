@@ -94,7 +94,7 @@ class EventletLoop:
     def offer(self, wire: WsgiWire, environ: dict[str, Any], head: Head) -> Behind | None:
         """What eventlet's own server gives: an input with ``get_socket``, hooks that are called
         behind the request, and what a websocket says before it waits."""
-        offer = Offer(wire, GreenSocket)
+        offer = Offer(wire, GreenSocket, eventlet.getcurrent)
         hooks: list[tuple[Callable[..., object], Any, Any]] = []
         environ["eventlet.input"] = offer
         environ["eventlet.posthooks"] = hooks

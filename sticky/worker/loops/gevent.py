@@ -92,7 +92,7 @@ class GeventLoop:
         ``wsgi.websocket``."""
         if not head.upgrade:
             return None
-        offer = Offer(wire, _Socket)
+        offer = Offer(wire, _Socket, gevent.getcurrent)
         environ["werkzeug.socket"] = offer.get_socket()
         over = self.websockets and self.websockets.offer(wire, environ, head, offer)
         if not over:

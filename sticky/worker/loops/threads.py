@@ -33,21 +33,7 @@ _RETRY = 0.5
 
 
 class _Socket(socket.socket):
-    """One whose objects take attributes.
-
-    simple-websocket reads in a thread of its own, and that closes the socket.
-    """
-
-    _reader = 0
-
-    def recv(self, bufsize: int, flags: int = 0) -> bytes:
-        self._reader = threading.get_ident()
-        return super().recv(bufsize, flags)
-
-    @property
-    def is_read_elsewhere(self) -> bool:
-        """Whether another thread than this one reads from it."""
-        return self._reader not in (0, threading.get_ident())
+    """One whose objects take attributes."""
 
 
 class ThreadsLoop:
@@ -169,7 +155,7 @@ class ThreadsLoop:
         """``werkzeug.socket``, which simple-websocket looks for first."""
         if not head.upgrade:
             return None
-        offer = Offer(wire, _Socket)
+        offer = Offer(wire, _Socket, threading.get_ident)
         environ["werkzeug.socket"] = offer.get_socket()
         return offer.over
 

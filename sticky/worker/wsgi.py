@@ -28,6 +28,7 @@ from .http1 import CONTINUE, BadAnswer, Refused, date_line
 from .hub import Hub, Watcher
 from .kernel import Socket, allocate_lock, read
 from .service import Service
+from .sessions import close
 from .sync import Connection
 from .taking import Offer
 
@@ -172,6 +173,10 @@ class WsgiService(Service):
             self.handler_failed(connection)
         self.hub.call(lambda: wire.introduced(failed=failed))
 
+    def end_sessions(self, sessions: list[Any]) -> None:
+        if sessions:
+            self.loop.start(_close_all, sessions)
+
     def end_upgraded(self, wire: Wire) -> None:
         """Let whoever has it see its end."""
         assert isinstance(wire, WsgiWire)
@@ -220,6 +225,11 @@ class WsgiService(Service):
         proto = environ.get("HTTP_X_FORWARDED_PROTO")
         if proto and (scheme := scheme_of(proto)):
             environ["wsgi.url_scheme"] = scheme
+
+
+def _close_all(sessions: list[Any]) -> None:
+    for session in sessions:
+        close(session)
 
 
 def _origin_form(target: bytes, environ: dict[str, Any]) -> bytes:

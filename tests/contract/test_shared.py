@@ -23,15 +23,23 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.harness import KINDS, Kind, Running, wait_until
-
-from .clients import XFF, slot_of
-from .shared_kit import CLIENTS, NUM, A, B, C, Line, Reply, ask, check, shared_server, totals
+from tests.harness import Kind, Running, wait_until
+from tests.process.clients import XFF, slot_of
+from tests.process.shared_kit import (
+    CLIENTS,
+    NUM,
+    A,
+    B,
+    C,
+    Line,
+    Reply,
+    ask,
+    check,
+    shared_server,
+    totals,
+)
 
 HEAD_TIMEOUT, KEEP_ALIVE, MAX_HEAD = 1.0, 1.5, 4096
-
-
-pytestmark = pytest.mark.parametrize("kind", KINDS, indirect=True, scope="module")
 
 
 @pytest.fixture(scope="module")

@@ -21,8 +21,7 @@ import pytest
 
 import sticky
 from tests.harness import Kind, Running, request, wait_until
-
-from .clients import SEED, XFF, Client, Crowd, addresses_of, head, parse, slot_of
+from tests.process.clients import SEED, XFF, Client, Crowd, addresses_of, head, parse, slot_of
 
 NUM = 3
 OPTIONS = ("--seed", SEED, "--head-timeout", "1", "--queue-timeout", "5")

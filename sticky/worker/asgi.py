@@ -232,10 +232,11 @@ class AsgiService(Service):
         else:
             wire.close()
 
-    def end_session(self, session: Any) -> None:
-        pending = close(session)
-        if pending is not None:  # of an asynchronous server
-            self._start_task(_awaited(pending))
+    def end_sessions(self, sessions: list[Any]) -> None:
+        for session in sessions:
+            pending = close(session)
+            if pending is not None:  # of an asynchronous server
+                self._start_task(_awaited(pending))
 
 
 async def _awaited(pending: Awaitable[object]) -> None:

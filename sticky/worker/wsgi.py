@@ -78,13 +78,11 @@ class Loop(Protocol):
     def wait(self, fd: int, *, writing: bool, seconds: float) -> bool:
         """Wait, in what was started, until the descriptor is ready; False: not within this time."""
 
-    def offer(
-        self, wire: WsgiWire, environ: dict[str, Any], head: Head
-    ) -> Callable[[], object] | None:
+    def offer(self, wire: WsgiWire, environ: dict[str, Any], head: Head) -> Behind | None:
         """Put into the environ what apps take the socket by.
 
         Returns:
-            What is to be called behind the request, or None.
+            What is to be called behind the request, with the environ, or None.
         """
 
     def after_fork(self) -> None:

@@ -270,11 +270,10 @@ class WsgiWire(Wire):
     def find_local(self, head: Head) -> tuple[str, str]:
         """SERVER_NAME and SERVER_PORT: where the client has connected to; on a unix socket what
         the request says about that."""
-        if self.address:
-            with contextlib.suppress(OSError):
-                name = self.sock.getsockname()
-                self.local = name[0], str(name[1])
-                return self.local
+        local = self.service.local(self)
+        if local is not None:
+            self.local = local[0], str(local[1])
+            return self.local
         host, _, port = head.host.decode("latin-1").rpartition(":")
         if not port.isdecimal():
             host, port = head.host.decode("latin-1"), ""

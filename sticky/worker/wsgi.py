@@ -318,11 +318,12 @@ class WsgiWire(Wire):
                 self.close()
                 return
             if not draining.passes_on and not draining.finishing:
-                self.answered()
+                http.end()
+                self.stay()
                 return
-        self.service.hub.call(self._settle)
+        self.service.hub.call(self._go_on)
 
-    def _settle(self) -> None:
+    def _go_on(self) -> None:
         head = self.answered()
         if head is not None:
             self.serve(head)

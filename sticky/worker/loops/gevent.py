@@ -36,6 +36,7 @@ class GeventLoop:
 
     threads = False
     multithread = False
+    here = True
 
     def __init__(self, service: WsgiService) -> None:
         self._over = gevent.event.Event()
@@ -79,6 +80,12 @@ class GeventLoop:
     def can_start(self) -> bool:
         return True
 
+    def enter(self) -> None:
+        """All of this is one thread."""
+
+    def leave(self) -> bool:
+        return True
+
     def wait(self, fd: int, *, writing: bool, seconds: float) -> bool:
         wait = gevent.socket.wait_write if writing else gevent.socket.wait_read
         try:
@@ -94,15 +101,8 @@ class GeventLoop:
             return None
         offer = Offer(wire, _Socket, gevent.getcurrent)
         environ["werkzeug.socket"] = offer.get_socket()
-        over = self.websockets and self.websockets.offer(wire, environ, head, offer)
-        if not over:
-            return offer.over
-
-        def both() -> None:
-            over()
-            offer.over()
-
-        return both
+        over: Behind | None = self.websockets and self.websockets.offer(wire, environ, head, offer)
+        return over or offer.over
 
     @functools.cached_property
     def websockets(self) -> Any:

@@ -14,7 +14,6 @@ import contextlib
 import hashlib
 import logging
 import time
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from geventwebsocket.handler import Client
@@ -25,7 +24,7 @@ from ..http1 import date_line, switch
 from ..taking import Offer
 
 if TYPE_CHECKING:
-    from ..wsgi import WsgiWire
+    from ..wsgi import Behind, WsgiWire
 
 _VERSION = "13"
 _GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
@@ -42,11 +41,11 @@ class Server:
 
     def offer(
         self, wire: WsgiWire, environ: dict[str, Any], head: Head, offer: Offer
-    ) -> Callable[[], object] | None:
+    ) -> Behind | None:
         """Put a websocket into the environ, if this is a handshake.
 
         Returns:
-            What is to be called behind the request, before the offer is over; or None.
+            What is to be called behind the request, in the place of the offer's own; or None.
         """
         fields = _accepted(environ, head)
         if fields is None:
@@ -85,7 +84,6 @@ class Handler:
     ) -> None:
         self.server = server
         self.logger = server.logger
-        self.environ = environ
         self.client_address = wire.address or wire.fd
         self._offer = offer
         self._answer = answer
@@ -120,17 +118,18 @@ class Handler:
         """Send all of this."""
         self.socket.sendall(data)
 
-    def over(self) -> None:
+    def over(self, environ: dict[str, Any]) -> None:
         """The request is over, and with it the websocket."""
         websocket, self.websocket = self.websocket, None
-        self.environ["wsgi.websocket"] = None  # it refers to this environ
+        environ["wsgi.websocket"] = None  # it refers to this environ
         if self._sock is None:
             websocket.closed = True  # it would close itself once nobody has it any more
-            return
-        with contextlib.suppress(OSError):
-            if not websocket.closed:
-                websocket.close()
-        del self.server.clients[self.client_address]
+        else:
+            with contextlib.suppress(OSError):
+                if not websocket.closed:
+                    websocket.close()
+            del self.server.clients[self.client_address]
+        self._offer.over(environ)
 
 
 def _accepted(environ: dict[str, Any], head: Head) -> list[tuple[bytes, bytes]] | None:

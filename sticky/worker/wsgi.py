@@ -117,7 +117,7 @@ class WsgiService(Service):
             "SERVER_SOFTWARE": f"sticky/{__version__}",
             "wsgi.version": (1, 0),
             "wsgi.url_scheme": "http",
-            "wsgi.errors": sys.stderr,
+            "wsgi.errors": sys.stderr or open(os.devnull, "w"),  # noqa: SIM115 - as long as we live
             "wsgi.multithread": self.loop.multithread,
             "wsgi.multiprocess": self.options.num > 1,
             "wsgi.run_once": False,

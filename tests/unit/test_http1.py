@@ -11,7 +11,7 @@ from sticky import rules
 from sticky.answers import refusals
 from sticky.options import Options
 from sticky.worker import http1
-from sticky.worker.http1 import status_line, (
+from sticky.worker.http1 import (
     IN_CHUNKS,
     LENGTH,
     NO_BODY,
@@ -20,6 +20,7 @@ from sticky.worker.http1 import status_line, (
     Http1,
     Refused,
     date_line,
+    status_line,
     switch,
 )
 

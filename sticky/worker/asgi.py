@@ -7,6 +7,7 @@ the app, and everything else happens within its turn.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import inspect
 import logging
 import math
@@ -75,6 +76,7 @@ class AsgiService(Service):
         self.cancelling = False
         self.state: dict[str, Any] = {}
         self._lifespan = Lifespan(self.app)
+        self._context = contextvars.copy_context()
         self._running: set[Exchange] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._fresh: list[Exchange] = []
@@ -93,8 +95,9 @@ class AsgiService(Service):
                 except (SystemExit, KeyboardInterrupt):
                     # Of a task that the app has made: asyncio raises them here, and the loop is
                     # as good as before.
-                    if not main.done():
-                        log.exception("a task of the app's has ended with this")
+                    if main.done():
+                        raise
+                    log.exception("a task of the app's has ended with this")
 
     async def _serve(self) -> None:
         loop = self.loop
@@ -178,7 +181,8 @@ class AsgiService(Service):
         """Have the app serve this request, in a task of its own."""
         exchange: Exchange
         exchange = WebSocket(self, wire, head) if head.websocket else Request(self, wire, head)
-        exchange.task = self.loop.create_task(exchange.run())
+        # Not in the context of whoever runs now: it may be the request before this one.
+        exchange.task = self.loop.create_task(exchange.run(), context=self._context.copy())
         self._running.add(exchange)
         self._fresh.append(exchange)
         if not self._turning and len(self._fresh) == 1:

@@ -24,7 +24,7 @@ from ..core import Head
 from ..forwarded import scheme_of
 from .body import FileWrapper, Input
 from .boundary import READ_SIZE, SEND, SERVING, TAKEN, Wire
-from .http1 import CONTINUE, BadAnswer, Refused, date_line
+from .http1 import CONTINUE, BadAnswer, Refused, date_line, status_line
 from .hub import Hub, Watcher
 from .kernel import Socket, allocate_lock, read
 from .service import Service
@@ -40,19 +40,29 @@ _SMALL = 65536
 """Bytes of a block up to which it is worth copying, to send it with what is before it."""
 _PORTS = {"http": "80", "https": "443"}
 
-Behind = Callable[[], object]
+Behind = Callable[[dict[str, Any]], object]
 
 
 class Loop(Protocol):
     """How a worker class runs things and waits.
 
     Attributes:
-        threads: whether what is started runs in other threads than the loop's.
+        threads: whether what is started may run beside the loop, in another thread.
         multithread: ``wsgi.multithread``.
     """
 
     threads: bool
     multithread: bool
+
+    @property
+    def here(self) -> bool:
+        """Whether the calling thread has the loop."""
+
+    def enter(self) -> None:
+        """With ``threads``: the calling thread is going to be in the app."""
+
+    def leave(self) -> bool:
+        """With ``threads``: it has come back; whether it has the loop."""
 
     def run(self, hub: Hub) -> None:
         """Have ``hub.turn`` called when it is to be, until ``hub.over``."""
@@ -68,13 +78,11 @@ class Loop(Protocol):
     def wait(self, fd: int, *, writing: bool, seconds: float) -> bool:
         """Wait, in what was started, until the descriptor is ready; False: not within this time."""
 
-    def offer(
-        self, wire: WsgiWire, environ: dict[str, Any], head: Head
-    ) -> Callable[[], object] | None:
+    def offer(self, wire: WsgiWire, environ: dict[str, Any], head: Head) -> Behind | None:
         """Put into the environ what apps take the socket by.
 
         Returns:
-            What is to be called behind the request, or None.
+            What is to be called behind the request, with the environ, or None.
         """
 
     def after_fork(self) -> None:
@@ -150,10 +158,10 @@ class WsgiService(Service):
 
     def in_loop(self, call: Callable[[], object]) -> None:
         """Have this called in the loop's thread: now, if that is the caller's."""
-        if self.loop.threads:
-            self.hub.call(call)
-        else:
+        if self.loop.here:
             call()
+        else:
+            self.hub.call(call)
 
     def make_wire(
         self, fd: int, address: Address, moves: int = 0, *, asks: bool = False
@@ -203,17 +211,18 @@ class WsgiService(Service):
         environ["QUERY_STRING"] = query.decode("latin-1")
         environ["RAW_URI"] = environ["REQUEST_URI"] = head.target.decode("latin-1")
         environ["SERVER_PROTOCOL"] = "HTTP/1.1" if head.minor else "HTTP/1.0"
-        environ["SERVER_NAME"], environ["SERVER_PORT"] = wire.local or wire.find_local(head)
         if wire.address:
             environ["REMOTE_ADDR"] = wire.peer
             environ["REMOTE_PORT"] = wire.port
         else:
             environ["REMOTE_ADDR"] = "127.0.0.1"
         root = environ["SCRIPT_NAME"]
-        if root and environ["PATH_INFO"].startswith(root + "/"):
+        if root and (environ["PATH_INFO"] + "/").startswith(root + "/"):
             environ["PATH_INFO"] = environ["PATH_INFO"][len(root) :]
         if wire.peer in self.trusted:
             self._believe(environ)
+        local = wire.local or wire.find_local(environ)
+        environ["SERVER_NAME"], environ["SERVER_PORT"] = local
         return environ
 
     def _believe(self, environ: dict[str, Any]) -> None:
@@ -259,18 +268,18 @@ class WsgiWire(Wire):
         self.offer: Offer | None = None  # through which the app has taken the socket
         self.port = str(address[1]) if address else ""
 
-    def find_local(self, head: Head) -> tuple[str, str]:
+    def find_local(self, environ: dict[str, Any]) -> tuple[str, str]:
         """SERVER_NAME and SERVER_PORT: where the client has connected to; on a unix socket what
         the request says about that."""
-        if self.address:
-            with contextlib.suppress(OSError):
-                name = self.sock.getsockname()
-                self.local = name[0], str(name[1])
-                return self.local
-        host, _, port = head.host.decode("latin-1").rpartition(":")
-        if not port.isdecimal():
-            host, port = head.host.decode("latin-1"), ""
-        return host or "localhost", port or _PORTS["http"]
+        local = self.service.local(self)
+        if local is not None:
+            self.local = local[0], str(local[1])
+            return self.local
+        named: str = environ.get("HTTP_HOST", "")
+        host, _, port = named.rpartition(":")
+        if port.endswith("]") or not host:  # an address of IPv6, or no port
+            host, port = named, ""
+        return host or "localhost", port or _PORTS[environ["wsgi.url_scheme"]]
 
     # -- serving ------------------------------------------------------------------------------
 
@@ -281,34 +290,40 @@ class WsgiWire(Wire):
     def _serve(self, head: Head | None) -> None:
         """Serve this request, and those that are there behind it."""
         service = self.service
+        threads = service.loop.threads
         service.count(board.NOT_BEGUN, -1)
         if service.link.paused:
             service.in_loop(service.link.room)
         try:
             while head is not None:
                 contextvars.Context().run(Exchange(self, head).run)
-                if service.loop.threads:
-                    self._behind()
-                    return
-                head = self.answered()
+                if threads:
+                    if not service.loop.leave():
+                        self._behind()
+                        return
+                    head = self.answered()
+                    service.loop.enter()
+                else:
+                    head = self.answered()
         except Exception:
             log.exception("%s: an error outside the app", self.address)
             service.in_loop(self.close)
 
     def _behind(self) -> None:
-        """Behind an answer, in a thread. What touches this connection alone is done here; the rest,
-        and what is rare, in the loop's."""
+        """Behind an answer, in a thread that does not have the loop. What touches this connection
+        alone is done here; the rest, and what is rare, by who has it."""
         http, draining = self.http, self.service.draining
         if self.state == SERVING and http.body_is_over and not self.pending and not http.ahead:
             if not http.stays:
                 self.close()
                 return
             if not draining.passes_on and not draining.finishing:
-                self.answered()
+                http.end()
+                self.stay()
                 return
-        self.service.hub.call(self._settle)
+        self.service.hub.call(self._go_on)
 
-    def _settle(self) -> None:
+    def _go_on(self) -> None:
         head = self.answered()
         if head is not None:
             self.serve(head)
@@ -409,7 +424,7 @@ class Exchange:
         "_fields",
         "_head",
         "_http",
-        "_reason",
+        "_line",
         "_refused",
         "_sent",
         "_status",
@@ -422,7 +437,7 @@ class Exchange:
         self._head = head
         self._http = wire.http
         self._status = 0
-        self._reason: bytes | None = None
+        self._line: bytes | None = None
         self._fields: list[tuple[str, str]] = []
         self._begun = False
         self._sent = 0
@@ -448,12 +463,13 @@ class Exchange:
             self._failed(error)
         finally:
             if behind is not None:
-                behind()
+                behind(environ)
             if wire.state == TAKEN:
                 wire.close()
         service.count(board.REQUESTS)
         if service.access_log is not None:
             self._log(began)
+        self.environ = {}  # which refers to this object, by its input
 
     def _fill(self) -> bytes:
         try:
@@ -477,14 +493,7 @@ class Exchange:
                 exc_info = None  # it refers to this frame
         elif self._status:
             raise AssertionError("start_response was called twice without exc_info")
-        code, _, reason = status.partition(" ")
-        if len(code) != 3 or not code.isdecimal() or not code.isascii():
-            raise BadAnswer(f"the status of the answer is {status!r}")
-        try:
-            self._reason = reason.encode("latin-1")
-        except UnicodeEncodeError:
-            raise BadAnswer(f"the status of the answer is {status!r}") from None
-        self._status = int(code)
+        self._status, self._line = status_line(status)
         self._fields = headers
         return self._write
 
@@ -535,7 +544,7 @@ class Exchange:
         if self._wire.service.closing:
             http.stays = False
         head = http.answer(
-            self._status, self._fields, date_line(time.time()), size=size, reason=self._reason
+            self._status, self._fields, date_line(time.time()), size=size, line=self._line
         )
         self._begun = True
         return head
@@ -613,7 +622,7 @@ class Exchange:
         if self._begun:
             return
         text = self._wire.service.texts[status]
-        self._fields, self._reason = [("Content-Type", "text/plain")], None
+        self._fields, self._line = [("Content-Type", "text/plain")], None
         head = self._answer_head(len(text))
         with contextlib.suppress(ClientLostError):
             self._wire.write(head + http.data(text))

@@ -636,7 +636,7 @@ class Exchange:
         assert access_log is not None
         taken = wire.offer is not None
         access_log.write(
-            client=wire.peer,
+            client=self.environ.get("REMOTE_ADDR", "") if wire.address else "",
             method=head.method,
             target=head.target.decode("latin-1"),
             protocol=self.environ["SERVER_PROTOCOL"],

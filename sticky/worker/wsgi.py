@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import functools
 import logging
 import os
 import signal
@@ -234,6 +235,24 @@ class WsgiService(Service):
         proto = environ.get("HTTP_X_FORWARDED_PROTO")
         if proto and (scheme := scheme_of(proto)):
             environ["wsgi.url_scheme"] = scheme
+
+
+@functools.cache
+def _of_a_body() -> type[ClientLostError]:
+    """What is raised where a body ends too early, or is none. Werkzeug has an exception of its own
+    for that, which Flask answers with 400 instead of logging a traceback for whatever a client
+    sends; if an app has loaded it, it is meant."""
+    werkzeug = sys.modules.get("werkzeug.exceptions")
+    if werkzeug is None:
+        return ClientLostError
+    disconnected = werkzeug.ClientDisconnected
+
+    class BodyLostError(ClientLostError, disconnected):  # type: ignore[misc,valid-type]
+        def __init__(self, why: str) -> None:
+            ClientLostError.__init__(self, why)
+            disconnected.__init__(self, why)
+
+    return BodyLostError
 
 
 def _close_all(sessions: list[Any]) -> None:
@@ -477,7 +496,7 @@ class Exchange:
         except Refused as refused:
             self._refused = refused
             self._http.stays = False
-            raise ClientLostError(refused.why) from None
+            raise _of_a_body()(refused.why) from None
 
     # -- the app's side -----------------------------------------------------------------------
 

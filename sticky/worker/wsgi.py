@@ -249,8 +249,8 @@ def _of_a_body() -> type[ClientLostError]:
 
     class BodyLostError(ClientLostError, disconnected):  # type: ignore[misc,valid-type]
         def __init__(self, why: str) -> None:
-            ClientLostError.__init__(self, why)
             disconnected.__init__(self, why)
+            self.args = (why,)
 
     return BodyLostError
 

@@ -23,13 +23,11 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 BUILT_FROM := sticky/_core.pyx setup.py pyproject.toml
 NODE_MODULES := tests/e2e/node_modules/.package-lock.json
 
-AGAIN ?=
-
 # Three processes keep two cores busy: many tests wait most of their time. The tests of a module
 # share servers, so they stay together, and the order is that of the folders: e2e, the slowest, first.
 PYTEST := $(BIN)/python -m pytest -n 3 --dist loadscope --no-loadscope-reorder
 
-.PHONY: demo test test-again lint fast bench long clean ready ready-for-fast programs
+.PHONY: demo test lint fast bench long clean ready ready-for-fast programs
 
 demo: $(VENV)/installed
 	@exec $(BIN)/python examples/chat/app.py $(PORT)
@@ -46,15 +44,11 @@ lint: ready-for-fast
 	PATH="$(abspath $(BIN)):$$PATH" cython-lint sticky/_core.pyx
 
 fast: ready-for-fast
-	STICKY_HISTORIES=300 $(PYTEST) -o cache_dir=$(VENV)/pytest-cache $(AGAIN) tests/unit tests/simulation \
+	STICKY_HISTORIES=300 $(PYTEST) -o cache_dir=$(VENV)/pytest-cache tests/unit tests/simulation \
 		tests/process/test_listen.py \
 		--ignore tests/unit/test_core_mutants.py --ignore tests/unit/test_packaging.py
 
-# What failed the last time.
-test-again:
-	$(BIN)/python -m pytest --last-failed --last-failed-no-failures none
-
-bench: ready-for-fast
+bench: $(VENV)/ready-for-bench
 	$(BIN)/python -m pytest bench
 
 # nginx and HAProxy send the requests of 20 clients over few connections; every request has to be
@@ -82,6 +76,10 @@ $(VENV)/installed: $(BUILT_FROM) | $(BIN)/python
 $(VENV)/ready-for-tests: $(VENV)/installed
 	$(PIP) install --upgrade "pip>=25.1"
 	$(PIP) install --group test --group lint "socketio-sticky[all]"
+	@touch $@
+
+$(VENV)/ready-for-bench: $(VENV)/ready-for-tests
+	$(PIP) install --group bench
 	@touch $@
 
 ready-for-fast: $(VENV)/ready-for-tests

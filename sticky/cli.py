@@ -23,8 +23,8 @@ def _parser(prog: str) -> Parser:
         description="Serve a Socket.IO (or any WSGI) app with several worker processes behind "
         "one port; every client always reaches the same worker.",
         epilog="Each option can also be given as STICKY_<OPTION> in the environment, and in a "
-        "file (-c). Signals: TERM stops gracefully, INT and QUIT at once, HUP reloads, USR1 logs "
-        "what was counted. Exit "
+        "file (-c). Signals: TERM stops gracefully, INT and QUIT at once, HUP reloads, USR1 opens "
+        "log files anew and logs what was counted. Exit "
         "status: 0 stopped, 1 the port cannot be used, 2 a wrong option, 3 workers cannot boot, "
         "4 the app cannot be loaded. See also: sticky explain --help",
         argument_default=argparse.SUPPRESS,

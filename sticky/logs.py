@@ -17,6 +17,36 @@ _PIPE_BUF = 4096
 """A pipe that polls as writable takes this much without blocking (pipe(7))."""
 
 
+def printable(text: object, longest: int = 1000, *, quote: str = "") -> str:
+    """What somebody else has sent, to be a part of a line of ours.
+
+    Control characters, line ends of any kind and backslashes are escaped, as Python writes them;
+    what is longer is cut off, and ends with three dots.
+
+    Args:
+        text: what it is; turned into a str.
+        longest: characters, without the dots.
+        quote: a character that is escaped, too.
+    """
+    plain = str(text)
+    short = plain[:longest]
+    if not short.isprintable() or "\\" in short or (quote and quote in short):
+        pieces: list[str] = []
+        room = longest
+        for char in short:
+            piece = char
+            if char == quote:
+                piece = "\\" + char
+            elif char == "\\" or not char.isprintable():
+                piece = char.encode("unicode_escape").decode("ascii")
+            room -= len(piece)
+            if room < 0:
+                return "".join(pieces) + "..."
+            pieces.append(piece)
+        short = "".join(pieces)
+    return short + "..." if len(plain) > longest else short
+
+
 class PatientHandler(logging.Handler):
     """Writes to a descriptor, and never waits for whoever reads at the other end.
 
@@ -84,6 +114,50 @@ def set_up(options: Options, *, worker: int | None = None) -> None:
     handler.setFormatter(logging.Formatter(_FORMAT.replace("%(process)d", who), _DATES))
     logger.addHandler(handler)
     logger.propagate = False
+
+
+_OF_OTHERS = ("uvicorn", "gunicorn.error")
+"""Loggers of other servers, which apps write to; uvicorn's ``error`` and ``access`` are below."""
+
+
+def take_over(options: Options) -> None:
+    """Have what is logged in other servers' names come out where our own does, unless the user says
+    where (``log_config``, or handlers of their own)."""
+    ours = logging.getLogger("sticky")
+    for name in _OF_OTHERS:
+        logger = logging.getLogger(name)
+        if options.log_config is None and not logger.handlers:
+            logger.handlers[:] = ours.handlers
+            logger.setLevel(ours.level)
+            logger.propagate = False
+
+
+def reopen() -> None:
+    """Open every log file of this process anew, by its name: it may have been renamed meanwhile.
+
+    These are the files of all handlers of the module ``logging``, ours and those that a
+    ``log_config`` or the app has made.
+    """
+    loggers = [logging.getLogger(), *logging.getLogger().manager.loggerDict.values()]
+    found = {
+        handler
+        for logger in loggers
+        if isinstance(logger, logging.Logger)
+        for handler in logger.handlers
+        if isinstance(handler, logging.FileHandler)
+    }
+    for handler in found:
+        handler.acquire()
+        try:
+            before = handler.stream
+            if before is None:
+                continue  # with ``delay``: it was never opened
+            handler.stream = handler._open()
+            before.close()
+        except OSError as error:  # it goes on in the old one
+            logging.getLogger("sticky").error("a log file cannot be opened anew: %s", error)
+        finally:
+            handler.release()
 
 
 def _from_file(path: str) -> None:

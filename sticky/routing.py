@@ -11,7 +11,7 @@ from typing import Any
 
 from .core import Router
 from .options import Options
-from .rules import ANYWHERE, MALFORMED, MISSING, NEED_MORE
+from .rules import ANYWHERE, BY_PEER, MALFORMED, MISSING, NEED_MORE, sentence
 
 __all__ = [
     "ANYWHERE",
@@ -21,8 +21,18 @@ __all__ = [
     "Explanation",
     "Router",
     "explain",
+    "is_by_peer",
     "make_router",
 ]
+
+
+_BY_PEER = sentence(BY_PEER, None, b"", 0)
+
+
+def is_by_peer(why: str) -> bool:
+    """Whether a reason that ``Router.explain`` gives is the address of the TCP peer, for want of
+    a header or without one."""
+    return why == _BY_PEER or why.startswith(_BY_PEER + ", ")
 
 
 @dataclass(frozen=True)

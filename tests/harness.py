@@ -356,6 +356,5 @@ KINDS = {
         Kind("gevent", "wsgi", "tests.apps", {"STICKY_WORKER_CLASS": "gevent"}),
         Kind("threads", "wsgi", "tests.apps", {"STICKY_WORKER_CLASS": "threads"}),
         Kind("asgi", "asgi", "tests.asgi_apps", _ASGI),
-        Kind("asgi-h11", "asgi", "tests.h11_apps", _ASGI),
     )
 }

@@ -10,12 +10,13 @@ from collections import Counter
 from collections.abc import Callable
 
 from ..options import Options
-from ..routing import Router
+from ..routing import Router, is_by_peer
 
 ENOUGH = 200
 """Requests after which a survey is over."""
 
 _MOST = 0.95
+_SHOWN = 100
 _OTHERS = (
     b"x-forwarded-for",
     b"x-real-ip",
@@ -49,7 +50,7 @@ class Survey:
         _, key, why = self._router.explain(head, length, peer)
         self._total += 1
         self._keys[key] += 1
-        self._by_peer += why.startswith("peer")
+        self._by_peer += is_by_peer(why)
         if self._options.proxy:
             lines = bytes(head[:length]).lower().split(b"\n")[1:]
             self._others.update({line.partition(b":")[0] for line in lines} & set(_OTHERS))
@@ -61,7 +62,7 @@ class Survey:
     def _conclude(self) -> None:
         options, total = self._options, self._total
         key, times = self._keys.most_common(1)[0]
-        shown = key.decode(errors="backslashreplace")
+        shown = repr(key[:_SHOWN])[2:-1]  # it may be any bytes that a client likes
         one = options.num > 1 and times >= _MOST * total
         if not options.proxy:
             if one:

@@ -56,7 +56,7 @@ def _accept_unnamed(accept: Callable[[], tuple[int, Any]]) -> tuple[int, Any]:
 class Connection:
     """One connection that the master holds for longer than a moment."""
 
-    __slots__ = ("address", "moves", "prefix", "slot", "sock", "unheld")
+    __slots__ = ("address", "kind", "moves", "prefix", "slot", "sock", "unheld")
 
     def __init__(
         self, sock: Socket, address: channel.Address, prefix: bytes = b"", moves: int = 0
@@ -67,6 +67,7 @@ class Connection:
         self.moves = moves
         self.slot = -1
         self.unheld = False
+        self.kind = channel.CONNECTION  # or REST
 
 
 class Dispatcher:
@@ -330,7 +331,7 @@ class Dispatcher:
     def _send(self, connection: Connection, slot: int) -> None:
         channel.send_connection(
             self._inboxes[slot],
-            channel.CONNECTION,
+            connection.kind,
             connection.sock.fileno(),
             connection.address,
             connection.prefix,
@@ -376,8 +377,42 @@ class Dispatcher:
             self.hand_over(connection, slot)
         return sock.fileno() >= 0
 
+    def pass_on(self, message: channel.Message, slot: int | None) -> bool:
+        """A worker that ends gives away a connection at rest.
+
+        Args:
+            message: what it has sent.
+            slot: whose process is to have it; None: nobody's can.
+
+        Returns:
+            Whether it stays here: it waits for its turn.
+        """
+        fd, address = message.fds[0], message.address
+        if slot is None or self._ledger.stage is not Stage.SERVING:
+            self.counters["rest_closed"] += 1
+            os.close(fd)
+            return False
+        starved = False
+        if not (self._ledger.queues[slot] or self._ledger.resting[slot]):
+            try:
+                channel.send_connection(
+                    self._inboxes[slot], channel.REST, fd, address, message.payload
+                )
+            except OSError as error:
+                starved = error.errno != errno.EAGAIN
+            else:
+                self.counters["passed_on"] += 1
+                os.close(fd)
+                return False
+        sock = Socket(channel.socket_family(address), socket.SOCK_STREAM, 0, fd)
+        connection = Connection(sock, address, message.payload)
+        connection.slot, connection.kind = slot, channel.REST
+        self._queue(connection, slot, self._clock(), starved=starved)
+        return True
+
     def _queue(self, connection: Connection, slot: int, now: float, *, starved: bool) -> None:
-        self._ledger.queue(connection, slot, now, starved=starved)
+        rest = connection.kind == channel.REST
+        self._ledger.queue(connection, slot, now, starved=starved, rest=rest)
         self._watch_queued(connection)
 
     def _watch_queued(self, connection: Connection) -> None:
@@ -387,8 +422,12 @@ class Dispatcher:
 
     def _left_queue(self, connection: Connection) -> None:
         """The client of a queued connection closed its side. Whether it has left or only said
-        that it has no more to send cannot be told apart, so it is answered."""
-        self._refuse(connection, 503)
+        that it has no more to send cannot be told apart, so it is answered; if it has asked for
+        anything."""
+        if connection.kind == channel.REST:
+            self._ledger.left(connection)
+        else:
+            self._refuse(connection, 503)
 
     def deliver(self, slot: int) -> None:
         """Send what is queued for a slot, in order, until there is no room."""
@@ -403,6 +442,7 @@ class Dispatcher:
                 self._ledger.blocked(slot, self._clock(), starved=error.errno != errno.EAGAIN)
                 return
             self._ledger.delivered(connection, slot)
+            self.counters["passed_on"] += connection.kind == channel.REST
             connection.sock.close()
 
     # -- the end of a connection --------------------------------------------------------------

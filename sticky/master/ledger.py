@@ -6,6 +6,9 @@ The rules, in the words of the design:
   a slot, or it has been refused and is being closed. One that was handed over is forgotten.
 * A queue belongs to one slot and keeps its order. Nothing overtakes it, and no other slot waits
   for it. Accepting pauses only when all queues together reach ``max_queued``.
+* A connection at rest, of which no request was read, waits behind all that have one, and counts for
+  no limit. It is never answered: what cannot be placed is closed without a word, because an answer
+  to nothing would be taken for that of the next request.
 * A slot outlives its processes. When one ends, the next takes the same slot: after 0.1 s, and
   after twice as long each time until it has been ready for a while.
 * Until every worker has been ready, one that cannot start stops everything, with its reason.
@@ -99,6 +102,16 @@ class Tell(enum.Enum):
     QUIT = enum.auto()
 
 
+class Why(enum.Enum):
+    """Why a process is killed."""
+
+    STOPPED = enum.auto()  # the server stops, and this one is not even ready
+    REPLACED = enum.auto()  # it was replaced, and is not even ready
+    NOT_READY = enum.auto()  # within boot_timeout
+    SILENT = enum.auto()  # for timeout
+    NOT_ENDED = enum.auto()  # within graceful_timeout
+
+
 class Rules(NamedTuple):
     """The limits, in seconds and numbers; names as in Options."""
 
@@ -124,7 +137,7 @@ class Kill(NamedTuple):
     """SIGKILL; the end of the process is still to be reported with ``ended``."""
 
     process: Hashable
-    why: str
+    why: Why
 
 
 class Say(NamedTuple):
@@ -200,10 +213,21 @@ Action = (
 class _Worker:
     """What is known of one process."""
 
-    __slots__ = ("asked", "end_by", "killed", "owes", "ready_at", "slot", "started", "state")
+    __slots__ = (
+        "asked",
+        "corrected",
+        "end_by",
+        "killed",
+        "owes",
+        "ready_at",
+        "slot",
+        "started",
+        "state",
+    )
 
-    def __init__(self, slot: int, ran: float) -> None:
+    def __init__(self, slot: int, ran: float, *, corrected: bool = False) -> None:
         self.slot = slot
+        self.corrected = corrected  # started because the one before had said what to change
         self.state = Process.STARTING
         self.ready_at = 0.0
         self.end_by: float | None = None  # for one that was replaced
@@ -221,16 +245,28 @@ class _Worker:
 class _Slot:
     """What is known of one slot."""
 
-    __slots__ = ("backoff", "process", "queue", "retry", "start_at", "state", "successor")
+    __slots__ = (
+        "backoff",
+        "corrects",
+        "process",
+        "queue",
+        "resting",
+        "retry",
+        "start_at",
+        "state",
+        "successor",
+    )
 
     def __init__(self) -> None:
         self.state = Slot.BACKOFF  # nothing runs yet: the first start is due at once
         self.process: Hashable | None = None
         self.successor: Hashable | None = None  # starting, to take the place of the process
         self.backoff = 0.0
+        self.corrects = False  # the next process is started with what the last one has said
         self.start_at: float | None = 0.0
         self.retry: float | None = None
         self.queue: dict[Connection, float] = {}  # in order, with deadlines
+        self.resting: dict[Connection, float] = {}  # behind all of the queue
 
     def becomes(self, state: Slot) -> None:
         assert state in _SLOTS[self.state], (self.state, state)
@@ -253,6 +289,7 @@ class Ledger:
         self.counters = Counter() if counters is None else counters
         self._slots = [_Slot() for _ in range(rules.num)]
         self.queues = [slot.queue for slot in self._slots]
+        self.resting = [slot.resting for slot in self._slots]
         self._workers: dict[Hashable, _Worker] = {}
         self._heads: dict[Connection, float] = {}
         self._refused: dict[Connection, float] = {}
@@ -277,16 +314,8 @@ class Ledger:
         return actions
 
     def first(self, slot: int) -> Connection | None:
-        """The connection that is next in the queue of a slot."""
-        return next(iter(self.queues[slot]), None)
-
-    def place(self, connection: Connection) -> str | None:
-        """Where a connection is, in a word: head, queue, refused; None when not here."""
-        if connection in self._heads:
-            return "head"
-        if connection in self._refused:
-            return "refused"
-        return "queue" if any(connection in queue for queue in self.queues) else None
+        """The connection that is next of those that wait for a slot."""
+        return next(iter(self.queues[slot] or self.resting[slot]), None)
 
     def state_of(self, process: Hashable) -> Process:
         """The state of a process."""
@@ -296,10 +325,6 @@ class Ledger:
     def slot_state(self, slot: int) -> Slot:
         """The state of a slot."""
         return self._slots[slot].state
-
-    def wait(self, now: float) -> float:
-        """Seconds until ``tick`` has something to do; never more than ``LONGEST_STEP``."""
-        return max(0.0, min(self.due - now, LONGEST_STEP))
 
     # -- connections --------------------------------------------------------------------------
 
@@ -319,18 +344,28 @@ class Ledger:
         del self._heads[connection]
 
     def queue(
-        self, connection: Connection, slot: int, now: float, *, starved: bool = False
+        self,
+        connection: Connection,
+        slot: int,
+        now: float,
+        *,
+        starved: bool = False,
+        rest: bool = False,
     ) -> None:
         """The inbox of the slot took no more (or others wait already), so it waits here.
 
         Args:
             starved: the system is out of something, and nothing will announce when it is not.
+            rest: it is at rest, not one with a request.
         """
         waiting = self._slots[slot]
         if starved:
             waiting.retry = self._remind(now + RETRY)
-        elif not waiting.queue:
+        elif not (waiting.queue or waiting.resting):
             self.actions.append(WatchInbox(slot, True))
+        if rest:
+            waiting.resting[connection] = self._remind(now + self.rules.queue_timeout)
+            return
         waiting.queue[connection] = self._remind(now + self.rules.queue_timeout)
         self.counters["queued"] += 1
         self._queued += 1
@@ -367,6 +402,8 @@ class Ledger:
 
         Whoever has been here longest makes room; with nobody to ask, accepting pauses.
         """
+        if self._sacrifice():
+            return
         oldest = next(iter(self._refused or self._heads), None)
         if oldest is not None:
             self.left(oldest)
@@ -382,6 +419,8 @@ class Ledger:
         Returns:
             Whether there was one. A queued one is refused now, and goes when called again.
         """
+        if self._sacrifice():
+            return True
         oldest = next(iter(self._refused or self._heads), None)
         if oldest is not None:
             self.counters["crowded_out"] += oldest in self._heads
@@ -421,17 +460,19 @@ class Ledger:
 
     def spawned(self, process: Hashable, slot: int, now: float) -> None:
         """The process that ``Spawn`` asked for was started."""
-        self._workers[process] = _Worker(slot, self._running(now))
+        corrected, self._slots[slot].corrects = self._slots[slot].corrects, False
+        self._workers[process] = _Worker(slot, self._running(now), corrected=corrected)
         if self._slots[slot].process is None:
             self._slots[slot].process = process
         else:
             self._slots[slot].successor = process
         self._remind(now + self.rules.boot_timeout)
         if self.stage is Stage.ENDING:
-            self._kill(process, "the server stops")
+            self._kill(process, Why.STOPPED)
 
     def not_started(self, slot: int, now: float) -> None:
         """The process that ``Spawn`` asked for could not even be started."""
+        self._slots[slot].corrects = False
         if self._slots[slot].process is not None:
             self._end_reload()
             return
@@ -471,33 +512,43 @@ class Ledger:
         if worker := self._workers.get(process):
             worker.owes = None
 
-    def ended(self, process: Hashable, now: float, status: int = 3, *, again: bool = False) -> None:
+    def ended(self, process: Hashable, now: float, status: int = 3, *, again: bool = False) -> bool:
         """The process has ended.
 
         Args:
             status: what everything ends with if no worker can start at all.
             again: start it once more at once: it said what has to be different.
+
+        Returns:
+            Whether that is done. Once for each start: otherwise two worker classes that send the
+            app to each other would go on for ever.
         """
         worker = self._workers.pop(process)
         started = worker.state is not Process.STARTING
+        again = again and self.stage is Stage.SERVING and not worker.corrected
         worker.becomes(Process.GONE)  # STARTING, READY, DRAINING -> GONE
         slot = self._slots[worker.slot]
         if slot.successor == process:  # it leaves the old one serving
             slot.successor = None
-            self._end_reload()
+            if again:
+                slot.corrects = True
+                self.actions.append(Spawn(worker.slot))
+            else:
+                self._end_reload()
         if slot.process != process:
             self._proceed()
-            return
+            return again
         slot.process, slot.successor = slot.successor, None
         if slot.process is not None or self._replacing == worker.slot:  # its successor is starting
             self._replace_next()
-            return
-        if again and self.stage is Stage.SERVING:
+        elif again:
             slot.becomes(Slot.BACKOFF)  # UP -> BACKOFF
             slot.start_at = self._remind(now)
-            return
-        lived = started and now - worker.ready_at >= BACKOFF_LAST
-        self._vacant(worker.slot, now, status, started=started, lived=lived)
+            slot.corrects = True
+        else:
+            lived = started and now - worker.ready_at >= BACKOFF_LAST
+            self._vacant(worker.slot, now, status, started=started, lived=lived)
+        return again
 
     def _replace_next(self) -> None:
         """Start the successor of the next slot that has a process to replace."""
@@ -522,7 +573,7 @@ class Ledger:
             self._end(old)
             self._workers[old].end_by = self._remind(now + self.rules.graceful_timeout)
         elif not self._workers[old].killed:
-            self._kill(old, "it was replaced before it was ready")
+            self._kill(old, Why.REPLACED)
         self._replace_next()
 
     def _vacant(
@@ -560,6 +611,9 @@ class Ledger:
         if self.stage is Stage.OVER or (self.stage is not Stage.SERVING and not quick):
             return
         self._end_reload()
+        for number, resting in enumerate(self.resting):
+            for connection in list(resting):
+                self._close_resting(connection, number)
         if self.stage is Stage.SERVING:
             self.actions.append(CloseListeners(drain=not quick))
             for process, worker in self._workers.items():
@@ -623,7 +677,7 @@ class Ledger:
 
     def _next_due(self, now: float) -> float:
         due = now + LONGEST_STEP
-        for waiting in (self._heads, self._refused, *self.queues):
+        for waiting in (self._heads, self._refused, *self.queues, *self.resting):
             due = min(due, next(iter(waiting.values()), due))
         timers = [self._resume]
         for slot in self._slots:
@@ -653,6 +707,8 @@ class Ledger:
             for connection in _overdue(slot.queue, now):
                 self.counters["queue_timeouts"] += 1
                 self._refuse(connection, 503, now)
+            for connection in _overdue(slot.resting, now):
+                self._close_resting(connection, number)
         for connection in _overdue(self._refused, now):
             del self._refused[connection]
             self.actions.append(Drop(connection))
@@ -695,11 +751,11 @@ class Ledger:
             if limit is None or limit > now:
                 continue
             if worker.state is Process.STARTING:
-                self._kill(process, f"it was not ready within {self.rules.boot_timeout:g} s")
+                self._kill(process, Why.NOT_READY)
             elif worker.state is Process.DRAINING:
-                self._kill(process, "it did not end in time")
+                self._kill(process, Why.NOT_ENDED)
             elif self._answer_by(worker) <= now:
-                self._kill(process, f"it did not answer for {self.rules.timeout:g} s")
+                self._kill(process, Why.SILENT)
             else:
                 # It has the whole timeout from here, however late we were to ask.
                 worker.asked = now - self._missed
@@ -714,7 +770,7 @@ class Ledger:
                     self._refuse(connection, 503, now)
             self._end_all(quick=True)
         for process in self._workers:
-            self._kill(process, "it did not end in time")
+            self._kill(process, Why.NOT_ENDED)
 
     # -- steps that several events share ------------------------------------------------------
 
@@ -728,16 +784,30 @@ class Ledger:
         if self._heads.pop(connection, None) is not None:
             return True
         for slot, queue in enumerate(self.queues):
-            if connection in queue:
+            if connection in queue or connection in self.resting[slot]:
                 self._unqueue(connection, slot)
                 return True
         return False
 
+    def _close_resting(self, connection: Connection, slot: int) -> None:
+        self._unqueue(connection, slot)
+        self.counters["rest_closed"] += 1
+        self.actions.append(Drop(connection))
+
+    def _sacrifice(self) -> bool:
+        """Close one that waits at rest, with which nothing is lost; whether there was one."""
+        for slot, resting in enumerate(self.resting):
+            for connection in resting:
+                self._close_resting(connection, slot)
+                return True
+        return False
+
     def _unqueue(self, connection: Connection, slot: int) -> None:
-        queue = self.queues[slot]
-        del queue[connection]
-        self._queued -= 1
-        if not queue:
+        queue, resting = self.queues[slot], self.resting[slot]
+        if resting.pop(connection, None) is None:
+            del queue[connection]
+            self._queued -= 1
+        if not (queue or resting):
             self._slots[slot].retry = None
             self.actions.append(WatchInbox(slot, False))
         if self._paused and self._queued <= self.rules.max_queued // 2:
@@ -748,7 +818,7 @@ class Ledger:
     def _say(self, process: Hashable, what: Tell) -> None:
         self.actions.append(Say(process, what))
 
-    def _kill(self, process: Hashable, why: str) -> None:
+    def _kill(self, process: Hashable, why: Why) -> None:
         if not self._workers[process].killed:
             self._workers[process].killed = True
             self.actions.append(Kill(process, why))
@@ -766,7 +836,7 @@ class Ledger:
         for process, worker in self._workers.items():
             if worker.state is Process.STARTING:
                 # It does not read messages yet, and has nothing in hand.
-                self._kill(process, "the server stops")
+                self._kill(process, Why.STOPPED)
             elif quick:
                 self._say(process, Tell.QUIT)
             elif worker.state is Process.DRAINING:

@@ -32,7 +32,7 @@ from ..routing import make_router
 from . import ledger
 from .balance import Balance
 from .dispatcher import Dispatcher
-from .ledger import Ledger, Rules, Tell
+from .ledger import Ledger, Rules, Tell, Why
 from .listeners import Listeners, url
 from .signals import Signals, describe, reap, reap_orphans
 
@@ -44,12 +44,21 @@ _TOLD = {
     Tell.END: channel.END,
     Tell.QUIT: channel.QUIT,
 }
-_DEATHS_BY_DESIGN = ("the server stops",)
+_WHY = {
+    Why.REPLACED: "it was replaced before it was ready",
+    Why.NOT_READY: "it was not ready within {boot_timeout:g} s",
+    Why.SILENT: "it did not answer for {timeout:g} s",
+    Why.NOT_ENDED: "it did not end in time",
+}
+"""What the log says of a process that is killed; of one that is killed by design, nothing."""
 _FIONREAD = termios.FIONREAD
 
 _RESERVE = 2
 """Descriptors kept free for what a worker hands back: a connection, and the memfd of a large
 prefix. Without room for them the kernel would drop them, and the connection with them."""
+
+_AT_ONCE = 64
+"""Messages of one process that are read before everything else gets its turn again."""
 
 _SPARE_FDS = 100
 """Descriptors that a worker needs beside its connections: for the app, roughly."""
@@ -72,14 +81,17 @@ class _Slot:
 class _Process:
     """What the shell holds for a worker process."""
 
-    def __init__(self, slot: int, pid: int, control: socket.socket, row: int = 0) -> None:
+    def __init__(
+        self, slot: int, pid: int, control: socket.socket, row: int = 0, worker_class: str = ""
+    ) -> None:
         self.slot = slot
         self.row = row
+        self.worker_class = worker_class
         self.pid = pid
         self.pidfd = os.pidfd_open(pid)
         self.control = control
         self.failure: dict[str, Any] | None = None
-        self.killed_because: str | None = None
+        self.killed_because: Why | None = None
 
     def close(self) -> None:
         os.close(self.pidfd)
@@ -111,11 +123,11 @@ class Master:
         self._program = program
         self._launcher = launcher
         self._listeners = Listeners(options, descriptors or {})
-        auto = options.worker_class == "auto"
-        self._worker_class = "eventlet" if auto else options.worker_class
+        self._auto = options.worker_class == "auto"
+        self._worker_class = options.worker_class  # what new processes are told
         rules = {name: getattr(options, name) for name in Rules._fields if name != "first_alone"}
         self._board = board or Board()
-        self._ledger = Ledger(Rules(**rules, first_alone=auto), self._board.master)
+        self._ledger = Ledger(Rules(**rules, first_alone=self._auto), self._board.master)
         self._slots = [_Slot() for _ in range(options.num)]
         self._processes: dict[int, _Process] = {}
         # By slot: the process that serves, and the one before, while it is still there.
@@ -196,7 +208,7 @@ class Master:
     def _tick(self, now: float) -> None:
         if self._ledger.stage is ledger.Stage.PLACING:
             for key in list(self._processes):
-                self._on_control(key)  # what was handed back by now is to be placed, too
+                self._on_control(key, sys.maxsize)  # what was handed back by now
             self._ledger.inboxes({i for i, slot in enumerate(self._slots) if _unread(slot)})
         self._ledger.tick(now)
         self._perform()
@@ -336,7 +348,7 @@ class Master:
             self._board.take_back(row)
             raise
         try:
-            return _Process(number, pid, control, row)
+            return _Process(number, pid, control, row, self._worker_class)
         except OSError:  # without a pidfd its end would not be noticed
             self._board.take_back(row)
             control.close()
@@ -344,33 +356,36 @@ class Master:
             reap(pid)
             raise
 
-    def _kill(self, key: Any, why: str) -> None:
+    def _kill(self, key: Any, why: Why) -> None:
         process = self._processes[key]
         process.killed_because = why
-        if why not in _DEATHS_BY_DESIGN:
-            log.error("worker %d (pid %d) is killed: %s", process.slot, process.pid, why)
+        if text := _WHY.get(why):
+            text = text.format(**vars(self._options))
+            log.error("worker %d (pid %d) is killed: %s", process.slot, process.pid, text)
         signal.pidfd_send_signal(process.pidfd, signal.SIGKILL)
 
     def _say(self, key: Any, what: Tell) -> None:
         process = self._processes.get(key)
-        if process is None:
-            return  # its last words were that it is ready
+        if process is not None:  # else its last words were that it is ready
+            self._send(process, _TOLD[what])
+
+    def _send(self, process: _Process, kind: int) -> None:
         try:
-            channel.send(process.control, channel.pack_header(_TOLD[what]))
+            channel.send(process.control, channel.pack_header(kind))
         except OSError as error:
             # It is dead (its pidfd tells), or so far behind that the heartbeat will tell.
-            log.debug("worker %d was not told %s: %s", process.slot, what.name, error)
+            log.debug("worker %d was not told %d: %s", process.slot, kind, error)
 
-    def _on_control(self, key: int) -> None:
+    def _on_control(self, key: int, most: int = _AT_ONCE) -> None:
         self._give_reserve()
         try:
-            self._obey(self._processes[key], key)
+            self._obey(self._processes[key], key, most)
         finally:
             self._settle()
 
-    def _obey(self, process: _Process, key: int) -> None:
-        """Read and do what a process has said."""
-        while True:
+    def _obey(self, process: _Process, key: int, most: int) -> None:
+        """Read and do what a process has said, so many messages of it."""
+        for _ in range(most):
             try:
                 message = self._reader.receive(process.control)
             except BlockingIOError:
@@ -385,6 +400,7 @@ class Master:
                 return
             stays = False
             if message.kind == channel.READY:
+                self._learn(process, message.payload)
                 self._serves(process)
                 log.info("worker %d ready (pid %d)", process.slot, process.pid)
                 self._ledger.ready(key, time.monotonic())
@@ -392,9 +408,11 @@ class Master:
                 self._ledger.heard(key)
             elif message.kind == channel.HAND_BACK:
                 stays = self._dispatcher.take_back(message, self._holder(process))
+            elif message.kind == channel.REST:
+                stays = self._dispatcher.pass_on(message, self._successor(process))
             elif message.kind == channel.NOTICE:
                 notice = json.loads(message.payload)
-                self._dispatcher.tell(notice["subject"], notice["text"])
+                self._dispatcher.tell(notice["subject"], logs.printable(notice["text"], 2000))
             elif message.kind == channel.FAILED:
                 process.failure = json.loads(message.payload)
             if stays or self._ledger.actions:
@@ -425,6 +443,13 @@ class Master:
             self._perform()
         self._perform()
 
+    def _learn(self, process: _Process, said: bytes) -> None:
+        """A process that is ready says which class it has become, if that was left to it."""
+        found = (json.loads(said or b"null") or {}).get("worker_class")
+        if found and self._auto and found != self._worker_class:
+            self._worker_class = str(found)
+            log.info("This app is served by the worker class %r", found)
+
     def _serves(self, process: _Process) -> None:
         """This process has the slot now; the one before drains."""
         slot = process.slot
@@ -450,6 +475,11 @@ class Master:
         before = self._previous.get(process.slot)
         return before.control if before and self._serving.get(process.slot) is process else None
 
+    def _successor(self, process: _Process) -> int | None:
+        """The slot of this process, if another one serves it now."""
+        serving = self._serving.get(process.slot)
+        return None if serving in (None, process) else process.slot
+
     def _load(self, slot: int) -> int | None:
         """What a slot has to do: its sessions, and the connections on their way to become some.
         None where nobody serves it, or not fast enough: others wait in its queue already."""
@@ -460,7 +490,7 @@ class Master:
         return self._board.load(process.row) + waiting
 
     def _on_end(self, key: int) -> None:
-        self._on_control(key)  # what it said last
+        self._on_control(key, sys.maxsize)  # what it said last
         process = self._processes.pop(key)
         self._unregister(process.pidfd)
         self._unregister(process.control.fileno())
@@ -472,12 +502,12 @@ class Master:
         was_serving = self._ledger.stage is ledger.Stage.SERVING
         failure = process.failure or {}
         right = failure.get("worker_class")
-        again = bool(right) and self._options.worker_class == "auto" and right != self._worker_class
+        again = bool(right) and self._auto and right != process.worker_class
+        again = self._ledger.ended(key, now, failure.get("status", 3), again=again)
         if again:
             self._worker_class = str(right)
             log.info("This app needs the worker class %r: all workers are of that class", right)
-        self._ledger.ended(key, now, failure.get("status", 3), again=again)
-        if again or process.killed_because in _DEATHS_BY_DESIGN:
+        if again or process.killed_because is Why.STOPPED:
             return
         who = f"worker {process.slot} (pid {process.pid})"
         if not status and (before is ledger.Process.DRAINING or not was_serving):
@@ -505,6 +535,7 @@ class Master:
             elif number == signal.SIGHUP:
                 self.reload()
             elif number == signal.SIGUSR1:
+                self.reopen_logs()
                 log.info("Stats: %s", json.dumps(self._board.stats()))
             elif self._ledger.stage is ledger.Stage.SERVING:
                 quick = number != signal.SIGTERM
@@ -517,6 +548,12 @@ class Master:
         """Replace all workers by new ones, with what their code is now."""
         log.info("Reloading: the workers are replaced one after another")
         self._ledger.reload(time.monotonic())
+
+    def reopen_logs(self) -> None:
+        """Have all processes open their log files anew: they have been renamed."""
+        logs.reopen()
+        for process in self._processes.values():
+            self._send(process, channel.REOPEN)
 
     def _start_watcher(self) -> None:
         """``--reload``: a child that says when files change."""

@@ -1,44 +1,141 @@
 """The access log: gunicorn's format and atoms, one line for each request.
 
 https://docs.gunicorn.org/en/stable/settings.html#access-log-format
+
+What clients choose of a line is escaped and bounded (``logs.printable``). Of the atoms only those
+are made that the format names, and a line is one ``write(2)`` to a file that is opened for
+appending, so that the lines of all workers stay whole.
 """
 
 from __future__ import annotations
 
 import base64
-import binascii
+import contextlib
 import logging
 import os
-import sys
 import time
-from collections.abc import Mapping, Sequence
-from types import MappingProxyType
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from ..errors import OptionError
+from ..logs import printable
 from ..options import Options
 
+log = logging.getLogger("sticky.worker")
+
+LONGEST_ATOM = 1000
+LONGEST_LINE = 8192
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 
 
-class Atoms(dict[str, Any]):
-    """The values of one line; ``{name}i``, ``{name}o`` and ``{name}e`` are looked up, ``-`` is
-    what is not there."""
+class _Entry(NamedTuple):
+    """What is said of one request; see ``AccessLog.write``."""
 
-    tables: Mapping[str, Mapping[str, str]] = MappingProxyType({})
+    client: str
+    method: str
+    target: str
+    protocol: str
+    status: int
+    size: int | None
+    seconds: float
+    request: Mapping[str, str]
+    response: Sequence[tuple[str, str]]
+    environ: Mapping[str, Any]
 
-    def __missing__(self, atom: str) -> str:
-        if atom.startswith("{") and atom[-2:-1] == "}" and atom[-1] in self.tables:
-            return _clean(self.tables[atom[-1]].get(atom[1:-2].lower(), "-"))
+
+def _clean(text: Any) -> str:
+    """Clients choose most of this: no line of theirs begins a line of ours, or ends a quotation."""
+    if (
+        text.__class__ is str
+        and len(text) <= LONGEST_ATOM
+        and text.isprintable()
+        and '"' not in text
+        and "\\" not in text
+    ):
+        return text  # as nearly always
+    return printable(text, LONGEST_ATOM, quote='"')
+
+
+def _user(authorization: str) -> str:
+    scheme, _, credentials = authorization.partition(" ")
+    if scheme.lower() != "basic":
         return "-"
+    try:
+        user = base64.b64decode(credentials).decode().partition(":")[0]
+    except ValueError:  # no base64, no ASCII, no UTF-8
+        return "-"
+    return _clean(user) or "-"
 
 
-def _clean(text: object) -> str:
-    """Clients choose most of this: no line of theirs begins a line of ours."""
-    plain = str(text)
-    if not plain.isprintable():
-        plain = plain.encode("unicode_escape").decode("ascii")
-    return plain.replace('"', '\\"')
+class _Clock:
+    """The time as web servers write it, in English whatever the locale; made once a second."""
+
+    def __init__(self) -> None:
+        self._second = -1
+        self._text = ""
+
+    def __call__(self, _: _Entry) -> str:
+        second = int(time.time())
+        if second != self._second:
+            now = time.localtime(second)
+            month, zone = _MONTHS[now.tm_mon - 1], time.strftime("%z", now)
+            self._text = time.strftime(f"[%d/{month}/%Y:%H:%M:%S ", now) + zone + "]"
+            self._second = second
+        return self._text
+
+
+_ATOMS: dict[str, Callable[[_Entry], object]] = {
+    "h": lambda it: _clean(it.client or "-"),
+    "l": lambda it: "-",
+    "u": lambda it: _user(it.request.get("authorization", "")),
+    "r": lambda it: f"{_clean(it.method)} {_clean(it.target)} {_clean(it.protocol)}",
+    "m": lambda it: _clean(it.method),
+    "U": lambda it: _clean(it.target.partition("?")[0]),
+    "q": lambda it: _clean(it.target.partition("?")[2]),
+    "H": lambda it: _clean(it.protocol),
+    "s": lambda it: it.status,
+    "B": lambda it: it.size,
+    "b": lambda it: "-" if it.size is None else it.size,
+    "f": lambda it: _clean(it.request.get("referer", "-")),
+    "a": lambda it: _clean(it.request.get("user-agent", "-")),
+    "T": lambda it: int(it.seconds),
+    "D": lambda it: int(it.seconds * 1_000_000),
+    "M": lambda it: int(it.seconds * 1_000),
+    "L": lambda it: f"{it.seconds:.6f}",
+    "p": lambda it: f"<{os.getpid()}>",
+}
+
+
+def _atom(name: str) -> Callable[[_Entry], object]:
+    """How to find what an atom stands for."""
+    if name == "t":
+        return _Clock()
+    if name.startswith("{") and name[-2:-1] == "}":
+        field = name[1:-2].lower()
+        match name[-1]:
+            case "i":
+                return lambda it: _clean(it.request.get(field, "-"))
+            case "o":
+                return lambda it: _clean(_field(it.response, field))
+            case "e":
+                return lambda it: _clean(_field(tuple(it.environ.items()), field))
+    return _ATOMS.get(name, lambda it: "-")
+
+
+def _field(pairs: Sequence[tuple[Any, Any]], wanted: str) -> object:
+    """The last value of this name."""
+    for name, value in reversed(pairs):
+        if str(name).lower() == wanted:
+            return value
+    return "-"
+
+
+class _Names(dict[str, str]):
+    """Takes note of what a format names."""
+
+    def __missing__(self, name: str) -> str:
+        self[name] = "-"
+        return "-"
 
 
 class AccessLog:
@@ -47,31 +144,58 @@ class AccessLog:
     Args:
         options: the settings; ``access_logfile`` is not None.
 
+    Attributes:
+        names_request, names_response, names_environ: whether the format names anything in these;
+            what it does not name need not be given.
+
     Raises:
         OptionError: the file cannot be written.
     """
 
     def __init__(self, options: Options) -> None:
-        self._format = options.access_logformat
-        self._log = logging.getLogger("sticky.access")
         assert options.access_logfile is not None
+        self._format = options.access_logformat
+        names = _Names()
+        _ = self._format % names
+        self._atoms = [(name, _atom(name)) for name in names]
+        self.names_request = any(name in ("u", "a", "f") or name.endswith("}i") for name in names)
+        self.names_response = any(name.endswith("}o") for name in names)
+        self.names_environ = any(name.endswith("}e") for name in names)
+        self._path = options.access_logfile
+        self._logger: logging.Logger | None = None
+        self._fd = 1
         if options.log_config is not None:
-            return  # that file says where it goes
-        handler: logging.Handler
+            self._logger = logging.getLogger("sticky.access")  # that file says where it goes
+        elif self._path != "-":
+            try:
+                self._fd = self._open()
+            except OSError as error:
+                raise OptionError(
+                    f"option 'access_logfile' is {self._path!r}: "
+                    f"it cannot be written ({error.strerror})"
+                ) from None
+
+    def _open(self) -> int:
+        return os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+
+    def reopen(self) -> None:
+        """Open the file anew, by its name: it may have been renamed meanwhile."""
+        if self._path == "-" or self._logger is not None:
+            return
         try:
-            if options.access_logfile == "-":
-                handler = logging.StreamHandler(sys.stdout)
-            else:
-                handler = logging.FileHandler(options.access_logfile)
+            fd = self._open()
         except OSError as error:
-            raise OptionError(
-                f"option 'access_logfile' is {options.access_logfile!r}: "
-                f"it cannot be written ({error.strerror})"
-            ) from None
-        handler.setFormatter(logging.Formatter("%(message)s"))
-        self._log.addHandler(handler)
-        self._log.setLevel(logging.INFO)
-        self._log.propagate = False
+            log.error("%s cannot be opened anew: %s", self._path, error.strerror)
+            return
+        # Under the same number, for whoever is just writing a line.
+        os.dup2(fd, self._fd, inheritable=False)
+        os.close(fd)
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._fd != 1:
+            os.close(self._fd)
+            self._fd = 1
 
     def write(
         self,
@@ -87,10 +211,10 @@ class AccessLog:
         response: Sequence[tuple[str, str]],
         environ: Mapping[str, Any],
     ) -> None:
-        """Write a line.
+        """Write a line. Nothing that a client has sent makes this raise.
 
         Args:
-            client: the TCP peer's address.
+            client: the client's address.
             method, target, protocol: the request line's parts.
             status: of the response.
             size: bytes of its body, where that is known.
@@ -99,49 +223,14 @@ class AccessLog:
             response: header fields.
             environ: the WSGI environ or the ASGI scope.
         """
-        path, _, query = target.partition("?")
-        atoms = Atoms(
-            h=client or "-",
-            l="-",
-            u=_user(request.get("authorization", "")),
-            t=_now(),
-            r=_clean(f"{method} {target} {protocol}"),
-            m=_clean(method),
-            U=_clean(path),
-            q=_clean(query),
-            H=protocol,
-            s=status,
-            B=size,
-            b="-" if size is None else size,
-            f=_clean(request.get("referer", "-")),
-            a=_clean(request.get("user-agent", "-")),
-            T=int(seconds),
-            D=int(seconds * 1_000_000),
-            M=int(seconds * 1_000),
-            L=f"{seconds:.6f}",
-            p=f"<{os.getpid()}>",
+        entry = _Entry(
+            client, method, target, protocol, status, size, seconds, request, response, environ
         )
-        atoms.tables = {
-            "i": request,
-            "o": {name.lower(): value for name, value in response},
-            "e": {str(name).lower(): str(value) for name, value in environ.items()},
-        }
-        self._log.info("%s", self._format % atoms)
-
-
-def _user(authorization: str) -> str:
-    scheme, _, credentials = authorization.partition(" ")
-    if scheme.lower() != "basic":
-        return "-"
-    try:
-        user = base64.b64decode(credentials).decode().partition(":")[0]
-    except (binascii.Error, UnicodeDecodeError):
-        return "-"
-    return _clean(user) or "-"
-
-
-def _now() -> str:
-    """The time as web servers write it, in English whatever the locale."""
-    now = time.localtime()
-    zone = time.strftime("%z", now)
-    return time.strftime(f"[%d/{_MONTHS[now.tm_mon - 1]}/%Y:%H:%M:%S ", now) + zone + "]"
+        line = self._format % {name: atom(entry) for name, atom in self._atoms}
+        if len(line) > LONGEST_LINE:
+            line = line[: LONGEST_LINE - 3] + "..."
+        if self._logger is not None:
+            self._logger.info("%s", line)
+            return
+        with contextlib.suppress(OSError):  # the disk is full, or the reader is gone
+            os.write(self._fd, (line + "\n").encode(errors="backslashreplace"))

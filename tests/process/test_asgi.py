@@ -76,7 +76,7 @@ def test_a_graceful_stop_says_to_websockets_that_the_server_restarts() -> None:
         assert running.wait() == 0
 
 
-@pytest.mark.parametrize("kind", ["asgi", "asgi-h11"], indirect=True)
+@pytest.mark.parametrize("kind", ["asgi"], indirect=True)
 def test_a_body_that_nobody_waits_for_has_as_long_as_an_idle_connection(kind: Kind) -> None:
     """(eventlet waits for a body that the app has not read for as long as it takes.)"""
     with shared_server(kind, "--keep-alive", "1") as running, Line(running.port) as line:

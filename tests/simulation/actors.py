@@ -149,9 +149,9 @@ class Held:
     """A connection in a worker, and what was read of it and not used."""
 
     def __init__(self, parcel: Parcel) -> None:
-        self.wire, self.prefix, self.moves = parcel
+        self.wire, self.prefix, self.moves, rest = parcel
         self.buffer = bytearray(self.prefix)
-        self.first = True  # the master chose who serves this request
+        self.first = not rest  # the master chose who serves this request
         self.state = "looking"  # then serving or leaving
         self.woken = False  # it will be looked at
         self.patience = 10  # how often its body is asked for
@@ -161,8 +161,8 @@ class Held:
 class Worker:
     """One worker process of a slot."""
 
-    def __init__(self, world: World, slot: int, pid: int) -> None:
-        self.world, self.slot, self.pid = world, slot, pid
+    def __init__(self, world: World, slot: int, pid: int, worker_class: str) -> None:
+        self.world, self.slot, self.pid, self.worker_class = world, slot, pid, worker_class
         self.kernel, self.rng = world.kernel, world.rng
         self.inbox = world.inboxes[slot]
         self.alive = True
@@ -185,11 +185,13 @@ class Worker:
         self.replaced: float | None = None  # when its successor was ready
         self.failure_status = 3
         self.right_class: str | None = None
+        self.corrected = False  # it is of the class that the one before it has named
         self.pidfd: Flag | None = None
         self.control = Control(self.kernel)
         self.control.hear = self.hear
         self.control.seen = self.seen
         self.control.back = world.takes_back
+        self.control.rest = partial(world.takes_rest, self)
         self.boot()
 
     def __repr__(self) -> str:
@@ -214,8 +216,11 @@ class Worker:
     def boot(self) -> None:
         rng, weather = self.rng, self.world.weather
         delay = rng.choice((0.02, 0.1, 0.3))
-        if self.world.worker_class != self.world.right_class:
-            self.later(delay, self.fail, 4, self.world.right_class)
+        right = self.world.right_class
+        if self.worker_class == "auto" and right == "asgi":
+            self.worker_class = right  # which needs no patching, so it goes on as that
+        if self.worker_class != right:
+            self.later(delay, self.fail, 4, right)
             return
         fate = rng.random()
         if not self.world.announced:
@@ -240,7 +245,7 @@ class Worker:
     def is_ready(self) -> None:
         rng, weather = self.rng, self.world.weather
         self.ready = True
-        self.control.say(channel.READY)
+        self.control.say(channel.READY, {"worker_class": self.worker_class})
         self.inbox.readers.append(self.wake)
         self.wake()
         if rng.random() < weather.deaths:
@@ -313,8 +318,13 @@ class Worker:
         self.picking = False
         while self.inbox.messages and not self.ending and self.has_room():
             held = Held(self.inbox.take())
-            self.not_begun.append(held)
-            self.later(self.rng.choice((0.0, 0.01, 0.1)), self.begin, held)
+            if held.first:
+                self.not_begun.append(held)
+                self.later(self.rng.choice((0.0, 0.01, 0.1)), self.begin, held)
+            else:
+                self.kernel.note("taken on at rest")
+                self.not_begun.append(held)
+                self.begin(held)
             if self.rng.random() < 0.3:
                 self.wake()
                 return
@@ -471,6 +481,22 @@ class Worker:
         self.tempt_fate()
         self.end_when_done()
 
+    def pass_on(self, held: Held) -> None:
+        """It is at rest, and for the successor."""
+        wire, note = held.wire, self.kernel.note
+        if self.control.failing or self.control.full:
+            self.later(0.05, self.pass_on, held)
+            return
+        note("rest")
+        if wire.data:
+            note("rest with something unread")
+        self.forget(held)
+        wire.waits, wire.heir = None, self.slot
+        wire.move("worker", "moving")
+        self.control.say(channel.REST, Parcel(wire, b"", 0, True))
+        self.tempt_fate()
+        self.end_when_done()
+
     def tempt_fate(self) -> None:
         """The moments in which it would be worst to crash."""
         if self.rng.random() < self.world.weather.deaths / 20:
@@ -506,11 +532,15 @@ class Worker:
             self.later(self.rng.choice((0.0, 0.1)), self.die, 0)
 
     def end(self) -> None:
+        replaced = not self.closing
         self.ending = self.closing = True
         for held in list(self.begun):
             if held.state != "looking":
                 continue
-            if held.buffer or held.wire.data:
+            if replaced and not held.buffer:
+                held.state = "leaving"
+                self.later(self.rng.choice((0.0, 0.0, 0.01, 0.02)), self.pass_on, held)
+            elif held.buffer or held.wire.data:
                 held.timed = "the end"
                 self.later(LAST_HEAD, self.tire, held, held.timed)
             else:
@@ -558,6 +588,11 @@ class Weather:
     def move(self) -> None:
         """Much is shared, and little is in the way of it."""
         self.shared, self.bad_boots = 0.9, 0.0
+
+    def rest(self) -> None:
+        """Connections stay open between requests, and processes are replaced."""
+        self.reloads, self.closers, self.slow_boots, self.bad_heads = 0.8, 0.0, 0.0, 0.0
+        self.leavers, self.half_closers = self.leavers / 3, self.half_closers / 3
 
     def __repr__(self) -> str:
         return json.dumps(vars(self))

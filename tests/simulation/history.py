@@ -11,6 +11,7 @@ import random
 import signal
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -49,6 +50,7 @@ class _SlotSeen:
         self.ended = 0.0
         self.backoff = self.backoff_before = 0.0
         self.needed = math.inf  # since when it has had something to serve, in a stop
+        self.corrects = False  # its next process is started because the last one said how
 
 
 class World:
@@ -78,7 +80,7 @@ class World:
         self.handed_back: Counter[str] = Counter()  # as the master should have counted it
         self.workers: dict[int, Worker] = {}
         self.slots = [_SlotSeen() for _ in range(num)]
-        self.worker_class = self.right_class = "eventlet"
+        self.right_class = "eventlet"
         if self.options.worker_class == "auto":
             self.right_class = rng.choice(("eventlet", "eventlet", "asgi"))
             for seen in self.slots[1:]:
@@ -130,6 +132,10 @@ class World:
             max_moves=rng.choice((1, 2, 8)),
             graceful_timeout=rng.choice((0.0, 0.5, 3.0, 30.0)),
         )
+        if moving and rng.random() < 0.3:  # and most of what can happen to one at rest, reloads
+            self.weather.rest()
+            changes = {"keep_alive": 75.0, "queue_timeout": rng.choice((0.3, 2.0))}
+            self.options = replace(self.options, timeout=30.0, boot_timeout=60.0, **changes)
         self.spare = rng.choice((4, 12, 1000))
         self.capacity = rng.choice((1, 2, 4, 8))
 
@@ -158,6 +164,8 @@ class World:
             stops.append((more, rng.choice((signal.SIGTERM, signal.SIGINT, signal.SIGQUIT))))
         while rng.random() < weather.reloads:
             stops.append((rng.random() * span * 1.05, signal.SIGHUP))
+        while rng.random() < 0.1:
+            stops.append((rng.random() * span * 1.05, signal.SIGUSR1))
         for delay, number_ in stops:
             kernel.at(delay, self.send_signal, number_)
 
@@ -174,6 +182,11 @@ class World:
             self.kernel.say("the master gets", number.name)
             self.sent_signals.append(number)
             self.signals.raise_()
+
+    def change_code(self) -> None:
+        """Before a reload; it may be for another worker class now."""
+        if self.options.worker_class == "auto" and self.rng.random() < 0.3:
+            self.right_class = "asgi" if self.right_class == "eventlet" else "eventlet"
 
     def starve(self) -> None:
         """The system is out of something for a while."""
@@ -205,6 +218,7 @@ class World:
     def make_inbox(self) -> tuple[Inbox, Any]:
         inbox = Inbox(self.kernel, len(self.inboxes), self.capacity, self.options.max_moves)
         self.inboxes.append(inbox)
+        inbox.queue = lambda: self.ledger.queues[inbox.number]
         end = Flag(self.kernel)
         end.messages = inbox.messages  # type: ignore[attr-defined]
         return inbox, end
@@ -222,7 +236,8 @@ class World:
                 for number in arrived:
                     if number == signal.SIGHUP:
                         world.reloaded = True
-                    elif number != signal.SIGCHLD:
+                        world.change_code()
+                    elif number not in (signal.SIGCHLD, signal.SIGUSR1):
                         world.stop(quick=number != signal.SIGTERM)
                 return arrived
 
@@ -248,7 +263,7 @@ class World:
             # A reload may have been decided in the moment before.
             demand(self.stop_at >= now, "a successor is started in a stop")
         demand(not self.quick or self.stop_at == now, "a process is started in a quick stop")
-        self.worker_class = spec["options"]["worker_class"]
+        corrects, seen.corrects = seen.corrects, False
         if now < self.cramped:
             self.not_started(slot)
             raise failing(errno.EAGAIN)
@@ -256,7 +271,9 @@ class World:
             self.not_started(slot)
             raise failing(errno.EMFILE)
         pid = 5000 + len(self.workers)
-        worker = self.workers[pid] = Worker(self, slot, pid)
+        worker = Worker(self, slot, pid, spec["options"]["worker_class"])
+        worker.corrected = corrects
+        self.workers[pid] = worker
         if seen.worker is None:
             seen.worker = worker
         else:
@@ -297,11 +314,18 @@ class World:
         said = worker.control.said
         demand(not said or worker.pidfd is None, worker, "was not heard out:", said)
         seen = self.slots[worker.slot]
+        how = self.says_how(worker)
+        if how:
+            self.kernel.note("another worker class")
         if seen.successor is worker:
             seen.successor = None
+            seen.corrects = how
+            if how:
+                self.kernel.note("another worker class in a reload")
         elif seen.worker is worker:
             seen.worker, seen.successor = seen.successor, None
             if seen.worker is None:
+                seen.corrects = how
                 self.gone(worker.slot, worker)
         else:
             demand(worker.replaced is not None, worker, "is nobody's")
@@ -319,7 +343,7 @@ class World:
         was_ready = worker is not None and worker.known_ready is not None
         if self.stop_at < math.inf:
             seen.due = now + BACKOFF_FIRST
-        elif worker is not None and worker.right_class:
+        elif worker is not None and self.says_how(worker):
             seen.due = now
         elif not was_ready and not self.announced:
             self.status = worker.failure_status if worker is not None else 3
@@ -330,6 +354,12 @@ class World:
             seen.backoff_before = seen.backoff
             seen.backoff = BACKOFF_FIRST if lived else min(doubled, BACKOFF_LAST)
             seen.due = now + seen.backoff
+
+    def says_how(self, worker: Worker) -> bool:
+        """Whether it is to be started once more at once, as another class."""
+        auto = self.options.worker_class == "auto"
+        serves = self.stop_at == math.inf
+        return bool(serves and auto and worker.right_class and not worker.corrected)
 
     def route(self, buffer: bytearray, length: int, host: str) -> int:
         """Router.route: what the peeked bytes say."""
@@ -402,6 +432,12 @@ class World:
         self.handed_back["bytes_carried"] += len(wire.carried)
         self.handed_back["moved_too_often"] += wire.moved > self.options.max_moves
 
+    def takes_rest(self, worker: Worker, wire: Wire) -> None:
+        """The master has read that a worker gives away a connection at rest."""
+        heir = self.slots[worker.slot].worker
+        wire.orphan = heir in (None, worker) or heir.known_ready is None
+        self.kernel.note("rest without an heir" if wire.orphan else "rest with an heir")
+
     def announce(self, kind: int) -> None:
         """The launcher is told that the server listens."""
         self.announcements += 1
@@ -438,6 +474,7 @@ class World:
         found += [("refused", -1, c) for c in book._refused]
         for slot, queue in enumerate(book.queues):
             found += [("queue", slot, c) for c in queue]
+            found += [("rest", slot, c) for c in book.resting[slot]]
         return found
 
     def waiting(self) -> list[Wire]:
@@ -525,7 +562,8 @@ class World:
             deadlines.append((max(self.stop_by, now + RETRY), "the stop"))
             self.check_stop(now)
         self.check_accepting(now, timeout)
-        for inbox, queue in zip(self.inboxes, self.ledger.queues, strict=True):
+        for inbox in self.inboxes:
+            queue = self.ledger.queues[inbox.number] or self.ledger.resting[inbox.number]
             watched = inbox.fd in kernel.watched
             demand(queue or not watched, inbox, "is watched for nothing")
             demand(watched or not queue or timeout <= RETRY + MOMENT, inbox, "is not watched")
@@ -550,14 +588,14 @@ class World:
             demand(slot in (-1, wire.slot), wire, "is queued for", slot)
             demand((place == "refused") == (wire.answer is not None), wire, "is", place)
             # That its client has left is told again when it could not be handed over just then.
-            wire.overlooked += place == "queue" and (wire.fin or wire.reset)
+            wire.overlooked += place in ("queue", "rest") and (wire.fin or wire.reset)
             demand(wire.overlooked < 8, wire, "is queued, and has left")
             if place != "refused":
                 demand(connection.prefix == wire.carried, wire, "has lost what was read of it")
             if place != wire.waits:
                 if place == "refused":
                     self.judge_answer(wire)
-                if wire.moved:
+                if wire.moved or place == "rest":
                     self.kernel.note(place, "after a move")
                 wire.waits, wire.since = place, now
             if place == "head":
@@ -565,8 +603,9 @@ class World:
                 deadline = wire.since + options.head_timeout
                 if self.stop_at <= now:
                     deadline = min(deadline, max(self.stop_at, wire.since) + LAST_HEAD)
-            elif place == "queue":
-                queued += 1
+            elif place in ("queue", "rest"):
+                queued += place == "queue"
+                demand((place == "rest") == (wire.heir is not None), wire, "is in", place)
                 deadline = wire.since + options.queue_timeout
             else:
                 deadline = wire.since + LINGER
@@ -585,6 +624,11 @@ class World:
                 elif wire.outcome == "dropped":
                     starved = now in (self.listener.starved_at, self.kernel.starved_at)
                     starved = starved or options.head_timeout == 0
+                    if wire.heir is not None:
+                        late = now - wire.since >= options.queue_timeout - MOMENT
+                        late = late and wire.waits == "rest"
+                        starved = starved or late or wire.orphan or self.stop_at <= now
+                        self.kernel.note("rest closed because of", "time" if late else "more")
                     demand(wire.fin or wire.reset or starved, wire, "was dropped for nothing")
                 wire.waits = None
         demand(heads <= options.max_pending_heads, "too many heads:", heads)
@@ -600,6 +644,8 @@ class World:
         serving = self.stop_at == math.inf
         for number, seen in enumerate(self.slots):
             worker = seen.worker
+            late = seen.corrects and worker and not seen.successor and serving
+            demand(not late, "slot", number, "has no successor of the right class")
             if worker is None:
                 due = seen.due
                 if not serving:
@@ -679,6 +725,8 @@ class World:
         counted = self.master._dispatcher.counters
         for what, number in self.handed_back.items():
             demand(counted[what] == number, "it counted", counted[what], what, "not", number)
+        passed_on = sum(inbox.passed_on for inbox in self.inboxes)
+        demand(counted["passed_on"] == passed_on, "it counted", counted["passed_on"], passed_on)
         if self.quick or kernel.now >= self.stop_by:
             return
         starved = self.listener.starved_at >= self.stop_at

@@ -266,6 +266,7 @@ class Parcel(NamedTuple):
     wire: Wire
     prefix: bytes
     moves: int
+    rest: bool = False  # nothing of a next request was read
 
 
 class Wire:
@@ -286,6 +287,8 @@ class Wire:
         self.moves = 0  # in all
         self.overlooked = 0  # turns in which it was queued though its client had left
         self.leaving = False  # its worker is about to hand it back
+        self.heir: int | None = None  # at rest, and on its way to the successor in this slot
+        self.orphan = False  # at rest, and there was no successor
         self.stream = bytearray()
         self.used = 0
         self.data = bytearray()
@@ -314,7 +317,7 @@ class Wire:
     @property
     def slot(self) -> int:
         """Where it belongs now."""
-        return self.request.slot
+        return self.request.slot if self.heir is None else self.heir
 
     @property
     def wrong(self) -> int | None:
@@ -428,6 +431,7 @@ class Socket(File):
         wire = self.wire
         demand(wire.place == "master", wire, "is answered by the master in", wire.place)
         demand(wire.answer is None, wire, "is answered twice")
+        demand(wire.heir is None, wire, "is answered at rest")
         demand(wire.served < len(wire.requests), wire, "is answered for nothing")
         if wire.reset:
             raise failing(errno.EPIPE)
@@ -516,6 +520,8 @@ class Inbox(File):
         self.readers: list[Callable[[], object]] = []
         self.last = 0
         self.told_end = False
+        self.passed_on = 0
+        self.queue: Callable[[], object] = lambda: None  # what waits for it in the master
 
     @property
     def writable(self) -> bool:
@@ -525,7 +531,7 @@ class Inbox(File):
     def ready(self) -> int:
         return OUT if self.writable else 0
 
-    def put(self, fd: int, prefix: bytes, moves: int) -> None:
+    def put(self, fd: int, prefix: bytes, moves: int, *, rest: bool = False) -> None:
         """A connection is handed over."""
         sock = self.kernel.files[fd]
         assert isinstance(sock, Socket)
@@ -541,11 +547,17 @@ class Inbox(File):
             raise BlockingIOError(errno.EAGAIN, "full")
         if self.failing is not None:
             raise failing(self.failing)
-        demand(wire.decided > self.last, wire, "overtakes another in slot", self.number)
+        demand(rest == (wire.heir is not None), wire, "is said to rest:", rest)
         demand(not self.told_end, wire, "comes after its worker was told that nothing would")
-        self.last = wire.decided
+        if rest:
+            demand(not self.queue(), wire, "overtakes at rest, in slot", self.number)
+            demand(not wire.orphan, wire, "has no heir")
+            self.passed_on += 1
+        else:
+            demand(wire.decided > self.last, wire, "overtakes another in slot", self.number)
+            self.last = wire.decided
         wire.move("master", "inbox")
-        self.messages.append(Parcel(wire, prefix, moves))
+        self.messages.append(Parcel(wire, prefix, moves, rest))
         for wake in self.readers:
             wake()
 
@@ -553,6 +565,7 @@ class Inbox(File):
         """The worker picks one up."""
         parcel = self.messages.popleft()
         parcel.wire.move("inbox", "worker")
+        parcel.wire.heir = None
         self.stir()
         return parcel
 
@@ -569,6 +582,7 @@ class Control(File):
         self.seen: Callable[[int], object] = lambda kind: None
         self.refused: Callable[[], object] = lambda: None
         self.back: Callable[[Wire], object] = lambda wire: None
+        self.rest: Callable[[Wire], object] = lambda wire: None
         self.unread = 0
         self.failing: int | None = None
         self.reset = False
@@ -690,6 +704,8 @@ class Code:
         self.dispatcher.log = _Log(kernel)
         self.dispatcher.os = _Over(os, close=lambda fd: kernel.files[fd].close())
         master = self.master
+        master._AT_ONCE = 2
+        master.logs = types.SimpleNamespace(reopen=lambda: None)
         master.channel = channel
         master.select = _Over(select, epoll=lambda: _Epoll(kernel))
         master.time = _Over(time, monotonic=lambda: kernel.now)
@@ -765,7 +781,7 @@ class _Reader:
         wire, kernel = content.wire, control.kernel
         demand(kernel.room >= 1 + (len(content.prefix) > LARGE), wire, "is cut off")
         wire.move("moving", "master")
-        control.back(wire)
+        (control.rest if content.rest else control.back)(wire)
         wire.sock = Socket(kernel, wire)
         message = _Message(kind, content.prefix)
         message.moves = content.moves
@@ -793,7 +809,7 @@ def _send_connection(
 ) -> None:
     memfd = File(inbox.kernel) if len(prefix) > LARGE else None
     try:
-        inbox.put(fd, prefix, moves)
+        inbox.put(fd, prefix, moves, rest=kind == sticky.channel.REST)
     finally:
         if memfd is not None:
             memfd.close()

@@ -7,6 +7,7 @@ of the master. Only how long a worker takes for what is drawn, always the same.
 from __future__ import annotations
 
 import signal
+from dataclasses import replace
 
 from sticky.options import Options
 
@@ -93,12 +94,40 @@ class Scene(World):
         if fault in ("FIN", "RST"):
             if self.mover.place != "ended":
                 (self.mover.shut if fault == "FIN" else self.mover.leave)()
+        elif fault == "STOP 0":  # the slot's worker does not run for a while
+            for worker in [w for w in self.workers.values() if w.slot == 0 and w.alive]:
+                worker.hung_until = self.kernel.now + 20
         elif fault in ("TERM", "INT", "HUP"):
             self.send_signal(signal.Signals[f"SIG{fault}"])
         else:
             slot = int(fault.split()[1])
             for worker in [w for w in self.workers.values() if w.slot == slot and w.alive]:
                 worker.die(-9)
+
+
+class RestingScene(Scene):
+    """Four connections of slot 0 are at rest when its process is replaced. They pass to the
+    successor, through an inbox that is full most of the time, and send their second requests."""
+
+    def draw(self) -> None:
+        super().draw()
+        self.options = replace(self.options, keep_alive=75.0, queue_timeout=1.0)
+
+    def _write_script(self) -> None:
+        resting = []
+        for number in range(4):
+            wire = self.make_wire(0)
+            resting.append(wire)
+            client = self.play(wire, [(0, 0), (0, 5)], 0.5 + number / 100)
+            first, second = (_bytes(request) for request in wire.requests)
+            client.steps = [(0.0, wire.send, (first,)), (3.0, wire.send, (second,))]
+        self.mover = resting[1]
+        for moment in (1.5, 1.51, 1.51, 1.52, 1.52, 1.53, 1.53, 1.55, 1.55, 1.6):
+            wire = self.make_wire(0)
+            other = self.play(wire, [(0, 0)], moment)
+            other.steps = [(0.0, wire.send, (_bytes(wire.request),))]
+        self.kernel.at(1.5, self.send_signal, signal.SIGHUP)
+        self.kernel.at(6.0, self.send_signal, signal.SIGTERM)
 
 
 def _bytes(request: Request) -> bytes:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
 
 import pytest
 
 from .history import World, run, trace
 from .kernel import Code
-from .scene import FAULTS, Scene
+from .scene import FAULTS, RestingScene, Scene
 
 # What a connection that moves can meet, and in how many of 1000 histories it has to be met.
 EVENTS = {
@@ -33,6 +35,11 @@ EVENTS = {
     "crash with a hand back in flight": 20,
     "crash after a hand back, before it is served": 20,
     "crash with a moved connection in the inbox": 12,
+    "rest with an heir": 8,
+    "rest without an heir": 8,
+    "rest after a move": 1,
+    "taken on at rest": 8,
+    "another worker class in a reload": 10,
 }
 for step, number in {
     "worker": 40,
@@ -91,6 +98,28 @@ def test_a_connection_that_moves_meets_a_fault_at_every_step(fault):
     assert len(outcomes) > 1  # it has had some effect
 
 
+@pytest.mark.parametrize("fault", FAULTS)
+def test_connections_at_rest_meet_a_fault_at_every_step_on_their_way_to_the_successor(fault):
+    code = Code()
+    scene = RestingScene(code)
+    scene.run()
+    assert all(wire.served == len(wire.requests) for wire in scene.wires)
+    assert scene.kernel.events["taken on at rest"] == 4
+    assert scene.kernel.events["rest after a move"] >= 1
+    outcomes = set()
+    for step in range(scene.kernel.steps + 1):
+        struck = RestingScene(code, fault, step)
+        try:
+            struck.run()
+        except Exception as error:
+            error.add_note(f"{fault} after {step} steps")
+            raise
+        outcomes |= {wire.outcome for wire in struck.wires}
+        if fault in ("FIN", "RST"):
+            assert all(wire.served for wire in struck.wires if wire is not struck.mover), step
+    assert len(outcomes) > 1
+
+
 # One line of the source each, and what it would break.
 MUTANTS = {
     "a connection waits in a queue without a deadline": (
@@ -115,8 +144,8 @@ MUTANTS = {
     ),
     "a queue is delivered from its end": (
         "ledger",
-        "next(iter(self.queues[slot]), None)",
-        "next(reversed(self.queues[slot]), None)",
+        "next(iter(self.queues[slot] or self.resting[slot]), None)",
+        "next(reversed(self.queues[slot] or self.resting[slot]), None)",
     ),
     "a full inbox is not watched": (
         "ledger",
@@ -295,18 +324,18 @@ MUTANTS = {
     ),
     "workers are told to end while a hand back is on its way": (
         "master",
-        "                self._on_control(key)  # what was handed back",
+        "                self._on_control(key, sys.maxsize)  # what was handed back",
         "                pass  # what was handed back",
     ),
     "what a worker handed back before it died is lost": (
         "master",
-        "        self._on_control(key)  # what it said last",
+        "        self._on_control(key, sys.maxsize)  # what it said last",
         "        pass  # what it said last",
     ),
     "a client that leaves a queue is not noticed": (
         "dispatcher",
-        "starved=starved)\n        self._watch_queued(connection)",
-        "starved=starved)",
+        "rest=rest)\n        self._watch_queued(connection)",
+        "rest=rest)",
     ),
     "no descriptors are kept for what is handed back": (
         "master",
@@ -323,6 +352,71 @@ MUTANTS = {
         "                self._give_reserve()  # a large",
         "                pass  # a large",
     ),
+    "a connection at rest is answered when its client leaves": (
+        "dispatcher",
+        "if connection.kind == channel.REST:\n            self._ledger.left",
+        "if False:\n            self._ledger.left",
+    ),
+    "a connection at rest waits as one with a request": (
+        "dispatcher",
+        "rest = connection.kind == channel.REST",
+        "rest = False",
+    ),
+    "a connection at rest overtakes those with a request": (
+        "dispatcher",
+        "if not (self._ledger.queues[slot] or self._ledger.resting[slot]):",
+        "if True:",
+    ),
+    "a connection at rest is handed over as one with a request": (
+        "dispatcher",
+        "            connection.kind,\n",
+        "            channel.CONNECTION,\n",
+    ),
+    "a connection at rest goes back to the process that gave it away": (
+        "master",
+        "return None if serving in (None, process) else process.slot",
+        "return process.slot",
+    ),
+    "a connection at rest is passed on in a stop": (
+        "dispatcher",
+        "if slot is None or self._ledger.stage is not Stage.SERVING:",
+        "if slot is None:",
+    ),
+    "a connection at rest waits for ever": (
+        "ledger",
+        "            for connection in _overdue(slot.resting, now):\n",
+        "            for connection in ():\n",
+    ),
+    "connections at rest stay when the server stops": (
+        "ledger",
+        "            for connection in list(resting):\n",
+        "            for connection in ():\n",
+    ),
+    "connections at rest count for max_queued": (
+        "ledger",
+        "        if rest:\n",
+        "        self._queued += rest\n        if rest:\n",
+    ),
+    "what is passed on from the queue is not counted": (
+        "dispatcher",
+        '            self.counters["passed_on"] += connection.kind == channel.REST\n',
+        "",
+    ),
+    "two worker classes send the app to each other for ever": (
+        "ledger",
+        "self.stage is Stage.SERVING and not worker.corrected",
+        "self.stage is Stage.SERVING",
+    ),
+    "a successor that names another class ends the reload": (
+        "ledger",
+        "            if again:\n                slot.corrects = True",
+        "            if False:\n                slot.corrects = True",
+    ),
+    "what a worker says that it has become is forgotten": (
+        "master",
+        "            self._worker_class = str(found)\n",
+        "",
+    ),
     "the backlog is thrown away in a graceful stop": ("dispatcher", "1000 if drain else 0", "0"),
 }
 
@@ -335,9 +429,15 @@ RARE = (2284, 1722, 486, 221, 168, 151)
 def test_it_would_be_noticed_if(mutant):
     module, old, new = MUTANTS[mutant]
     code = Code({module: (old, new)})
-    for seed in (*RARE, *range(3000)):
+    worlds: list[Callable[[], World]] = [partial(World, seed, code) for seed in RARE]
+    if "at rest" in mutant:
+        steps = range(0, 400, 3)
+        faults = ("FIN", "TERM", "STOP 0")
+        worlds += [partial(RestingScene, code, fault, at) for at in steps for fault in faults]
+    worlds += [partial(World, seed, code) for seed in range(3000)]
+    for world in worlds:
         try:
-            World(seed, code).run()
+            world().run()
         except Exception:
             return
     pytest.fail("it was not noticed")

@@ -110,3 +110,15 @@ def test_a_key_that_is_no_text_is_shown_readably():
         told.survey.note(head, len(head), "192.0.2.1")
     ((_, text),) = told.lines
     assert "\\xff\\xfekey" in text
+
+
+def test_a_key_is_shown_without_its_control_characters_and_not_for_ever():
+    told = Told(proxy=True)
+    for _ in range(ENOUGH):
+        value = b"\x1b[31m\x85" + b"k" * 50_000
+        head = bytearray(b"GET / HTTP/1.1\r\nX-Forwarded-For: " + value + b"\r\n\r\n")
+        told.survey.note(head, len(head), "192.0.2.1")
+    ((_, text),) = told.lines
+    assert "\\x1b[31m\\x85kkk" in text
+    assert text.isprintable()
+    assert len(text) < 1000

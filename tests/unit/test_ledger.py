@@ -31,6 +31,7 @@ from sticky.master.ledger import (
     Stage,
     Tell,
     WatchInbox,
+    Why,
 )
 
 RULES = Rules(
@@ -100,6 +101,19 @@ class Book:
         for connection in connections:
             self.ledger.queue(connection, slot, self.now, starved=starved)
         return self.take()
+
+    def place(self, connection):
+        """Where a connection is; None when not here."""
+        book = self.ledger
+        places = {"head": [book._heads], "refused": [book._refused]}
+        places |= {"queue": book.queues, "rest": book.resting}
+        found = [name for name, within in places.items() if any(connection in p for p in within)]
+        assert len(found) <= 1
+        return found[0] if found else None
+
+    def wait(self):
+        """Seconds until something is due."""
+        return self.ledger.due - self.now
 
     def stop(self, *, quick=False):
         self.ledger.stop(self.now, quick=quick)
@@ -411,22 +425,22 @@ def test_without_a_timeout_nobody_is_asked():
 def test_a_head_has_its_time_then_its_client_has_time_to_read_the_answer():
     book = Book(timeout=0.0).serving()
     book.ledger.awaiting("a", book.now)
-    assert book.ledger.place("a") == "head"
+    assert book.place("a") == "head"
     assert book.after(RULES.head_timeout - 0.25) == []
     assert book.after(0.25) == [Refuse("a", 408)]
-    assert book.ledger.place("a") == "refused"
+    assert book.place("a") == "refused"
     assert book.after(LINGER - 0.25) == []
     assert book.after(0.25) == [Drop("a")]
-    assert book.ledger.place("a") is None
+    assert book.place("a") is None
 
 
 def test_a_head_that_is_decided_is_nowhere_until_it_is_placed():
     book = Book().serving()
     book.ledger.awaiting("a", book.now)
     book.ledger.decided("a")
-    assert book.ledger.place("a") is None
+    assert book.place("a") is None
     book.queue(1, "a")
-    assert book.ledger.place("a") == "queue"
+    assert book.place("a") == "queue"
 
 
 def test_of_too_many_heads_the_oldest_makes_room():
@@ -446,7 +460,7 @@ def test_a_client_that_leaves_is_dropped_wherever_it_was_and_once():
     for name in "abc":
         book.ledger.left(name)
         assert Drop(name) in book.take()
-        assert book.ledger.place(name) is None
+        assert book.place(name) is None
         book.ledger.left(name)
         assert book.take() == []
     assert book.ledger.counters["left"] == 3
@@ -482,7 +496,7 @@ def test_what_nothing_announces_the_end_of_is_tried_again_soon():
     book = Book(timeout=0.0).serving()
     book.jump(0.0)
     assert book.queue(0, "a", starved=True) == []
-    assert book.ledger.wait(book.now) == pytest.approx(RETRY)
+    assert book.wait() == pytest.approx(RETRY)
     assert book.after(RETRY) == [Deliver(0)]
     book.ledger.blocked(0, book.now, starved=True)
     assert book.take() == [WatchInbox(0, False)]
@@ -715,7 +729,7 @@ def test_a_process_cannot_be_ready_twice():
 def test_it_never_sleeps_past_what_is_due():
     book = Book(timeout=0.0).serving()
     book.jump(0.0)
-    assert book.ledger.wait(book.now) == LONGEST_STEP
+    assert book.wait() == LONGEST_STEP
     for seconds, decide in (
         (0.5, lambda: book.ledger.awaiting("a", book.now - RULES.head_timeout + 0.5)),
         (0.4, lambda: book.ledger.queue("b", 0, book.now - RULES.queue_timeout + 0.4)),
@@ -725,13 +739,171 @@ def test_it_never_sleeps_past_what_is_due():
     ):
         decide()
         book.take()
-        assert book.ledger.wait(book.now) == pytest.approx(seconds)
+        assert book.wait() == pytest.approx(seconds)
 
 
 def test_pings_and_boot_timeouts_are_due_to_the_moment():
     book = Book(num=1, timeout=1.0, boot_timeout=0.75)
     book.take()
-    assert book.ledger.wait(book.now) <= 0.75
+    assert book.wait() <= 0.75
     book.ready("p0")
     book.jump(0.0)
-    assert book.ledger.wait(book.now) == pytest.approx(0.25)
+    assert book.wait() == pytest.approx(0.25)
+
+
+# -- connections at rest --------------------------------------------------------------------------
+
+
+def rest(book, slot, *connections, starved=False):
+    for connection in connections:
+        book.ledger.queue(connection, slot, book.now, starved=starved, rest=True)
+    return book.take()
+
+
+def test_a_connection_at_rest_waits_behind_those_with_a_request_and_counts_for_no_limit():
+    book = Book(max_queued=2).serving()
+    assert rest(book, 0, "r", "s", "t") == [WatchInbox(0, True)]
+    assert book.queue(0, "a") == []
+    assert book.ledger.first(0) == "a"
+    book.ledger.delivered("a", 0)
+    assert book.take() == []  # the inbox is still waited for
+    assert book.ledger.first(0) == "r"
+    for connection in ("r", "s", "t"):
+        book.ledger.delivered(connection, 0)
+    assert book.take() == [WatchInbox(0, False)]
+    assert book.ledger.counters["queued"] == 1
+
+
+def test_a_connection_at_rest_that_cannot_be_placed_is_closed_and_never_answered():
+    book = Book().serving()
+    rest(book, 0, "r")
+    book.after(1.0)
+    rest(book, 0, "s")
+    assert Drop("r") in book.after(5.0)
+    assert book.place("s") == "rest"
+    done = book.after(1.0)
+    assert done == [WatchInbox(0, False), Drop("s")]
+    assert book.ledger.counters["rest_closed"] == 2
+    assert book.ledger.counters["queue_timeouts"] == 0
+
+
+@pytest.mark.parametrize("quick", [False, True])
+def test_connections_at_rest_do_not_outlive_the_stop(quick):
+    book = Book().serving()
+    rest(book, 0, "r")
+    rest(book, 1, "s")
+    done = book.stop(quick=quick)
+    assert [action for action in done if isinstance(action, Drop)] == [Drop("r"), Drop("s")]
+    assert not any(isinstance(action, Refuse) for action in done)
+
+
+def test_a_client_that_leaves_at_rest_is_closed():
+    book = Book().serving()
+    rest(book, 1, "r")
+    book.ledger.left("r")
+    assert book.take() == [WatchInbox(1, False), Drop("r")]
+    assert book.ledger.counters["left"] == 1
+
+
+def test_connections_at_rest_make_room_before_anybody_else():
+    book = Book().serving()
+    book.ledger.awaiting("head", book.now)
+    book.queue(0, "a")
+    rest(book, 0, "r", "s")
+    assert book.ledger.crowded(book.now)
+    assert book.take() == [Drop("r")]
+    book.ledger.starved(book.now)
+    assert book.take() == [Drop("s")]
+    assert (book.place("head"), book.place("a")) == ("head", "queue")
+    assert book.ledger.counters["crowded_out"] == 0
+
+
+def test_starved_of_descriptors_in_flight_it_is_tried_again():
+    book = Book().serving()
+    assert rest(book, 0, "r", starved=True) == []
+    assert Deliver(0) in book.after(RETRY)
+
+
+# -- a process that says how it is to be started ------------------------------------------------
+
+
+def again(book, process):
+    done = book.ledger.ended(process, book.now, 4, again=True)
+    return done, book.take()
+
+
+def test_a_process_that_says_how_is_started_once_more_at_once_and_not_a_third_time():
+    book = Book(num=1, first_alone=True)
+    book.take()
+    assert again(book, "p0") == (True, [])
+    book.ledger.tick(book.now)
+    assert book.take() == [Spawn(0)]
+    done, actions = again(book, "p1")
+    assert not done
+    assert Exit(4) in actions
+
+
+def test_a_successor_that_says_how_is_started_once_more_and_the_reload_goes_on():
+    book = Book().serving()
+    book.ledger.reload(book.now)
+    assert book.take() == [Spawn(0)]
+    assert again(book, "p2") == (True, [Spawn(0)])
+    assert book.ready("p3") == [Say("p0", Tell.END), Spawn(1)]
+
+
+def test_a_successor_that_says_how_for_the_second_time_ends_the_reload():
+    book = Book().serving()
+    book.ledger.reload(book.now)
+    book.take()
+    again(book, "p2")
+    assert again(book, "p3") == (False, [])
+    assert book.ledger.state_of("p0") is Process.READY
+    book.ledger.reload(book.now)  # the next one begins anew
+    assert book.take() == [Spawn(0)]
+    assert again(book, "p4") == (True, [Spawn(0)])
+
+
+def test_in_a_stop_nobody_is_started_once_more():
+    book = Book().serving()
+    book.ended("p0")
+    book.after(BACKOFF_FIRST)
+    book.stop()
+    done, actions = again(book, "p2")
+    assert not done
+    assert Spawn(0) not in actions
+
+
+@pytest.mark.parametrize(
+    ("how", "why"),
+    [
+        ("boots for too long", Why.NOT_READY),
+        ("hangs", Why.SILENT),
+        ("does not end", Why.NOT_ENDED),
+        ("is replaced before it is ready", Why.REPLACED),
+        ("starts when the server stops", Why.STOPPED),
+    ],
+)
+def test_each_kill_has_its_reason(how, why):
+    book = Book(num=1)
+    book.take()
+    if how == "boots for too long":
+        done = book.after(21)
+    elif how == "hangs":
+        book.ready("p0")
+        done = book.after(11)
+    elif how == "does not end":
+        book.ready("p0")
+        book.ledger.reload(book.now)
+        book.take()
+        book.ready("p1")
+        done = book.after(31)
+    elif how == "starts when the server stops":
+        done = book.stop(quick=True)
+    else:
+        book.ready("p0")
+        book.ended("p0")
+        book.after(BACKOFF_FIRST)
+        book.ledger.reload(book.now)
+        book.take()
+        done = book.ready("p2")
+    assert why in [action.why for action in done if isinstance(action, Kill)]

@@ -164,3 +164,76 @@ def test_a_configuration_file_that_cannot_be_used_is_an_error_that_names_it(
     path.write_text(content)
     with pytest.raises(OptionError, match=r"log\.json"):
         logs.set_up(Options(num=1, log_config=str(path)))
+
+
+@pytest.fixture
+def file_logger(tmp_path):
+    """A logger of the app's, with a file."""
+    theirs = logging.getLogger("somebody.elses")
+    handler = logging.FileHandler(tmp_path / "app.log")
+    theirs.addHandler(handler)
+    yield theirs
+    theirs.removeHandler(handler)
+    handler.close()
+
+
+def test_a_log_file_that_was_renamed_is_opened_anew(file_logger, tmp_path):
+    file_logger.error("one")
+    os.rename(tmp_path / "app.log", tmp_path / "app.log.1")
+    file_logger.error("two")
+    logs.reopen()
+    file_logger.error("three")
+    assert (tmp_path / "app.log.1").read_text() == "one\ntwo\n"
+    assert (tmp_path / "app.log").read_text() == "three\n"
+
+
+def test_a_log_file_that_cannot_be_opened_anew_goes_on_as_it_was(file_logger, tmp_path):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    handler = logging.FileHandler(folder / "log")
+    file_logger.addHandler(handler)
+    folder.rename(tmp_path / "away")
+    before = len(os.listdir("/proc/self/fd"))
+    logs.reopen()
+    logs.reopen()
+    file_logger.error("still here")
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert (tmp_path / "away" / "log").read_text() == "still here\n"
+    file_logger.removeHandler(handler)
+    handler.close()
+
+
+def test_a_log_file_that_was_never_opened_stays_so(file_logger, tmp_path):
+    handler = logging.FileHandler(tmp_path / "later.log", delay=True)
+    file_logger.addHandler(handler)
+    logs.reopen()
+    assert not (tmp_path / "later.log").exists()
+    file_logger.removeHandler(handler)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("", ""),
+        ("plain text, \u00e9\u4e16", "plain text, \u00e9\u4e16"),
+        ("a\r\nb", "a\\r\\nb"),
+        ("\x1b[31m\x00\x7f\x85\u2028\u202e", "\\x1b[31m\\x00\\x7f\\x85\\u2028\\u202e"),
+        ("\udc80\U000e0001", "\\udc80\\U000e0001"),
+        ("a\\n", "a\\\\n"),
+        (17, "17"),
+        ("x" * 20, "x" * 20),
+        ("x" * 21, "x" * 20 + "..."),
+        ("\0" * 21, "\\x00" * 5 + "..."),
+        ("x" * 19 + "\0", "x" * 19 + "..."),
+        ("x" * 10_000_000, "x" * 20 + "..."),
+    ],
+    ids=lambda text: repr(text)[:20],
+)
+def test_what_somebody_else_has_sent_is_escaped_and_bounded(text, shown):
+    assert logs.printable(text, 40 if "[31m" in str(text) else 20) == shown
+    assert logs.printable(text, 40).isprintable()
+
+
+def test_a_quotation_is_not_ended_by_what_is_in_it():
+    assert logs.printable('a"b\\', quote='"') == 'a\\"b\\\\'
+    assert logs.printable('"' * 1000, 999, quote='"') == '\\"' * 499 + "..."

@@ -8,7 +8,7 @@ import pytest
 from sticky import _pycore, core, routing, rules
 from sticky.errors import OptionError
 from sticky.options import Options
-from sticky.routing import Explanation, explain, make_router
+from sticky.routing import Explanation, explain, is_by_peer, make_router
 
 from .core_kit import request
 
@@ -107,3 +107,22 @@ def test_routing_does_no_io_and_reads_no_clock(module):
         and node.func.value.id == "os"
     }
     assert called <= {"urandom"}
+
+
+@pytest.mark.parametrize(
+    ("options", "line", "by_peer"),
+    [
+        ({"proxy": False}, b"X-Forwarded-For: 203.0.113.7", True),
+        ({}, b"X-Forwarded-For: 203.0.113.7", False),
+        ({}, b"X-Forwarded-For: peer address", False),
+        ({"header": "peer"}, b"Peer: peer address, x", False),
+        ({"ignore_missing_header": True}, b"X-Forwarded-For:", True),
+        ({"ignore_missing_header": True}, b"A: b", True),
+        ({"ignore_missing_header": True}, b"X-Forwarded-For: 203.0.113.7", False),
+        ({"session": "query:sid"}, b"A: b", False),
+    ],
+)
+def test_a_reason_says_whether_it_was_the_peer(options, line, by_peer):
+    head = request(b"Host: a", line)
+    told = explain(head, "192.0.2.1", PROXIED | options)
+    assert is_by_peer(told.why) == by_peer

@@ -121,11 +121,17 @@ def command_of(name: str, workers: int, app: str, options: tuple[str, ...]) -> l
 
 
 @contextlib.contextmanager
-def rig(name: str, workers: int, *options: str, app: str = "numbered") -> Iterator[Rig]:
-    """Start a server with this many workers, and stop it at the end."""
+def rig(
+    name: str, workers: int, *options: str, app: str = "numbered", tree: Path = ROOT
+) -> Iterator[Rig]:
+    """Start a server with this many workers, and stop it at the end.
+
+    Args:
+        tree: where the server's code lies.
+    """
     process = subprocess.Popen(
         [sys.executable, *command_of(name, workers, app, options)],
-        cwd=ROOT,
+        cwd=tree,
         stderr=subprocess.PIPE,
         text=True,
         process_group=0,  # Ctrl-C is for us to pass on, when nothing is measured any more

@@ -2,6 +2,7 @@
 # make test    everything that has to be right before a commit
 # make fast    the tests that need nothing but Python, without the slowest of them
 #              (PYTHON=python3.12, here and everywhere, for another Python)
+# make fuzz    the compiled core under AddressSanitizer and UBSan, fed for a minute (FUZZ_SECONDS)
 # make bench   the benchmarks
 # make long    100,000 requests through each real proxy to each kind of server (a quarter of an hour)
 # make clean   remove what the others made
@@ -27,7 +28,7 @@ NODE_MODULES := tests/e2e/node_modules/.package-lock.json
 # share servers, so they stay together, and the order is that of the folders: e2e, the slowest, first.
 PYTEST := $(BIN)/python -m pytest -n 3 --dist loadscope --no-loadscope-reorder
 
-.PHONY: demo test lint fast bench long clean ready ready-for-fast programs
+.PHONY: demo test lint fast fuzz bench long clean ready ready-for-fast programs
 
 demo: $(VENV)/installed
 	@exec $(BIN)/python examples/chat/app.py $(PORT)
@@ -47,6 +48,9 @@ fast: ready-for-fast
 	STICKY_HISTORIES=300 $(PYTEST) -o cache_dir=$(VENV)/pytest-cache tests/unit tests/simulation \
 		tests/process/test_listen.py \
 		--ignore tests/unit/test_core_mutants.py --ignore tests/unit/test_packaging.py
+
+fuzz: ready-for-fast
+	$(BIN)/python -m tests.fuzz
 
 bench: $(VENV)/ready-for-bench
 	$(BIN)/python -m pytest bench

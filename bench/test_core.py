@@ -178,3 +178,109 @@ def test_pick(benchmark, twin, n):
     expected = _pycore.pick(0x12345678, n)
     iterations = 5000 if twin == "compiled" else 100
     assert measure(benchmark, TWINS[twin].pick, 0x12345678, n, iterations=iterations) == expected
+
+
+# --- whole heads and bodies ----------------------------------------------------------------------
+
+
+def attributes(head) -> tuple:
+    """What a server asks a head for."""
+    return (
+        *(head.method, head.target, head.minor, head.length, head.keep_alive),
+        *(head.expects, head.upgrade, head.host),
+    )
+
+
+def parsed(twin, data: bytes) -> tuple:
+    return attributes(twin.parse(data, 0, 65536))
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("twin", TWINS)
+def test_parse(benchmark, twin, size):
+    benchmark.group = f"parse, {size} B"
+    benchmark.extra_info.update(size=size)
+    data = head(size, "last")
+    iterations = 5000 if twin == "compiled" else 100
+    found = measure(benchmark, parsed, TWINS[twin], data, iterations=iterations)
+    assert found[-1] == b"chat.example.com"
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("parser", ["httptools", "h11"])
+def test_parse_of_others(benchmark, parser, size):
+    benchmark.group = f"parse, {size} B"
+    benchmark.extra_info.update(size=size)
+    function = {"httptools": with_httptools, "h11": with_h11}[parser]
+    data = head(size, "last")
+    assert measure(benchmark, function, data, iterations=50) == b"203.0.113.7, 10.0.0.1"
+
+
+def environ(head) -> dict[str, str]:
+    into: dict[str, str] = {}
+    head.environ(into)
+    return into
+
+
+@pytest.mark.parametrize("what", ["fields", "environ"])
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("twin", TWINS)
+def test_what_an_app_is_given(benchmark, twin, size, what):
+    benchmark.group = f"{what}, {size} B"
+    data = head(size, "last")
+    found = TWINS[twin].parse(data, 0, 65536)
+    benchmark.extra_info.update(size=size, what=what, fields=len(found.fields()))
+    function = found.fields if what == "fields" else lambda: environ(found)
+    iterations = 5000 if twin == "compiled" else 500
+    made = measure(benchmark, function, iterations=iterations)
+    assert (made[-1][1] if what == "fields" else made["HTTP_X_FORWARDED_FOR"]) in (
+        *(b"203.0.113.7, 10.0.0.1", "203.0.113.7, 10.0.0.1"),
+    )
+
+
+CHUNKED = {
+    "one chunk of 16 KB": b"4000\r\n" + b"x" * 16384 + b"\r\n0\r\n\r\n",
+    "1024 chunks of 16 B": b"10\r\nxxxxxxxxxxxxxxxx\r\n" * 1024 + b"0\r\n\r\n",
+}
+
+
+def with_h11_chunks(data: bytes) -> int:
+    connection = h11.Connection(h11.SERVER)
+    connection.receive_data(b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n")
+    connection.next_event()
+    connection.receive_data(data)
+    size = 0
+    while isinstance(event := connection.next_event(), h11.Data):
+        size += len(event.data)
+    return size
+
+
+def with_httptools_chunks(data: bytes) -> int:
+    class Body:
+        size = 0
+
+        def on_body(self, payload: bytes) -> None:
+            self.size += len(payload)
+
+    body = Body()
+    parser = httptools.HttpRequestParser(body)
+    parser.feed_data(b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n")
+    parser.feed_data(data)
+    return body.size
+
+
+@pytest.mark.parametrize("body", CHUNKED)
+@pytest.mark.parametrize("parser", [*TWINS, "httptools", "h11"])
+def test_chunks(benchmark, parser, body):
+    benchmark.group = f"chunks, {body}"
+    benchmark.extra_info.update(body=body)
+    data = CHUNKED[body]
+    if parser in TWINS:
+        chunks = TWINS[parser].Chunks
+
+        def function(data: bytes) -> int:
+            return len(chunks().feed(data, 0, len(data))[1])
+
+    else:
+        function = {"httptools": with_httptools_chunks, "h11": with_h11_chunks}[parser]
+    assert measure(benchmark, function, data, iterations=5) == 16384

@@ -336,6 +336,7 @@ cdef enum:
     KNOWN_COOKIE = 6
     AT_CHUNK = 0
     AT_SIZE = 1
+    AT_SPACE = 2
     AT_QUOTED_END = 11
     AT_DATA = 13
     AT_DATA_END = 14
@@ -2127,7 +2128,7 @@ cdef class Chunks:
             self.left = self.left << 4 | <uint64_t>hex_digit(byte)
             if self.left >= MAX_CHUNK:
                 return False
-        elif at <= AT_QUOTED_END:
+        elif AT_SPACE <= at <= AT_QUOTED_END:
             self.line += 1
             self.spare -= 1
             if self.line > MAX_CHUNK_LINE or self.spare < 0:
@@ -2251,6 +2252,7 @@ AGREED = {
     "MAX_TRAILERS": MAX_TRAILERS,
     "AT_CHUNK": AT_CHUNK,
     "AT_SIZE": AT_SIZE,
+    "AT_SPACE": AT_SPACE,
     "AT_QUOTED_END": AT_QUOTED_END,
     "AT_DATA": AT_DATA,
     "AT_DATA_END": AT_DATA_END,

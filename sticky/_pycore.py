@@ -890,7 +890,7 @@ class Chunks:
             self._refuse(rules.CHUNK_ERRORS[before])
         elif self._at == rules.AT_SIZE:
             self._size(bytes([byte]), first=before == rules.AT_CHUNK)
-        elif self._at <= rules.AT_QUOTED_END:
+        elif rules.AT_SPACE <= self._at <= rules.AT_QUOTED_END:
             self._line += 1
             self._spare -= 1
             if self._line > rules.MAX_CHUNK_LINE or self._spare < 0:

@@ -220,7 +220,7 @@ class Wire:
         self.moves = 0
         self.due = math.inf
         self.state = SERVING
-        if self.service.closing:
+        if self.service.closing or not self.service.keeps:
             http.stays = False
         return head
 

@@ -253,6 +253,7 @@ class Http1:
         if self._chunks is not None:
             if self._chunks.over:
                 return b""
+            self.continued = True
             try:
                 self._read, data = self._chunks.feed(buffer, start, len(buffer))
             except ValueError as error:
@@ -261,6 +262,7 @@ class Http1:
             return data
         size = min(size, self.left)
         self.left -= size
+        self.continued = True  # by itself
         self._read = start + size
         if size == len(buffer) and type(buffer) is bytes:
             return buffer
@@ -359,7 +361,7 @@ class Http1:
         """Decide how the body is framed and whether the connection stays, and say so."""
         head = self.head
         assert head is not None
-        if head.upgrade or self.wants_continue:
+        if head.upgrade or (head.expects and not self.continued and not self.body_is_over):
             self.stays = False
         if status in (204, 304) or head.method == "HEAD":
             self.framing = NO_BODY

@@ -63,6 +63,7 @@ class Service:
 
     Attributes:
         closing: the server stops: every answer says that its connection is closed behind it.
+        keeps: whether connections stay open for further requests.
         wires: the connections that are open here.
     """
 
@@ -76,6 +77,7 @@ class Service:
         self.max_head_size = options.max_head_size
         self.sessions = worker.sessions
         self.closing = False
+        self.keeps = options.keep_alive > 0
         self.wires: set[Wire] = set()
         self.refusals = refusals(options)
         self.texts = {status: f"{text}\n".encode() for status, text in texts(options).items()}
@@ -226,7 +228,8 @@ class Service:
         socketio = sys.modules.get("socketio")
         if socketio is None or self.options.num == 1:
             return
-        reaching = (socketio.PubSubManager, socketio.AsyncPubSubManager)
+        asynchronous = sys.modules["socketio.async_pubsub_manager"]  # socketio has loaded it
+        reaching = (socketio.PubSubManager, asynchronous.AsyncPubSubManager)
         for server in instances(socketio.Server, socketio.AsyncServer):
             if not isinstance(server.manager, reaching):
                 use = "socketio.Server(client_manager=sticky.cluster.Manager()), or one for Redis"

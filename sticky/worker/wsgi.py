@@ -412,7 +412,7 @@ class Exchange:
         self._head = head
         self._http = wire.http
         self._status = 0
-        self._reason = b""
+        self._reason: bytes | None = None
         self._fields: list[tuple[str, str]] = []
         self._begun = False
         self._sent = 0
@@ -517,11 +517,18 @@ class Exchange:
             raise ClientLostError(self._refused.why)
         if not self._status:
             raise AssertionError("the app did not call start_response before it gave a body")
-        head = self._http.answer(
+        self._put(self._answer_head(size), block)
+
+    def _answer_head(self, size: int | None) -> bytes:
+        """The head of the answer; it has begun with this."""
+        http = self._http
+        if self._wire.service.closing:
+            http.stays = False
+        head = http.answer(
             self._status, self._fields, date_line(time.time()), size=size, reason=self._reason
         )
         self._begun = True
-        self._put(head, block)
+        return head
 
     def _put(self, head: bytes, block: bytes) -> None:
         http, wire = self._http, self._wire
@@ -551,10 +558,7 @@ class Exchange:
         http = self._http
         if not self._status:
             return False
-        head = http.answer(
-            self._status, self._fields, date_line(time.time()), size=size, reason=self._reason
-        )
-        self._begun = True
+        head = self._answer_head(size)
         size = min(size, http.left_to_send)
         self._wire.write(head, _MORE if size else SEND)
         if size:
@@ -599,9 +603,8 @@ class Exchange:
         if self._begun:
             return
         text = self._wire.service.texts[status]
-        fields = [("Content-Type", "text/plain")]
-        head = http.answer(status, fields, date_line(time.time()), size=len(text))
-        self._begun = True
+        self._fields, self._reason = [("Content-Type", "text/plain")], None
+        head = self._answer_head(len(text))
         with contextlib.suppress(ClientLostError):
             self._wire.write(head + http.data(text))
 

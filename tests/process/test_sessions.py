@@ -96,7 +96,7 @@ def test_an_id_that_nobody_holds_gets_the_answer_of_a_single_server(
 def test_a_client_that_sends_little_by_little_is_waited_for(running: Running) -> None:
     shared = Shared(running.port)
     sid = open_session(shared)
-    head = f"POST {of(sid)} HTTP/1.1\r\n{XFF}: 10.9.8.7\r\nContent-Length: 2\r\n\r\n"
+    head = f"POST {of(sid)} HTTP/1.1\r\nHost: x\r\n{XFF}: 10.9.8.7\r\nContent-Length: 2\r\n\r\n"
     with Client(running.port) as client:
         for byte in head:
             client.send(byte.encode())

@@ -298,8 +298,6 @@ def test_a_connection_of_http_1_0_is_kept_only_if_the_answer_says_so(line: Line)
 @pytest.mark.parametrize(
     "lines",
     [
-        ("Upgrade: x",),
-        ("UPGRADE: x",),
         ("UPGRADE: x", "Connection: Upgrade"),
         ("uPGRADE: h2c", "Connection: Upgrade, HTTP2-Settings", "HTTP2-Settings: AAMA"),
     ],
@@ -313,6 +311,14 @@ def test_a_refused_upgrade_ends_the_connection(
     check(line.reply(), A)
     line.send(ask(client, "/", *lines) + ask(C, "/never"))
     assert check(line.reply(), client).closes
+    assert line.is_over()
+
+
+def test_an_upgrade_that_the_connection_field_does_not_name_is_ignored(line: Line) -> None:
+    """RFC 9110, 7.8: it may have been meant for whoever was in between."""
+    line.send(ask(A, "/", "Upgrade: x") + ask(B) + ask(A, "/", "Connection: close"))
+    for client in (A, B, A):
+        check(line.reply(), client)
     assert line.is_over()
 
 

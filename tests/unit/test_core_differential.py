@@ -215,7 +215,7 @@ def test_other_parsers_agree_which_header_a_request_carries(fields_of, name, dra
 @pytest.mark.timeout(300)  # it compiles, and then runs tests of its own
 @pytest.mark.skipif("STICKY_CORE_UNDER_TEST" in os.environ, reason="this is that other build")
 def test_the_portable_form_passes_the_same_suite(tmp_path):
-    module = build(tmp_path, macros=("STICKY_PORTABLE",))
+    module = build(tmp_path, flags=("-DSTICKY_PORTABLE",))
     assert not load(module).SSE2
     done = run_suite_over(module, "tests/unit/test_core.py", __file__)
     assert done.returncode == 0, done.stdout

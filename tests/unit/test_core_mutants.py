@@ -7,7 +7,7 @@ import pytest
 
 from .core_kit import build, run_suite_over
 
-MUTANTS = {
+ROUTING = {
     "the end of a long name keeps its case": (
         "return eight(p + last) | eight(name.letters + last) == eight(name.text + last)",
         "return eight(p + last) == eight(name.text + last)",
@@ -15,6 +15,22 @@ MUTANTS = {
     "blocks with nothing but a bare CR are skipped": (
         r"const __m128i cr = _mm_set1_epi8('\\r');",
         r"const __m128i cr = _mm_set1_epi8('\\n');",
+    ),
+    "a bare LF at the beginning of a block is not seen": (
+        r" || p[64] == '\\n') {",
+        ") {",
+    ),
+    "an LF needs no CR": (
+        "__m128i bare = _mm_xor_si128(",
+        "__m128i bare = _mm_andnot_si128(",
+    ),
+    "a folded line is skipped": (
+        "    if is_blank(p[0]):\n        return FOLDED\n    found = read_name",
+        "    if is_blank(p[0]):\n        return -1\n    found = read_name",
+    ),
+    "behind a colon an LF needs no CR": (
+        "            return SPACE_BEFORE_COLON\n        head.at = p\n",
+        "            return SPACE_BEFORE_COLON\n        head.at = p + 1\n",
     ),
     "a backslash escapes nothing": (
         r"p += 2 if p[0] == c'\\' and end - p > 1 else 1",
@@ -40,24 +56,96 @@ MUTANTS = {
         "        if (has_two)",
         "        if (0)",
     ),
-    "a tab does not fold": (
-        "if p[1] != c' ' and p[1] != c'\\t':",
-        "if p[1] != c' ':",
+}
+
+HTTP = {
+    "a field may have no name": (
+        "    if colon[0] != c':' or colon == start:",
+        "    if colon[0] != c':':",
     ),
+    "DEL may stand in a value": (
+        "int mask = _mm_movemask_epi8(_mm_or_si128(low, _mm_cmpeq_epi8(x, del)));",
+        "int mask = _mm_movemask_epi8(low);",
+    ),
+    "a second Host is taken": (
+        "    if request.has_host:\n        return HOST_TWICE",
+        "    if False:\n        return HOST_TWICE",
+    ),
+    "a port has no limit": ("if port > MAX_PORT:", "if False:"),
+    "a host may have white space within": (
+        "    return not with_port\n    if colon[0] != c':':",
+        "    return not with_port\n    if False:",
+    ),
+    "the last digit of a length is dropped": (
+        "if not 1 <= value.end - p <= MAX_LENGTH_DIGITS:",
+        "if not 1 <= value.end - p <= MAX_LENGTH_DIGITS + 1:",
+    ),
+    "a length beside a coding is taken": (
+        "    if request.has_length:\n        return LENGTH_AND_CODING",
+        "    if False:\n        return LENGTH_AND_CODING",
+    ),
+    "chunked need not come last": (
+        "if request.chunked or not is_coding(&piece):",
+        "if not is_coding(&piece):",
+    ),
+    "HTTP/1.0 may be chunked": (
+        "if request.minor == 0:\n        return OLD_CODING",
+        "if False:\n        return OLD_CODING",
+    ),
+    "an option has to be in lower case": (
+        "        if LOWER[text.at[i]] != <uint8_t>word[i]:",
+        "        if text.at[i] != <uint8_t>word[i]:",
+    ),
+    "an empty line before a request ends a head": (
+        "if lf - start >= 4 and",
+        "if lf - start >= 3 and",
+    ),
+    "names that hash alike are one": (
+        "if KNOWN_AS[number].size == size and is_name(p, &KNOWN_AS[number]):",
+        "if KNOWN_AS[number].size == size:",
+    ),
+    "a name that is not known is given as it was sent": (
+        "        to[i] = LOWER[name.at[i]]",
+        "        to[i] = name.at[i]",
+    ),
+    "names with an underscore are kept": (
+        "elif memchr(name.at, c'_', name.end - name.at) != NULL:",
+        "elif False:",
+    ),
+    "a head may be one byte larger": (
+        "room = min(size - start, limit)",
+        "room = min(size - start, limit + 1)",
+    ),
+    "a chunk's size overflows": ("if self.digits > MAX_SIZE_DIGITS:", "if self.digits > 99:"),
+    "a chunk of 2**62 bytes is taken": ("if self.left >= MAX_CHUNK:", "if self.left > MAX_CHUNK:"),
+    "extensions have no limit in all": (
+        "if self.line > MAX_CHUNK_LINE or self.spare < 0:",
+        "if self.line > MAX_CHUNK_LINE:",
+    ),
+    "the second piece of payload overwrites the first": (
+        "                made_size += count",
+        "                made_size += count - 1",
+    ),
+    "trailers have no limit": ("if self.trailers > MAX_TRAILERS:", "if False:"),
 }
 
 
-@pytest.mark.timeout(300)  # it compiles, and then runs tests of its own
+@pytest.mark.timeout(600)  # it compiles, and then runs tests of its own
 @pytest.mark.skipif("STICKY_CORE_UNDER_TEST" in os.environ, reason="this is a mutant itself")
-def test_each_mutant_is_caught(tmp_path):
+@pytest.mark.parametrize(
+    ("mutants", "files"),
+    [(ROUTING, ["differential"]), (HTTP, ["http", "chunks", "http_differential"])],
+    ids=["routing", "http"],
+)
+def test_each_mutant_is_caught(tmp_path, mutants, files):
     def hunt(number_and_change):
         number, change = number_and_change
         folder = tmp_path / str(number)
         folder.mkdir()
         module = build(folder, replace=change)
-        return run_suite_over(module, "tests/unit/test_core_differential.py")
+        return run_suite_over(module, *(f"tests/unit/test_core_{name}.py" for name in files))
 
     with ThreadPoolExecutor(2) as pool:
-        hunted = list(pool.map(hunt, enumerate(MUTANTS.values())))
-    survivors = [name for name, done in zip(MUTANTS, hunted, strict=True) if done.returncode != 1]
-    assert not survivors, "\n".join(done.stdout for done in hunted)
+        hunted = list(pool.map(hunt, enumerate(mutants.values())))
+    survivors = [name for name, done in zip(mutants, hunted, strict=True) if done.returncode != 1]
+    assert not survivors, survivors

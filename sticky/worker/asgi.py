@@ -101,7 +101,7 @@ class AsgiService(Service):
         await self._lifespan.start()
         self.state = self._lifespan.state
         stopped = loop.create_future()
-        self.hub.on_stop = lambda: stopped.done() or stopped.set_result(None)
+        self.hub.on_stop = lambda: None if stopped.done() else stopped.set_result(None)
         self.hub.on_earlier = self._set_timer
         loop.add_signal_handler(signal.SIGTERM, self.draining.end)
         loop.add_reader(self.hub.fileno(), self._turn)

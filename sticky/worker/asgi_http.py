@@ -140,6 +140,10 @@ class Exchange:
             if not waiter.done():
                 waiter.set_result(None)
 
+    def arrived(self) -> None:
+        """Something has arrived, or the client has closed its side."""
+        raise NotImplementedError
+
     def overdue(self) -> None:
         """See ``AsgiWire.read_by``."""
 
@@ -177,11 +181,17 @@ class Exchange:
         if self.stage != BEGUN or self.left:
             return
         try:
-            block = self.http.answer(self.status, self.fields, date_line(time.time()))
+            block = self._head_of_answer(None)
         except BadAnswer:
             return  # which the app is told when it goes on
         self.stage = SENT
         self.wire.write(block)
+
+    def _head_of_answer(self, size: int | None) -> bytes:
+        http = self.http
+        if self.service.closing:
+            http.stays = False
+        return http.answer(self.status, self.fields, date_line(time.time()), size=size)
 
     def send_body(self, message: Message) -> None:
         """The app's message with a piece of the body.
@@ -194,8 +204,7 @@ class Exchange:
         http = self.http
         if self.stage == BEGUN:
             size = None if more else len(body)
-            block = http.answer(self.status, self.fields, date_line(time.time()), size=size)
-            data = block + http.data(body)
+            data = self._head_of_answer(size) + http.data(body)
             if not more:
                 data += http.last()
             self.stage = SENT

@@ -38,7 +38,8 @@ def scope_of(service: AsgiService, wire: AsgiWire, head: Head) -> dict[str, Any]
         local = wire.local = _local(wire)
     address = wire.address
     fields = head.fields()
-    scheme, client = "http", (address[0], address[1]) if address else None
+    client = (address[0], int(address[1])) if address else None
+    scheme = "http"
     if wire.peer in service.trusted:
         scheme, client = _forwarded(service, fields, client)
     root = service.options.root_path

@@ -59,7 +59,7 @@ _DEFLATE = ServerPerMessageDeflateFactory(
 )
 
 
-class ClientDisconnected(OSError):
+class ClientDisconnected(OSError):  # noqa: N818 - as ASGI and uvicorn call it
     """The app sends something to a client that has left: what ASGI wants raised then."""
 
 
@@ -371,7 +371,7 @@ class WebSocket(Exchange):
     def ready(self, events: int) -> None:
         """It has no descriptor of its own."""
 
-    def late(self, now: float = 0.0) -> None:
+    def late(self, now: float) -> None:
         """A ping is due, or its answer is late, or that to our closing frame."""
         if self.left or self._code is not None:
             return

@@ -34,16 +34,7 @@ LOW = 16384
 
 
 class Exchange(Protocol):
-    """What is served on a connection: a request, or a WebSocket.
-
-    Attributes:
-        task: in which the app runs.
-    """
-
-    task: asyncio.Task[None] | None
-
-    async def run(self) -> None:
-        """Have the app serve it."""
+    """What is served on a connection: a request, or a WebSocket."""
 
     def settle(self) -> None:
         """All tasks that began in this turn of the loop have had their first turn."""

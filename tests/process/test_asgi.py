@@ -21,7 +21,7 @@ def test_the_worker_class_is_found_out_by_the_first_worker_alone() -> None:
     with serve("tests.asgi_apps:lab", num=2) as running:
         assert running.get().status == 200
         log = running.log()
-    assert log.count("This app needs the worker class 'asgi'") == 1
+    assert log.count("This app is served by the worker class 'asgi'") == 1
     assert log.index("worker class") < log.index("worker 0 ready") < log.index("worker 1 ready")
     assert "Traceback" not in log
 

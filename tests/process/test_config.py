@@ -245,8 +245,8 @@ def without(tmp_path: Path) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("target", "words", "blocked", "says"),
     [
-        ("asgi_apps:lab", [], "uvicorn", r"'asgi' needs 'uvicorn'.*'socketio-sticky\[asgi\]'"),
-        ("asgi_apps:lab", ["-k", "asgi"], "uvicorn", r"'uvicorn'.*'socketio-sticky\[asgi\]'"),
+        ("asgi_apps:lab", [], "websockets", r"'asgi' needs 'websockets'.*socketio-sticky\[asgi\]"),
+        ("asgi_apps:lab", ["-k", "asgi"], "websockets", r"'websockets'.*'socketio-sticky\[asgi\]'"),
         ("apps:lab", ["--reload"], "watchfiles", r"'socketio-sticky\[reload\]'"),
     ],
 )

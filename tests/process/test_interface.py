@@ -151,7 +151,7 @@ def test_an_asgi_app_can_be_given_to_listen_in_a_script(tmp_path: Path) -> None:
     script.write_text(APPS + "sticky.listen(asgi, 0, 2)\n")
     with serve(str(script), script=True, num=2, env={"PYTHONPATH": str(ROOT)}) as running:
         assert running.get().body == b"an ASGI app"
-        assert running.log().count("This app needs the worker class 'asgi'") == 1
+        assert running.log().count("This app is served by the worker class 'asgi'") == 1
 
 
 @pytest.mark.parametrize(

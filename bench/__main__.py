@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -325,6 +326,7 @@ def main() -> None:
     for name in asked.parts:
         if name not in PARTS:
             parser.error(f"there is no part {name!r}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that what was started is ended
     begun = time.monotonic()
     page = [f"# System\n\n{machine()}\n"]
     print(page[0], flush=True)

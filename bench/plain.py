@@ -25,6 +25,7 @@ def main(kind: str, workers: int, app: str) -> None:
     for _ in range(workers):
         shared.append(_listen(shared[0].getsockname()[1] if shared else 0, reuse=True))
         own.append(_listen(0))
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have it ignored
     # The ports are announced when all workers serve: each closes its copy of this pipe's end.
     serving, ready = os.pipe()
     children = []

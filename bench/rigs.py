@@ -132,11 +132,12 @@ def rig(
     process = subprocess.Popen(
         [sys.executable, *command_of(name, workers, app, options)],
         cwd=tree,
+        stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
         process_group=0,  # Ctrl-C is for us to pass on, when nothing is measured any more
     )
-    said = []
+    said, children = [], []
     try:
         for line in process.stderr:
             said.append(line)
@@ -152,10 +153,13 @@ def rig(
     finally:
         process.send_signal(signal.SIGINT)
         try:
-            process.wait(20)
+            process.wait(5)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+            for child in children:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(child, signal.SIGKILL)
         process.stderr.close()
 
 

@@ -446,7 +446,7 @@ class Master:
     def _learn(self, process: _Process, said: bytes) -> None:
         """A process that is ready says which class it has become, if that was left to it."""
         found = (json.loads(said or b"null") or {}).get("worker_class")
-        if found and self._auto and found != self._worker_class:
+        if found and process.worker_class == "auto":
             self._worker_class = str(found)
             log.info("This app is served by the worker class %r", found)
 

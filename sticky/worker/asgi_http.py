@@ -28,6 +28,8 @@ Message = dict[str, Any]
 
 _FAILED_FIELDS: Fields = [(b"content-type", b"text/plain; charset=utf-8")]
 _FAILED = b"Internal Server Error"
+_ENDED_FIELDS: Fields = [*_FAILED_FIELDS, (b"retry-after", b"1")]
+_ENDED = b"The server ends. Please try again.\n"
 
 # How far an answer is: nothing is there, the app has begun it, its head has been sent, it is whole.
 NOTHING, BEGUN, SENT, COMPLETE = range(4)
@@ -227,10 +229,14 @@ class Exchange:
         if not self.left:
             self.wire.complete()
 
-    def answer_500(self) -> None:
-        """The app has not answered: do it instead."""
-        self.stage, self.status, self.fields = BEGUN, 500, _FAILED_FIELDS
-        self.send_body({"body": _FAILED})
+    def answer_instead(self) -> None:
+        """The app has not answered, and will not."""
+        if self.service.cancelling:
+            self.status, self.fields, text = 503, _ENDED_FIELDS, _ENDED
+        else:
+            self.status, self.fields, text = 500, _FAILED_FIELDS, _FAILED
+        self.stage = BEGUN
+        self.send_body({"body": text})
 
     def break_off(self) -> None:
         """The answer will never be complete, so that the connection has to end."""
@@ -370,4 +376,4 @@ class Request(Exchange):
         if self.stage == SENT:
             self.break_off()
         else:
-            self.answer_500()
+            self.answer_instead()

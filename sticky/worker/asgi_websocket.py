@@ -468,4 +468,4 @@ class WebSocket(Exchange):
         if self.stage == SENT:
             self.break_off()
         else:
-            self.answer_500()
+            self.answer_instead()

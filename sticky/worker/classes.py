@@ -84,6 +84,8 @@ def prepare(worker_class: str) -> None:
     global _hidden
     from . import kernel  # noqa: F401 - before it is gone
 
+    # It announces its retirement to developers; our users chose sticky, not eventlet.
+    warnings.filterwarnings("ignore", message=r"\s*Eventlet is deprecated")
     if worker_class == "eventlet":
         _patch_eventlet()
     elif worker_class == "gevent":
@@ -107,12 +109,9 @@ def _patch_eventlet() -> None:
 
     known, importlib.metadata.version = importlib.metadata.version, version
     try:
-        with warnings.catch_warnings():
-            # It announces its retirement to developers; our users chose sticky, not eventlet.
-            warnings.simplefilter("ignore")
-            import eventlet
+        import eventlet
 
-            eventlet.monkey_patch()
+        eventlet.monkey_patch()
     finally:
         importlib.metadata.version = known
 

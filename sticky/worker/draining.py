@@ -95,8 +95,7 @@ class Draining:
         spread = service.options.drain_spread
         elapsed = time.monotonic() - began
         left = math.ceil(count * max(0.0, 1 - elapsed / spread)) if spread else 0
-        while len(sessions) > left:
-            service.end_session(sessions.pop())
+        service.end_sessions([sessions.pop() for _ in range(len(sessions) - left)])
         service.sessions.count()
         if self._lingers and (left or service.sessions.last):
             service.hub.later(_LOOK_AGAIN, lambda: self._linger(sessions, count, began))
@@ -106,8 +105,7 @@ class Draining:
     def _finish(self) -> None:
         service = self.service
         self.finishing = True
-        for session in of_engineio():
-            service.end_session(session)
+        service.end_sessions(of_engineio())
         self._settle()
         by = time.monotonic() + LAST_HEAD
         for wire in list(service.wires):

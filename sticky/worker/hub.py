@@ -16,6 +16,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 from .kernel import EPOLLIN, allocate_lock, epoll
@@ -209,22 +210,34 @@ class Hub:
         members = self._members
         for fd, events in self._epoll.poll(seconds, _MOST):
             member = members.get(fd)
-            if member is not None:
-                member.ready(events)
-            elif fd == self._wake:
-                self._called()
+            try:
+                if member is not None:
+                    member.ready(events)
+                elif fd == self._wake:
+                    self._called()
+            except Exception:  # one connection's trouble must not end the others'
+                log.exception("an error in the worker's loop")
         now = time.monotonic()
         if self.due <= now:
-            for late in self._deadlines.late(now):
-                late.late(now)
-            while self._timers and self._timers[0][0] <= now:
-                heapq.heappop(self._timers)[2]()
+            self._ring(now)
+
+    def _ring(self, now: float) -> None:
+        for member in self._deadlines.late(now):
+            self._try(partial(member.late, now))
+        while self._timers and self._timers[0][0] <= now:
+            self._try(heapq.heappop(self._timers)[2])
 
     def _called(self) -> None:
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self._wake)
         for _ in range(len(self._calls)):
-            self._calls.popleft()()
+            self._try(self._calls.popleft())
+
+    def _try(self, call: Callable[[], object]) -> None:
+        try:
+            call()
+        except Exception:
+            log.exception("an error in the worker's loop")
 
     def stop(self) -> None:
         """Have the event loop return."""

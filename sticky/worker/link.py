@@ -11,7 +11,7 @@ import socket
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from .. import board, channel
+from .. import board, channel, logs
 from ..errors import ChannelError
 from .boundary import Wire
 from .hub import Watcher
@@ -99,10 +99,11 @@ class Link:
         """Args: asked: for a session that this process may hold, having had the slot before."""
         service = self.service
         service.count(board.ADOPTED)
-        asks = asked or (service.looks and service.placing.asks_first(message.unheld))
+        rest = message.kind == channel.REST
+        asks = asked or (service.looks and not rest and service.placing.asks_first(message.unheld))
         wire = service.make_wire(message.fds[0], message.address, message.moves, asks=asks)
         service.opened(wire)
-        if message.kind == channel.REST:
+        if rest:
             wire.begin_at_rest()
         else:
             wire.begin(message.payload)
@@ -146,8 +147,8 @@ class Link:
                         service.orphaned()
                     service.hub.later(_RETRY, self._flush)
                     return
-                rest = kind == channel.REST
-                service.count(board.PASSED_ON if rest else board.HANDED_BACK)
+                at_rest = kind == channel.REST
+                service.count(board.PASSED_ON if at_rest else board.HANDED_BACK)
                 if unheld:
                     service.count(board.UNHELD)
                 wire.close()
@@ -199,6 +200,7 @@ class Link:
             case channel.QUIT:
                 service.quit()
             case channel.REOPEN:
+                logs.reopen()
                 if service.access_log is not None:
                     service.access_log.reopen()
 

@@ -25,7 +25,7 @@ from .hub import Hub
 from .kernel import Socket
 from .link import Link
 from .placing import Placing
-from .sessions import close, instances
+from .sessions import instances
 from .sync import Connection
 
 if TYPE_CHECKING:
@@ -110,9 +110,9 @@ class Service:
         """End a connection that is none of HTTP any more, because this process ends."""
         raise NotImplementedError
 
-    def end_session(self, session: Any) -> None:
-        """Close an Engine.IO session."""
-        close(session)
+    def end_sessions(self, sessions: list[Any]) -> None:
+        """Close Engine.IO sessions; not in the loop, where nothing may wait."""
+        raise NotImplementedError
 
     @property
     def busy(self) -> bool:

@@ -36,7 +36,7 @@ class Offer:
             attributes.
     """
 
-    __slots__ = ("_ahead", "_kept", "_make", "_methods", "_sock", "_wire")
+    __slots__ = ("_ahead", "_file", "_kept", "_make", "_methods", "_sock", "_wire")
 
     def __init__(self, wire: WsgiWire, make: Callable[..., Any]) -> None:
         self._wire: WsgiWire | None = wire
@@ -45,6 +45,7 @@ class Offer:
         self._methods: dict[str, Any] = {}
         self._ahead: bytes | memoryview = b""
         self._kept = False
+        self._file: Any = None
 
     def get_socket(self) -> Any:
         """The socket, which is the app's from its first use on."""
@@ -76,6 +77,9 @@ class Offer:
         if self._ahead:
             self._sock.recv, self._sock.recv_into = self._recv, self._recv_into
         wire.sock.detach()  # one owner of the descriptor
+        # As with other servers, whose own files keep it open: one green thread may close the socket
+        # while another waits for it, and that one would never wake up if the descriptor were gone.
+        self._file = self._methods["makefile"]("rb", 0)
         self._sock.settimeout(None)
 
     def _recv_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> int:
@@ -115,3 +119,4 @@ class Offer:
             self.end()
         with contextlib.suppress(OSError):
             sock.close()
+            self._file.close()

@@ -26,8 +26,9 @@ from .body import FileWrapper, Input
 from .boundary import READ_SIZE, SEND, SERVING, TAKEN, Wire
 from .http1 import CONTINUE, BadAnswer, Refused, date_line
 from .hub import Hub, Watcher
-from .kernel import Socket, allocate_lock
+from .kernel import Socket, allocate_lock, read
 from .service import Service
+from .sessions import close
 from .sync import Connection
 from .taking import Offer
 
@@ -138,7 +139,7 @@ class WsgiService(Service):
         signal.signal(signal.SIGTERM, lambda *_: None)
 
         def arrived(_: int) -> None:
-            if signal.SIGTERM in os.read(reader, 64):
+            if signal.SIGTERM in read(reader, 64):
                 self.draining.end()
 
         self.hub.register(reader, Watcher(arrived))
@@ -171,6 +172,10 @@ class WsgiService(Service):
             failed = True
             self.handler_failed(connection)
         self.hub.call(lambda: wire.introduced(failed=failed))
+
+    def end_sessions(self, sessions: list[Any]) -> None:
+        if sessions:
+            self.loop.start(_close_all, sessions)
 
     def end_upgraded(self, wire: Wire) -> None:
         """Let whoever has it see its end."""
@@ -220,6 +225,11 @@ class WsgiService(Service):
         proto = environ.get("HTTP_X_FORWARDED_PROTO")
         if proto and (scheme := scheme_of(proto)):
             environ["wsgi.url_scheme"] = scheme
+
+
+def _close_all(sessions: list[Any]) -> None:
+    for session in sessions:
+        close(session)
 
 
 def _origin_form(target: bytes, environ: dict[str, Any]) -> bytes:

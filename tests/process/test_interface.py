@@ -139,10 +139,17 @@ def test_what_cannot_be_served_is_said_once_with_status_4(
 
 
 def test_the_app_sees_the_request_as_it_was_sent(kind: Kind) -> None:
-    """Whom of those in the header to trust is its own decision."""
-    with kind.serve("whoami", num=2, proxy=True) as running:
+    """Where nobody is trusted: whom of those in the header to believe is then its own decision."""
+    nobody = ["--forwarded-allow-ips", ""]
+    with kind.serve("whoami", num=2, proxy=True, options=nobody) as running:
         seen = ask(running, f"{XFF}: 203.0.113.1, 10.0.0.1").json()
         assert (seen["xff"], seen["remote_addr"]) == ("203.0.113.1, 10.0.0.1", "127.0.0.1")
+
+
+def test_the_client_is_the_one_whom_a_trusted_proxy_names(kind: Kind) -> None:
+    with kind.serve("whoami", num=2, proxy=True) as running:
+        seen = ask(running, f"{XFF}: 203.0.113.1, 10.0.0.1").json()
+        assert (seen["xff"], seen["remote_addr"]) == ("203.0.113.1, 10.0.0.1", "10.0.0.1")
 
 
 def test_an_asgi_app_can_be_given_to_listen_in_a_script(tmp_path: Path) -> None:

@@ -162,7 +162,8 @@ class Worker:
     """One worker process of a slot."""
 
     def __init__(self, world: World, slot: int, pid: int, worker_class: str) -> None:
-        self.world, self.slot, self.pid, self.worker_class = world, slot, pid, worker_class
+        self.world, self.slot, self.pid = world, slot, pid
+        self.worker_class = self.asked_class = worker_class
         self.kernel, self.rng = world.kernel, world.rng
         self.inbox = world.inboxes[slot]
         self.alive = True
@@ -553,6 +554,8 @@ class Worker:
 
     def seen(self, kind: int) -> None:
         """The master has read what this worker said."""
+        if kind == channel.READY and self.asked_class == "auto":
+            self.world.known_class = self.worker_class
         if kind == channel.READY and not self.killed:
             self.known_ready = self.pinged = self.kernel.ran
             self.ready_at = self.kernel.now

@@ -81,6 +81,7 @@ class World:
         self.workers: dict[int, Worker] = {}
         self.slots = [_SlotSeen() for _ in range(num)]
         self.right_class = "eventlet"
+        self.known_class = self.options.worker_class  # as far as the master can know it
         if self.options.worker_class == "auto":
             self.right_class = rng.choice(("eventlet", "eventlet", "asgi"))
             for seen in self.slots[1:]:
@@ -218,7 +219,7 @@ class World:
     def make_inbox(self) -> tuple[Inbox, Any]:
         inbox = Inbox(self.kernel, len(self.inboxes), self.capacity, self.options.max_moves)
         self.inboxes.append(inbox)
-        inbox.queue = lambda: self.ledger.queues[inbox.number]
+        inbox.judge_rest = self.judge_rest
         end = Flag(self.kernel)
         end.messages = inbox.messages  # type: ignore[attr-defined]
         return inbox, end
@@ -264,6 +265,8 @@ class World:
             demand(self.stop_at >= now, "a successor is started in a stop")
         demand(not self.quick or self.stop_at == now, "a process is started in a quick stop")
         corrects, seen.corrects = seen.corrects, False
+        worker_class: str = spec["options"]["worker_class"]
+        demand(worker_class == self.known_class, "it starts a", worker_class, self.known_class)
         if now < self.cramped:
             self.not_started(slot)
             raise failing(errno.EAGAIN)
@@ -271,7 +274,7 @@ class World:
             self.not_started(slot)
             raise failing(errno.EMFILE)
         pid = 5000 + len(self.workers)
-        worker = Worker(self, slot, pid, spec["options"]["worker_class"])
+        worker = Worker(self, slot, pid, worker_class)
         worker.corrected = corrects
         self.workers[pid] = worker
         if seen.worker is None:
@@ -317,6 +320,8 @@ class World:
         how = self.says_how(worker)
         if how:
             self.kernel.note("another worker class")
+            assert worker.right_class is not None
+            self.known_class = worker.right_class
         if seen.successor is worker:
             seen.successor = None
             seen.corrects = how
@@ -504,6 +509,12 @@ class World:
             demand(worker.unanswered is not None, worker, "is killed, but it owes no answer")
             age = ran - worker.unanswered
             demand(age >= options.timeout - MOMENT, worker, "had only", age, "s to answer")
+
+    def judge_rest(self, wire: Wire, slot: int) -> None:
+        """A wire at rest is handed over: is it its turn, and is there somebody to have it?"""
+        demand(not self.ledger.queues[slot], wire, "overtakes at rest, in slot", slot)
+        demand(not wire.orphan, wire, "has no heir")
+        demand(self.stop_at >= self.kernel.now, wire, "is passed on in a stop")
 
     def judge_answer(self, wire: Wire) -> None:
         """A wire was refused in this turn: was there a reason, the one it was told?"""

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 import eventlet
 import eventlet.event
 import eventlet.hubs
-import greenlet
 from eventlet.greenio import GreenSocket
 
 from ...core import Head
 from ..hub import Hub
 from ..taking import Offer
+from .greenlets import Greenlets
 
 if TYPE_CHECKING:
     from ..wsgi import Behind, WsgiService, WsgiWire
@@ -46,6 +46,7 @@ class EventletLoop:
         self._timer: Any = None
         self._due = math.inf
         self._hub: Hub = service.hub
+        self.start = Greenlets(eventlet.hubs.get_hub().greenlet).start
 
     def run(self, hub: Hub) -> None:
         hub.on_stop, hub.on_earlier = self._stop, self._arm
@@ -76,9 +77,6 @@ class EventletLoop:
     def _stop(self) -> None:
         if not self._over.ready():
             self._over.send()
-
-    def start(self, call: Callable[..., object], *arguments: Any) -> None:
-        greenlet.greenlet(call, eventlet.hubs.get_hub().greenlet).switch(*arguments)
 
     @property
     def can_start(self) -> bool:

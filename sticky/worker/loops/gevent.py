@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import gevent
@@ -15,6 +14,7 @@ import gevent.socket
 from ...core import Head
 from ..hub import Hub
 from ..taking import Offer
+from .greenlets import Greenlets
 
 if TYPE_CHECKING:
     from ..wsgi import Behind, WsgiService, WsgiWire
@@ -30,25 +30,6 @@ class _Socket(gevent.socket.socket):  # type: ignore[misc]
     """One whose objects take attributes."""
 
 
-class _Stream:
-    """What gevent-websocket reads and writes."""
-
-    def __init__(self, sock: Any) -> None:
-        file = sock.makefile("rb", -1)
-        self.read = file.read
-        self.write = sock.sendall
-
-
-class _Handler:
-    """What gevent-websocket wants of its server."""
-
-    class server:  # noqa: N801
-        application = None
-
-    def __init__(self, log: Any) -> None:
-        self.logger = log
-
-
 class GeventLoop:
     """gevent's hub."""
 
@@ -58,6 +39,7 @@ class GeventLoop:
     def __init__(self, service: WsgiService) -> None:
         self._over = gevent.event.Event()
         self._hub: Hub = service.hub
+        self.start = Greenlets(gevent.get_hub()).start
         self._loop = gevent.get_hub().loop
         self._due = math.inf
         self._timer: Any = None
@@ -90,9 +72,6 @@ class GeventLoop:
         self._timer, self._due = None, math.inf
         self._hub.turn()
         self._arm()
-
-    def start(self, call: Callable[..., object], *arguments: Any) -> None:
-        gevent.spawn(call, *arguments)
 
     @property
     def can_start(self) -> bool:

@@ -93,8 +93,9 @@ class AsgiService(Service):
                 except (SystemExit, KeyboardInterrupt):
                     # Of a task that the app has made: asyncio raises them here, and the loop is
                     # as good as before.
-                    if not main.done():
-                        log.exception("a task of the app's has ended with this")
+                    if main.done():
+                        raise
+                    log.exception("a task of the app's has ended with this")
 
     async def _serve(self) -> None:
         loop = self.loop

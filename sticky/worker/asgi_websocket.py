@@ -251,10 +251,10 @@ class WebSocket(Exchange):
         self.status, self.fields, self.stage = 101, own, SENT
         self._open = True
         wire = self.wire
+        behind = wire.upgrade()
         wire.write(block)
         if self.left:
             raise ClientDisconnected("the client has left")
-        behind = wire.upgrade()
         wire.read_with(self._read)
         self._schedule_ping(time.monotonic())
         if behind:

@@ -100,7 +100,7 @@ _LINES: Final = {
 }
 
 
-_date = 0, b""
+_date = -1, b""
 
 
 def date_line(now: float) -> bytes:

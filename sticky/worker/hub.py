@@ -249,6 +249,6 @@ class Hub:
         """In a child of the app's: this belongs to the parent, and the child serves nobody."""
         self.over = True
         self._members.clear()
-        for fd in (self._wake, self._epoll.fileno()):
+        for close in (self._epoll.close, lambda: os.close(self._wake)):
             with contextlib.suppress(OSError):
-                os.close(fd)
+                close()

@@ -321,6 +321,8 @@ class AsgiWire(Wire):
 
     async def drain(self) -> None:
         """Wait until the client has taken enough of what was sent, or is gone."""
+        if not self.full:
+            return
         waiter = self.service.loop.create_future()
         self._drains.append(waiter)
         try:

@@ -84,9 +84,10 @@ def _case(
     how: str,
     *counted: object,
     sticky: bool = True,
+    at_once: int = 0,
 ) -> Case:
     asking.prepare(name, port, lines, how, sticky=sticky)
-    return Case(lambda requests: asking.ask(name, requests), counted)
+    return Case(lambda requests: asking.ask(name, requests, at_once), counted)
 
 
 def _hash(kind: str, keepalive: int) -> str:
@@ -220,7 +221,8 @@ def shared() -> str:
         found = {}
         for (name, keepalive), port in front.ports.items():
             title = f"{name}, keepalive {keepalive}"
-            found[title] = _case(asking, title, port, twenty, KEPT, rigs[name], front)
+            served = rigs[name], front
+            found[title] = _case(asking, title, port, twenty, KEPT, *served, at_once=10)
         return found
 
     found = measured(cases, TURNS, 300 if QUICK else 500)
@@ -236,7 +238,7 @@ def shared() -> str:
             what = f"{kind} behind nginx, keepalive {keepalive}, over nginx's hash"
             verdicts.append(Verdict(f"{what} before 4 {BESIDE[kind]}", value, limit))
     return section(
-        "Behind nginx, 20 clients, 4 workers",
+        "Behind nginx, 20 clients of whom 10 ask at a time, 4 workers",
         rows_of(found, "plain eventlet, keepalive 4", "plain uvicorn, keepalive 4"),
         verdicts,
     )

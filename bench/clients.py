@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import random
 import resource
 import select
 import signal
@@ -111,9 +112,14 @@ class Clients:
         """
         self._order("prepare", name, port, lines, how, sticky)
 
-    def ask(self, name: str, requests: int) -> None:
-        """Ask so often in total."""
-        self._order("ask", name, requests)
+    def ask(self, name: str, requests: int, at_once: int = 0) -> None:
+        """Ask so often in total.
+
+        Args:
+            at_once: on so many lines at a time, each time on any that is free; 0: on all, each
+                asking again as soon as it has its answer.
+        """
+        self._order("ask", name, requests, at_once)
 
     def forget(self, name: str) -> None:
         """Close these lines."""
@@ -250,6 +256,7 @@ class Lines:
         self._lines = [KINDS[how](port, them, number) for number, them in enumerate(clients)]
         self._how, self._sticky = how, sticky
         self._known: dict[str, bytes] = {}
+        self._chance = random.Random(1)
         self._epoll = select.epoll()
         self._by_fd: dict[int, Line] = {}
         if how not in (NEW, DIRECT):
@@ -263,8 +270,10 @@ class Lines:
         self._by_fd[fd] = line
         self._epoll.register(fd, select.EPOLLIN)
 
-    def ask(self, requests: int) -> None:
-        begun = self._lines[:requests]
+    def ask(self, requests: int, at_once: int = 0) -> None:
+        free = self._lines[:]
+        self._chance.shuffle(free)
+        begun = [free.pop() for _ in range(min(requests, at_once or len(free)))]
         left, busy = requests - len(begun), len(begun)
         short = self._how in (NEW, DIRECT)
         for line in begun:
@@ -283,6 +292,9 @@ class Lines:
                     line.close()
                 if left:
                     left -= 1
+                    if free:
+                        chosen = self._chance.randrange(len(free))
+                        line, free[chosen] = free[chosen], line
                     if short:
                         self._open(line)
                     line.ask()

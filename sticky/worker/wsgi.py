@@ -47,12 +47,22 @@ class Loop(Protocol):
     """How a worker class runs things and waits.
 
     Attributes:
-        threads: whether what is started runs in other threads than the loop's.
+        threads: whether what is started may run beside the loop, in another thread.
         multithread: ``wsgi.multithread``.
     """
 
     threads: bool
     multithread: bool
+
+    @property
+    def here(self) -> bool:
+        """Whether the calling thread has the loop."""
+
+    def enter(self) -> None:
+        """With ``threads``: the calling thread is going to be in the app."""
+
+    def leave(self) -> bool:
+        """With ``threads``: it has come back; whether it has the loop."""
 
     def run(self, hub: Hub) -> None:
         """Have ``hub.turn`` called when it is to be, until ``hub.over``."""
@@ -150,10 +160,10 @@ class WsgiService(Service):
 
     def in_loop(self, call: Callable[[], object]) -> None:
         """Have this called in the loop's thread: now, if that is the caller's."""
-        if self.loop.threads:
-            self.hub.call(call)
-        else:
+        if self.loop.here:
             call()
+        else:
+            self.hub.call(call)
 
     def make_wire(
         self, fd: int, address: Address, moves: int = 0, *, asks: bool = False
@@ -281,23 +291,28 @@ class WsgiWire(Wire):
     def _serve(self, head: Head | None) -> None:
         """Serve this request, and those that are there behind it."""
         service = self.service
+        threads = service.loop.threads
         service.count(board.NOT_BEGUN, -1)
         if service.link.paused:
             service.in_loop(service.link.room)
         try:
             while head is not None:
                 contextvars.Context().run(Exchange(self, head).run)
-                if service.loop.threads:
-                    self._behind()
-                    return
-                head = self.answered()
+                if threads:
+                    if not service.loop.leave():
+                        self._behind()
+                        return
+                    head = self.answered()
+                    service.loop.enter()
+                else:
+                    head = self.answered()
         except Exception:
             log.exception("%s: an error outside the app", self.address)
             service.in_loop(self.close)
 
     def _behind(self) -> None:
-        """Behind an answer, in a thread. What touches this connection alone is done here; the rest,
-        and what is rare, in the loop's."""
+        """Behind an answer, in a thread that does not have the loop. What touches this connection
+        alone is done here; the rest, and what is rare, by who has it."""
         http, draining = self.http, self.service.draining
         if self.state == SERVING and http.body_is_over and not self.pending and not http.ahead:
             if not http.stays:

@@ -40,6 +40,7 @@ class EventletLoop:
 
     threads = False
     multithread = False
+    here = True
 
     def __init__(self, service: WsgiService) -> None:
         self._over = eventlet.event.Event()
@@ -80,6 +81,12 @@ class EventletLoop:
 
     @property
     def can_start(self) -> bool:
+        return True
+
+    def enter(self) -> None:
+        """All of this is one thread."""
+
+    def leave(self) -> bool:
         return True
 
     def wait(self, fd: int, *, writing: bool, seconds: float) -> bool:

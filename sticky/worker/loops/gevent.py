@@ -35,6 +35,7 @@ class GeventLoop:
 
     threads = False
     multithread = False
+    here = True
 
     def __init__(self, service: WsgiService) -> None:
         self._over = gevent.event.Event()
@@ -75,6 +76,12 @@ class GeventLoop:
 
     @property
     def can_start(self) -> bool:
+        return True
+
+    def enter(self) -> None:
+        """All of this is one thread."""
+
+    def leave(self) -> bool:
         return True
 
     def wait(self, fd: int, *, writing: bool, seconds: float) -> bool:

@@ -1,35 +1,26 @@
 """Threads: nothing is patched, each request is served in a thread of the operating system.
 
-A thread belongs to a request and not to a connection: those that rest hold none. The loop itself is
-the process's main thread.
+A thread belongs to a request and not to a connection: those that rest hold none.
 """
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import queue
 import select
 import socket
-import threading
-import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ... import board
 from ...core import Head
+from ..crew import Crew
 from ..hub import Hub
 from ..taking import Offer
 
 if TYPE_CHECKING:
     from ..wsgi import Behind, WsgiService, WsgiWire
 
-log = logging.getLogger("sticky.worker")
-
-_IDLE = 30.0
-"""Seconds after which a thread that has nothing to do ends."""
 _RETRY = 0.5
-"""Seconds until it is tried again to start one."""
+"""Seconds until it is tried again to start a thread."""
 
 
 class _Socket(socket.socket):
@@ -37,70 +28,36 @@ class _Socket(socket.socket):
 
 
 class ThreadsLoop:
-    """Threads of our own, started as they are needed: daemons, so that one that never returns does
-    not keep the process from ending (ThreadPoolExecutor joins its threads at exit)."""
+    """The hub is run by one thread at a time."""
 
     threads = True
     multithread = True
 
     def __init__(self, service: WsgiService) -> None:
+        options = service.options
+        most = options.threads or options.max_connections
         self._service = service
-        self._most = service.options.threads or service.options.max_connections
-        self._work: queue.SimpleQueue[tuple[Callable[..., object], Any] | None] = (
-            queue.SimpleQueue()
-        )
-        self._lock = threading.Lock()
-        self._alive = 0
-        self._free = 0  # threads that wait for work, less the work that waits for threads
-        self._started = 0
+        self._crew = Crew(service.hub, most, self._starve, self._freed)
         self._retries = False
+        self.enter = self._crew.enter
+        self.leave = self._crew.leave
 
     def run(self, hub: Hub) -> None:
-        main = threading.get_ident()
-
-        def earlier() -> None:
-            if threading.get_ident() != main:
-                hub.wake()
-
-        hub.on_earlier = earlier
-        while not hub.over:
-            hub.turn(min(max(0.0, hub.due - time.monotonic()), 3600.0))
-
-    # -- starting -----------------------------------------------------------------------------
+        self._crew.run()
 
     def start(self, call: Callable[..., object], *arguments: Any) -> None:
-        with self._lock:
-            self._free -= 1
-            wanted = self._free < 0
-        if wanted:
-            self._add()
-        self._work.put((call, arguments))
+        self._crew.put(call, arguments)
+
+    @property
+    def here(self) -> bool:
+        return self._crew.has_loop
 
     @property
     def can_start(self) -> bool:
-        """There is a thread for one more request: started now, if none is free. A connection that
-        there can be none for stays in the inbox."""
-        return self._free > 0 or self._add()
-
-    def _add(self) -> bool:
-        """Start one more thread, if there may be one more and the system grants it."""
-        with self._lock:
-            if self._alive >= self._most:
-                return False
-            self._alive += 1
-            self._free += 1
-            self._started += 1
-            name = f"sticky-{self._started}"
-        try:
-            threading.Thread(target=self._serve, name=name, daemon=True).start()
-        except RuntimeError as error:
-            with self._lock:
-                self._alive -= 1
-                self._free -= 1
-            self._starve(error)
-            return False
-        self._service.count(board.THREADS)
-        return True
+        """What there is no thread for stays in the inbox."""
+        can = self._crew.can_take
+        self._service.cells[board.THREADS] = self._crew.alive
+        return can
 
     def _starve(self, error: RuntimeError) -> None:
         service = self._service
@@ -116,33 +73,11 @@ class ThreadsLoop:
 
     def _try_again(self) -> None:
         self._retries = False
-        if self._free < 0 and not self._alive:
-            self._add()
         self._service.link.room()
 
-    def _serve(self) -> None:
-        """A thread's life."""
-        service, link = self._service, self._service.link
-        while True:
-            try:
-                call, arguments = self._work.get(timeout=_IDLE)  # type: ignore[misc]
-            except queue.Empty:
-                with self._lock:
-                    if self._free > 0:
-                        self._alive -= 1
-                        self._free -= 1
-                        break
-                continue
-            try:
-                call(*arguments)
-            except Exception:
-                log.exception("an error outside the app")
-            del call, arguments  # an idle thread keeps nothing of its last request
-            with self._lock:
-                self._free += 1
-            if link.paused:
-                service.hub.call(link.room)
-        service.count(board.THREADS, -1)
+    def _freed(self) -> None:
+        if self._service.link.paused:
+            self._service.hub.call(self._service.link.room)
 
     # -- what is started ----------------------------------------------------------------------
 
@@ -160,7 +95,4 @@ class ThreadsLoop:
         return offer.over
 
     def after_fork(self) -> None:
-        """The child has none of the threads, and no work."""
-        with contextlib.suppress(queue.Empty):
-            while True:
-                self._work.get_nowait()
+        self._crew.forget()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import json
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -162,6 +163,17 @@ async def waits_for_the_end(receive: Receive, send: Send) -> None:
 async def bad_field(receive: Receive, send: Send) -> None:
     await send(start(200, (b"x-a", b"1\r\nx-b: 2")))
     await send(body(b"x"))
+
+
+_client: contextvars.ContextVar[str] = contextvars.ContextVar("client", default="nobody")
+
+
+async def context(receive: Receive, send: Send) -> None:
+    """Whom this request's context belongs to, which it then is itself."""
+    before = _client.get()
+    _client.set("somebody")
+    await send(start(200, (b"content-length", b"%d" % len(before))))
+    await send(body(before.encode()))
 
 
 # -- WebSocket -------------------------------------------------------------------------------------

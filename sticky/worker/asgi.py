@@ -7,6 +7,7 @@ the app, and everything else happens within its turn.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import inspect
 import logging
 import math
@@ -75,6 +76,7 @@ class AsgiService(Service):
         self.cancelling = False
         self.state: dict[str, Any] = {}
         self._lifespan = Lifespan(self.app)
+        self._context = contextvars.copy_context()
         self._running: set[Exchange] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._fresh: list[Exchange] = []
@@ -179,7 +181,8 @@ class AsgiService(Service):
         """Have the app serve this request, in a task of its own."""
         exchange: Exchange
         exchange = WebSocket(self, wire, head) if head.websocket else Request(self, wire, head)
-        exchange.task = self.loop.create_task(exchange.run())
+        # Not in the context of whoever runs now: it may be the request before this one.
+        exchange.task = self.loop.create_task(exchange.run(), context=self._context.copy())
         self._running.add(exchange)
         self._fresh.append(exchange)
         if not self._turning and len(self._fresh) == 1:
@@ -233,10 +236,11 @@ class AsgiService(Service):
         else:
             wire.close()
 
-    def end_session(self, session: Any) -> None:
-        pending = close(session)
-        if pending is not None:  # of an asynchronous server
-            self._start_task(_awaited(pending))
+    def end_sessions(self, sessions: list[Any]) -> None:
+        for session in sessions:
+            pending = close(session)
+            if pending is not None:  # of an asynchronous server
+                self._start_task(_awaited(pending))
 
 
 async def _awaited(pending: Awaitable[object]) -> None:

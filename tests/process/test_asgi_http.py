@@ -225,3 +225,10 @@ def test_a_hundred_requests_at_once_are_answered_in_order(servers: tuple[Server,
     asked = ask("echo", POST, method="POST", close=False) * 99 + ask("hello")
     found = answers_in(servers[0].say(asked))
     assert [answer.body for answer in found] == [b"hello"] * 100
+
+
+def test_a_request_has_nothing_of_the_context_of_the_one_before(
+    servers: tuple[Server, Server],
+) -> None:
+    asked = ask("context", close=False) * 2 + ask("context")
+    assert [it.body for it in answers_in(servers[0].say(asked))] == [b"nobody"] * 3

@@ -228,7 +228,8 @@ def test_what_the_client_does_not_take_is_kept_and_the_app_waits(
         service.loop.run_until_complete(asyncio.sleep(0))
     assert wire.out is None or len(wire.out) <= LOW
     assert read_all(client, service, len(LARGE) - received) is not None
-    assert (wire.out, wire.full) == (None, False)
+    assert wire.out is None
+    assert not wire.full
 
 
 def test_a_waiting_app_goes_on_when_its_client_is_lost(

@@ -1,5 +1,3 @@
-"""The kinds of servers that tests run on."""
-
 from __future__ import annotations
 
 import pytest
@@ -7,8 +5,12 @@ import pytest
 from tests.harness import KINDS, Kind
 
 
-@pytest.fixture(scope="module", params=["eventlet", "gevent", "threads", "asgi"])
+@pytest.fixture(scope="module")
 def kind(request: pytest.FixtureRequest) -> Kind:
-    """Whoever asks for this runs once on each: what clients, processes and scripts see of a server
-    does not depend on its worker class. (``parametrize(..., indirect=True)`` names other kinds.)"""
-    return KINDS[request.param]
+    """The kind of server that a test runs on, where that makes no difference: what clients,
+    processes and scripts see of a server does not depend on its worker class.
+
+    tests/contract says so, and has a fixture of this name that has its tests run once on each. A
+    test that is about other kinds names them: ``parametrize("kind", [...], indirect=True)``.
+    """
+    return KINDS[getattr(request, "param", "eventlet")]

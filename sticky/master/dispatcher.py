@@ -451,11 +451,16 @@ class Dispatcher:
         self._ledger.refuse(connection, status, self._clock())
 
     def refuse(self, handle: Handle, status: int) -> None:
-        """Answer, and wait a little for the client to have read it (RFC 9112, 9.6)."""
+        """Answer, and wait a little for the client to have read it (RFC 9112, 9.6). Who has asked
+        nothing is told nothing: it would be taken for the answer to the next thing that is asked.
+        """
         assert isinstance(handle, Connection)
         sock = handle.sock
-        self.counters["refused"] += 1
         self._unregister(sock.fileno())
+        if not handle.prefix and self._is_silent(sock):
+            self._ledger.closed(handle)
+            return
+        self.counters["refused"] += 1
         try:
             sock.send(self._answers[status], _SEND)
             sock.shutdown(socket.SHUT_WR)
@@ -463,6 +468,13 @@ class Dispatcher:
             self._ledger.left(handle)
             return
         self._register(sock.fileno(), select.EPOLLIN, lambda events: self._linger(handle, events))
+
+    def _is_silent(self, sock: Socket) -> bool:
+        """Whether not a byte has come."""
+        try:
+            return not sock.recv_into(self._buffer, 1, _PEEK)
+        except OSError:
+            return True
 
     def _linger(self, connection: Connection, events: int) -> None:
         """Read and forget what a refused client still sends."""

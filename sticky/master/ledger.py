@@ -397,6 +397,11 @@ class Ledger:
         self.counters["left"] += 1
         self.actions.append(Drop(connection))
 
+    def closed(self, connection: Connection) -> None:
+        """A connection that was to be refused had asked nothing, and is closed without a word."""
+        if self._refused.pop(connection, None) is not None:
+            self.actions.append(Drop(connection))
+
     def starved(self, now: float) -> None:
         """A connection could not be accepted for want of descriptors or memory.
 

@@ -93,6 +93,33 @@ def reason_of(status: int) -> bytes:
         return b""
 
 
+def _status_line(status: int, reason: bytes) -> bytes:
+    if not 200 <= status <= 999 or not _REASON.fullmatch(reason):
+        raise BadAnswer(f"the status of the answer is {status!r} {reason!r}")
+    return b"HTTP/1.1 %d %b\r\n" % (status, reason)
+
+
+def status_line(text: str) -> tuple[int, bytes]:
+    """The status in "200 OK" (PEP 3333), and its line.
+
+    Raises:
+        BadAnswer: it is none.
+    """
+    known = _statuses.get(text)
+    if known is None:
+        code, _, reason = text.partition(" ")
+        if len(code) != 3 or not code.isdecimal() or not code.isascii():
+            raise BadAnswer(f"the status of the answer is {text!r}")
+        try:
+            known = int(code), _status_line(int(code), reason.encode("latin-1"))
+        except UnicodeEncodeError:
+            raise BadAnswer(f"the status of the answer is {text!r}") from None
+        if len(_statuses) < _MOST_NAMES:
+            _statuses[text] = known
+    return known
+
+
+_statuses: dict[str, tuple[int, bytes]] = {}
 _LINES: Final = {
     status.value: b"HTTP/1.1 %d %b\r\n" % (status.value, status.phrase.encode("ascii"))
     for status in HTTPStatus
@@ -297,7 +324,7 @@ class Http1:
         date: bytes,
         *,
         size: int | None = None,
-        reason: bytes | None = None,
+        line: bytes | None = None,
     ) -> bytes:
         """The head of the answer.
 
@@ -306,7 +333,7 @@ class Http1:
             fields: names and values, all as bytes or all as text (latin-1).
             date: the line of that name, to be sent unless the app gives one.
             size: of the whole body, where that is known by now.
-            reason: the phrase; without one the usual.
+            line: the status line (see ``status_line``); without one the usual.
 
         Raises:
             BadAnswer: a status, a name or a value cannot be sent, or two lengths are given.
@@ -314,12 +341,7 @@ class Http1:
         head = self.head
         assert head is not None
         names = _names
-        lines = [_LINES.get(status, b"") if reason is None else b""]
-        if not lines[0]:
-            phrase = reason_of(status) if reason is None else reason
-            if not 200 <= status <= 999 or not _REASON.fullmatch(phrase):
-                raise BadAnswer(f"the status of the answer is {status!r} {phrase!r}")
-            lines[0] = b"HTTP/1.1 %d %b\r\n" % (status, phrase)
+        lines = [line or _LINES.get(status) or _status_line(status, reason_of(status))]
         length: int | None = None
         dated = False
         for name, value in fields:

@@ -22,6 +22,9 @@ import sys
 import traceback
 import types
 import zipfile
+
+# Not of kernel: the launcher comes here, too, whatever it has monkey-patched.
+from _socket import socket as Socket  # noqa: N812
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -31,7 +34,6 @@ from ..board import Board
 from ..errors import OptionError, StickyError, WorkerError
 from ..options import Options
 from . import classes
-from .kernel import Socket
 from .sessions import Holder, Make, Sessions
 
 if TYPE_CHECKING:

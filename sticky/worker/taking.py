@@ -105,7 +105,7 @@ class Offer:
         with contextlib.suppress(OSError):
             self._sock.shutdown(socket.SHUT_RDWR)
 
-    def over(self) -> None:
+    def over(self, environ: dict[str, Any]) -> None:
         """The request is over. A socket that was taken is closed, unless the app goes on with it;
         one that was not is the connection's, as before."""
         sock, wire = self._sock, self._wire

@@ -24,7 +24,7 @@ from ..core import Head
 from ..forwarded import scheme_of
 from .body import FileWrapper, Input
 from .boundary import READ_SIZE, SEND, SERVING, TAKEN, Wire
-from .http1 import CONTINUE, BadAnswer, Refused, date_line
+from .http1 import CONTINUE, BadAnswer, Refused, date_line, status_line
 from .hub import Hub, Watcher
 from .kernel import Socket, allocate_lock, read
 from .service import Service
@@ -40,7 +40,7 @@ _SMALL = 65536
 """Bytes of a block up to which it is worth copying, to send it with what is before it."""
 _PORTS = {"http": "80", "https": "443"}
 
-Behind = Callable[[], object]
+Behind = Callable[[dict[str, Any]], object]
 
 
 class Loop(Protocol):
@@ -78,13 +78,11 @@ class Loop(Protocol):
     def wait(self, fd: int, *, writing: bool, seconds: float) -> bool:
         """Wait, in what was started, until the descriptor is ready; False: not within this time."""
 
-    def offer(
-        self, wire: WsgiWire, environ: dict[str, Any], head: Head
-    ) -> Callable[[], object] | None:
+    def offer(self, wire: WsgiWire, environ: dict[str, Any], head: Head) -> Behind | None:
         """Put into the environ what apps take the socket by.
 
         Returns:
-            What is to be called behind the request, or None.
+            What is to be called behind the request, with the environ, or None.
         """
 
     def after_fork(self) -> None:
@@ -424,7 +422,7 @@ class Exchange:
         "_fields",
         "_head",
         "_http",
-        "_reason",
+        "_line",
         "_refused",
         "_sent",
         "_status",
@@ -437,7 +435,7 @@ class Exchange:
         self._head = head
         self._http = wire.http
         self._status = 0
-        self._reason: bytes | None = None
+        self._line: bytes | None = None
         self._fields: list[tuple[str, str]] = []
         self._begun = False
         self._sent = 0
@@ -463,12 +461,13 @@ class Exchange:
             self._failed(error)
         finally:
             if behind is not None:
-                behind()
+                behind(environ)
             if wire.state == TAKEN:
                 wire.close()
         service.count(board.REQUESTS)
         if service.access_log is not None:
             self._log(began)
+        self.environ = {}  # which refers to this object, by its input
 
     def _fill(self) -> bytes:
         try:
@@ -492,14 +491,7 @@ class Exchange:
                 exc_info = None  # it refers to this frame
         elif self._status:
             raise AssertionError("start_response was called twice without exc_info")
-        code, _, reason = status.partition(" ")
-        if len(code) != 3 or not code.isdecimal() or not code.isascii():
-            raise BadAnswer(f"the status of the answer is {status!r}")
-        try:
-            self._reason = reason.encode("latin-1")
-        except UnicodeEncodeError:
-            raise BadAnswer(f"the status of the answer is {status!r}") from None
-        self._status = int(code)
+        self._status, self._line = status_line(status)
         self._fields = headers
         return self._write
 
@@ -550,7 +542,7 @@ class Exchange:
         if self._wire.service.closing:
             http.stays = False
         head = http.answer(
-            self._status, self._fields, date_line(time.time()), size=size, reason=self._reason
+            self._status, self._fields, date_line(time.time()), size=size, line=self._line
         )
         self._begun = True
         return head
@@ -628,7 +620,7 @@ class Exchange:
         if self._begun:
             return
         text = self._wire.service.texts[status]
-        self._fields, self._reason = [("Content-Type", "text/plain")], None
+        self._fields, self._line = [("Content-Type", "text/plain")], None
         head = self._answer_head(len(text))
         with contextlib.suppress(ClientLostError):
             self._wire.write(head + http.data(text))

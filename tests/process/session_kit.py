@@ -5,8 +5,10 @@ from __future__ import annotations
 import http.client
 import json
 import random
+import signal
+from typing import Any
 
-from tests.harness import Answer
+from tests.harness import Answer, Running
 
 from .clients import XFF
 
@@ -58,3 +60,19 @@ def connect(shared: Shared, sid: str) -> int:
         assert answer.status == 200, answer
         said += answer.body
     return int(said.split(b'"worker":')[1].split(b",")[0])
+
+
+def stats(running: Running) -> dict[str, Any]:
+    mark = len(running.log())
+    running.send_signal(signal.SIGUSR1)
+    said: dict[str, Any] = json.loads(running.wait_for(r"Stats: (\{.*\})", after=mark)[1])
+    return said
+
+
+def replace(running: Running) -> dict[int, int]:
+    """Reload; the pids of those that were replaced."""
+    old = dict(running.worker_pids())
+    running.send_signal(signal.SIGHUP)
+    for slot, pid in old.items():
+        running.wait_for_successor(slot, pid)
+    return old

@@ -516,6 +516,21 @@ class World:
         demand(not wire.orphan, wire, "has no heir")
         demand(self.stop_at >= self.kernel.now, wire, "is passed on in a stop")
 
+    def is_late_head(self, wire: Wire) -> bool:
+        """Whether it is time for 408, or there are too many who could be."""
+        options, now = self.options, self.kernel.now
+        crowded = self.heads_before + self.listener.accepted >= options.max_pending_heads
+        late = wire.waits == "head" and now - wire.since >= options.head_timeout - MOMENT
+        if self.stop_at < now:
+            late = late or now - max(self.stop_at, wire.since) >= LAST_HEAD - MOMENT
+        return crowded or late
+
+    def is_silent_for_too_long(self, wire: Wire) -> bool:
+        """Whether a wire on which nothing was sent may be closed without a word."""
+        late = self.kernel.now - wire.since >= self.options.queue_timeout - MOMENT
+        queued = wire.waits == "queue" and late
+        return queued or self.is_late_head(wire) or self.quick or self.time_over
+
     def judge_answer(self, wire: Wire) -> None:
         """A wire was refused in this turn: was there a reason, the one it was told?"""
         options, now = self.options, self.kernel.now
@@ -523,13 +538,10 @@ class World:
         status = wire.answer
         if wire.wrong and status == wire.wrong:
             return
+        demand(wire.stream, wire, "got", status, "and had asked nothing")
         if status == 408:
             demand(wire.waits == "head" or wire.waits is None, wire, "got 408 from", wire.waits)
-            crowded = self.heads_before + self.listener.accepted >= options.max_pending_heads
-            late = wire.waits == "head" and waited >= options.head_timeout - MOMENT
-            if self.stop_at < now:
-                late = late or now - max(self.stop_at, wire.since) >= LAST_HEAD - MOMENT
-            demand(crowded or late, wire, "got 408 after", waited, "s")
+            demand(self.is_late_head(wire), wire, "got 408 after", waited, "s")
         elif status == 503:
             late = wire.waits == "queue" and waited >= options.queue_timeout - MOMENT
             still = not (wire.fin or wire.reset or self.kernel.cut)
@@ -640,6 +652,8 @@ class World:
                         late = late and wire.waits == "rest"
                         starved = starved or late or wire.orphan or self.stop_at <= now
                         self.kernel.note("rest closed because of", "time" if late else "more")
+                    elif not wire.stream:
+                        starved = starved or self.is_silent_for_too_long(wire)
                     demand(wire.fin or wire.reset or starved, wire, "was dropped for nothing")
                 wire.waits = None
         demand(heads <= options.max_pending_heads, "too many heads:", heads)

@@ -352,10 +352,10 @@ MUTANTS = {
         "                self._give_reserve()  # a large",
         "                pass  # a large",
     ),
-    "a connection at rest is answered when its client leaves": (
+    "who has asked nothing is answered": (
         "dispatcher",
-        "if connection.kind == channel.REST:\n            self._ledger.left",
-        "if False:\n            self._ledger.left",
+        "if not handle.prefix and self._is_silent(sock):",
+        "if False:",
     ),
     "a connection at rest waits as one with a request": (
         "dispatcher",

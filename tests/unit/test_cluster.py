@@ -1,4 +1,4 @@
-"""The client manager across workers, over a bus in one process, and with eventlet in another."""
+"""The client manager across workers, over a bus in one process, and in patched processes."""
 
 from __future__ import annotations
 
@@ -257,23 +257,21 @@ def test_a_second_manager_in_one_worker_is_refused(make_bus: Callable[[int], Bus
         bus.worker(0)
 
 
-EVENTLET = """
+PATCHED = """
 import warnings
 warnings.simplefilter("ignore")
-import eventlet
-eventlet.monkey_patch()
+{patch}
 import select, socket, time
 import socketio
 from sticky.cluster import Manager
 
-assert not hasattr(select, "poll")
 pairs = [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(3)]
 mailboxes = [reading.fileno() for reading, _ in pairs]
 siblings = [writing.fileno() for _, writing in pairs]
 servers = []
 for own in range(2):  # nobody reads the mail of worker 2
     manager = Manager(own=own, mailbox=mailboxes[own], siblings=siblings, queue_limit=50_000)
-    servers.append(socketio.Server(async_mode="eventlet", client_manager=manager))
+    servers.append(socketio.Server(async_mode="{mode}", client_manager=manager))
 got = []
 servers[1].manager.connect("client", "/")
 servers[1]._send_eio_packet = lambda sid, packet: got.append(packet.data)
@@ -283,26 +281,35 @@ def tick():
     while True:
         ticks.append(time.monotonic())
         time.sleep(0.005)
-eventlet.spawn(tick)
+{mode}.spawn(tick)
 
 deadline = time.monotonic() + 20
 for number in range(3000):
     servers[0].emit("news", [number, "x" * (200_000 if number % 500 == 0 else 500)])
     if number % 50 == 0:
-        eventlet.sleep(0)
+        {mode}.sleep(0.001)  # gevent waits for nothing at sleep(0)
 while len(got) < 3000:
     assert time.monotonic() < deadline, len(got)
-    eventlet.sleep(0.01)
-assert servers[0].manager.dropped.keys() == {2}
+    {mode}.sleep(0.01)
+assert servers[0].manager.dropped.keys() == {{2}}
 quiet = len(ticks)
-eventlet.sleep(0.2)  # the hub goes on while the readers wait for mail
+{mode}.sleep(0.2)  # the hub goes on while the readers wait for mail
 assert len(ticks) > quiet + 10
 print("READY")
 """
 
 
-def test_in_a_patched_eventlet_process_reading_and_writing_are_cooperative() -> None:
+PATCHES = {
+    "eventlet": "import eventlet; eventlet.monkey_patch()",
+    "gevent": "import gevent.monkey; gevent.monkey.patch_all()",
+}
+
+
+@pytest.mark.parametrize("mode", PATCHES)
+def test_in_a_patched_process_reading_and_writing_are_cooperative(mode: str) -> None:
+    pytest.importorskip(mode)
+    program = PATCHED.format(mode=mode, patch=PATCHES[mode])
     ended = subprocess.run(
-        [sys.executable, "-c", EVENTLET], cwd=ROOT, capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60
     )
     assert (ended.returncode, ended.stdout) == (0, "READY\n"), ended.stderr

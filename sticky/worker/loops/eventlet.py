@@ -35,6 +35,21 @@ def _ignore(*_: Any) -> None:
     listened to."""
 
 
+class _Offer(Offer):
+    """With hooks that are called behind the request."""
+
+    __slots__ = ("hooks",)
+
+    def __init__(self, wire: WsgiWire, make: Callable[..., Any]) -> None:
+        super().__init__(wire, make)
+        self.hooks: list[tuple[Callable[..., object], Any, Any]] = []
+
+    def over(self, environ: dict[str, Any]) -> None:
+        super().over(environ)
+        for hook, arguments, options in self.hooks:
+            hook(environ, *arguments, **options)
+
+
 class EventletLoop:
     """eventlet's hub."""
 
@@ -101,18 +116,11 @@ class EventletLoop:
     def offer(self, wire: WsgiWire, environ: dict[str, Any], head: Head) -> Behind | None:
         """What eventlet's own server gives: an input with ``get_socket``, hooks that are called
         behind the request, and what a websocket says before it waits."""
-        offer = Offer(wire, GreenSocket)
-        hooks: list[tuple[Callable[..., object], Any, Any]] = []
+        offer = _Offer(wire, GreenSocket)
         environ["eventlet.input"] = offer
-        environ["eventlet.posthooks"] = hooks
+        environ["eventlet.posthooks"] = offer.hooks
         environ["eventlet.set_idle"] = _ignore
-
-        def over() -> None:
-            offer.over()
-            for hook, arguments, options in hooks:
-                hook(environ, *arguments, **options)
-
-        return over
+        return offer.over
 
     def after_fork(self) -> None:
         """The hub's epoll is the parent's, too: the child gets a new one."""

@@ -23,15 +23,23 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.harness import KINDS, Kind, Running, wait_until
-
-from .clients import XFF, slot_of
-from .shared_kit import CLIENTS, NUM, A, B, C, Line, Reply, ask, check, shared_server, totals
+from tests.harness import Kind, Running, wait_until
+from tests.process.clients import XFF, slot_of
+from tests.process.shared_kit import (
+    CLIENTS,
+    NUM,
+    A,
+    B,
+    C,
+    Line,
+    Reply,
+    ask,
+    check,
+    shared_server,
+    totals,
+)
 
 HEAD_TIMEOUT, KEEP_ALIVE, MAX_HEAD = 1.0, 1.5, 4096
-
-
-pytestmark = pytest.mark.parametrize("kind", KINDS, indirect=True, scope="module")
 
 
 @pytest.fixture(scope="module")
@@ -382,14 +390,15 @@ def refusal_of(running: Running, data: bytes) -> Reply:
 
 REFUSED = {
     "without the header": b"GET / HTTP/1.1\r\nHost: test\r\n\r\n",
-    "with an empty header": b"GET / HTTP/1.1\r\nX-Forwarded-For: \r\n\r\n",
-    "with nothing but unknown": b"GET / HTTP/1.1\r\nX-Forwarded-For: unknown\r\n\r\n",
-    "with white space before the colon": b"GET / HTTP/1.1\r\nX-Forwarded-For : 1.2.3.4\r\n\r\n",
-    "with NUL": b"GET / HTTP/1.1\r\nX-Forwarded-For: 1.2.3.4\r\nX: \0\r\n\r\n",
-    "with a bare CR": b"GET / HTTP/1.1\r\nX-Forwarded-For: 1.2.3.4\r\nX: a\rb\r\n\r\n",
+    "with an empty header": b"GET / HTTP/1.1\r\nHost: t\r\nX-Forwarded-For: \r\n\r\n",
+    "with nothing but unknown": b"GET / HTTP/1.1\r\nHost: t\r\nX-Forwarded-For: unknown\r\n\r\n",
+    "with white space before the colon": b"GET / HTTP/1.1\r\nHost: t\r\n"
+    b"X-Forwarded-For : 1.2.3.4\r\n\r\n",
+    "with NUL": b"GET / HTTP/1.1\r\nHost: t\r\nX-Forwarded-For: 1.2.3.4\r\nX: \0\r\n\r\n",
+    "with a bare CR": b"GET / HTTP/1.1\r\nHost: t\r\nX-Forwarded-For: 1.2.3.4\r\nX: a\rb\r\n\r\n",
     "in another protocol": b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03\r\n\r\n",
-    "in HTTP/2": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
 }
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
 
 @pytest.mark.parametrize("data", REFUSED.values(), ids=REFUSED)
@@ -408,6 +417,17 @@ def test_a_further_request_is_refused_as_a_first_one_is(shared: Running, data: b
         check(line.reply(), A)
         check(line.reply(), B)
         assert line.reply() == expected
+        assert line.is_over()
+
+
+def test_http_2_is_refused_wherever_it_begins(shared: Running) -> None:
+    assert refusal_of(shared, PREFACE).status in (400, 505)
+    with Line(shared.port) as line:
+        line.send(ask(A) + PREFACE)
+        check(line.reply(), A)
+        reply = line.reply()
+        assert reply.status in (400, 505)
+        assert reply.closes
         assert line.is_over()
 
 
@@ -505,7 +525,7 @@ def test_workers_that_disagree_with_the_master_end_with_503(kind: Kind) -> None:
 
 # -- what servers disagree about ------------------------------------------------------------------
 
-XA = f"X-Forwarded-For: {A}\r\n".encode()
+XA = f"Host: t\r\nX-Forwarded-For: {A}\r\n".encode()
 HELLO = b"hello" + ask(B, "/after-5") + ask(C, "/more")
 STRANGE = {
     "bare LF": b"POST /body HTTP/1.1\n" + XA[:-2] + b"\nContent-Length: 5\n\n" + HELLO,
@@ -525,16 +545,16 @@ STRANGE = {
     "an unknown method": ask(A, "/method", method="BREW") + ask(B, "/next"),
     "a lower-case method": ask(A, "/method", method="get") + ask(B, "/next"),
     "a line without a colon": b"GET /n HTTP/1.1\r\n" + XA + b"nothing\r\n\r\n" + ask(B, "/next"),
-    "no host": b"GET /nohost HTTP/1.1\r\n" + XA + b"\r\n" + ask(B, "/next"),
+    "no host": b"GET /nohost HTTP/1.1\r\n" + XA.partition(b"\r\n")[2] + b"\r\n" + ask(B, "/next"),
     **{
-        f"Content-Length {value}": b"POST /body HTTP/1.1\r\nHost: t\r\n"
+        f"Content-Length {value}": b"POST /body HTTP/1.1\r\n"
         + XA
         + b"Content-Length: %b\r\n\r\n" % value.encode("latin-1")
         + HELLO
         for value in ("+5", "-5", "05", "0x5", "5 ", " 5", "5, 5", "5_0", "", "\xb2", "5;", "5\t")
     },
     **{
-        f"{name} lengths": b"POST /body HTTP/1.1\r\nHost: t\r\n"
+        f"{name} lengths": b"POST /body HTTP/1.1\r\n"
         + XA
         + b"".join(b"Content-Length: %d\r\n" % value for value in values)
         + b"\r\n"
@@ -542,7 +562,7 @@ STRANGE = {
         for name, values in {"two differing": (5, 20), "two equal": (5, 5), "more": (20, 5)}.items()
     },
     **{
-        f"Transfer-Encoding {value}": b"POST /body HTTP/1.1\r\nHost: t\r\n"
+        f"Transfer-Encoding {value}": b"POST /body HTTP/1.1\r\n"
         + XA
         + b"Transfer-Encoding: %b\r\n\r\n5\r\nhello\r\n0\r\n\r\n" % value.encode()
         + ask(B, "/next")
@@ -557,13 +577,13 @@ STRANGE = {
             "chunked ",
         )
     },
-    "a length and chunks": b"POST /body HTTP/1.1\r\nHost: t\r\n"
+    "a length and chunks": b"POST /body HTTP/1.1\r\n"
     + XA
     + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n1e\r\n"
     + ask(B, "/in")[:30]
     + b"\r\n0\r\n\r\n"
     + ask(B, "/next"),
-    "chunks and a length": b"POST /body HTTP/1.1\r\nHost: t\r\n"
+    "chunks and a length": b"POST /body HTTP/1.1\r\n"
     + XA
     + b"Transfer-Encoding: chunked\r\nContent-Length: 100\r\n\r\n5\r\nhello\r\n0\r\n\r\n"
     + ask(B, "/next")
@@ -571,29 +591,29 @@ STRANGE = {
     "chunks in HTTP/1.0": ask(A, "/body", "Connection: keep-alive", version="1.0", chunks=[b"x"])
     + ask(B, "/next"),
     **{
-        f"a chunk of {size!r}": b"POST /body HTTP/1.1\r\nHost: t\r\n"
+        f"a chunk of {size!r}": b"POST /body HTTP/1.1\r\n"
         + XA
         + b"Transfer-Encoding: chunked\r\n\r\n%b\r\nhello\r\n0\r\n\r\n" % size
         + ask(B, "/next")
         for size in (b"0x5", b"+5", b"5 ", b" 5", b"05", b"5;a=b", b"5_", b"", b"-5", b"5\t", b"5g")
     },
-    "a chunk without its line end": b"POST /body HTTP/1.1\r\nHost: t\r\n"
+    "a chunk without its line end": b"POST /body HTTP/1.1\r\n"
     + XA
     + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhelloXX0\r\n\r\n"
     + ask(B, "/next"),
-    "chunks with bare LF": b"POST /body HTTP/1.1\r\nHost: t\r\n"
+    "chunks with bare LF": b"POST /body HTTP/1.1\r\n"
     + XA
     + b"Transfer-Encoding: chunked\r\n\r\n5\nhello\n0\n\n"
     + ask(B, "/next"),
-    "trailers with bare LF": b"POST /body HTTP/1.1\r\nHost: t\r\n"
+    "trailers with bare LF": b"POST /body HTTP/1.1\r\n"
     + XA
     + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\nX: y\n\n"
     + ask(B, "/next"),
-    "a last chunk with bare LF": b"POST /body HTTP/1.1\r\nHost: t\r\n"
+    "a last chunk with bare LF": b"POST /body HTTP/1.1\r\n"
     + XA
     + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\n"
     + ask(B, "/next"),
-    "broken trailers": b"POST /body HTTP/1.1\r\nHost: t\r\n"
+    "broken trailers": b"POST /body HTTP/1.1\r\n"
     + XA
     + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n: :\x01\r\n\r\n"
     + ask(B, "/next"),

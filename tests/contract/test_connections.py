@@ -13,9 +13,8 @@ import websocket
 
 import sticky
 from tests.harness import ROOT, Kind, Running, wait_until
-
-from .clients import SEED, XFF, Client, addresses_of, head
-from .shared_kit import NUM, A, B, Line, ask
+from tests.process.clients import SEED, XFF, Client, addresses_of, head
+from tests.process.shared_kit import NUM, A, B, Line, ask
 
 OPTIONS = ("--seed", SEED, "--keep-alive", "1.5", "--head-timeout", "1.5")
 

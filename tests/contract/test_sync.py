@@ -12,9 +12,8 @@ from typing import Any
 import pytest
 
 from tests.harness import ROOT, Kind, Running, serve, wait_until
-
-from .clients import SEED, XFF, Client, Crowd, addresses_of, head
-from .test_options import run
+from tests.process.clients import SEED, XFF, Client, Crowd, addresses_of, head
+from tests.process.test_options import run
 
 SYNC = ["--sync", "loaded", "--seed", SEED]
 

@@ -21,8 +21,7 @@ import pytest
 
 import sticky
 from tests.harness import Kind, Running, request, wait_until
-
-from .clients import SEED, XFF, Client, Crowd, addresses_of, head, parse, slot_of
+from tests.process.clients import SEED, XFF, Client, Crowd, addresses_of, head, parse, slot_of
 
 NUM = 3
 OPTIONS = ("--seed", SEED, "--head-timeout", "1", "--queue-timeout", "5")
@@ -166,7 +165,6 @@ DECOYS = {
     "as a whole cookie": head(f"Cookie: {XFF}: {DECOY}"),
     "in another header's value": head(f"X-Note: {XFF}: {DECOY}"),
     "in a Referer": head(f"Referer: http://test/?{XFF.lower()}: {DECOY}"),
-    "in a folded line of another header": head("X-Note: a", f" {XFF}: {DECOY}"),
     "at the end of a longer name": head(f"X-{XFF}: {DECOY}"),
     "at the start of a longer name": head(f"{XFF}-Real: {DECOY}"),
     "with another character": head(f"{XFF}ed: {DECOY}", f"X_Forwarded_For: {DECOY}"),
@@ -177,9 +175,7 @@ DECOYS = {
 
 
 @pytest.mark.parametrize("decoy", DECOYS.values(), ids=DECOYS)
-def test_the_name_is_never_used_where_it_is_not_a_header(
-    server: Server, kind: Kind, decoy: bytes
-) -> None:
+def test_the_name_is_never_used_where_it_is_not_a_header(server: Server, decoy: bytes) -> None:
     assert parse(server.ask(decoy)).status == 400
     first_line, rest = decoy.split(b"\r\n", 1)
     for both in (
@@ -187,11 +183,7 @@ def test_the_name_is_never_used_where_it_is_not_a_header(
         decoy.replace(b"\r\n\r\n", f"\r\n{XFF}: {REAL}\r\n\r\n".encode(), 1),
     ):
         assert sticky.explain(both, "127.0.0.1", ROUTED).slot == 0
-        answer = server.ask(both)
-        if b"\r\n " in decoy.partition(b"\r\n\r\n")[0] and kind.interface == "asgi":
-            assert parse(answer).status == 400  # uvicorn refuses folded lines (RFC 9112, 5.2)
-        else:
-            assert worker(answer) == 0
+        assert worker(server.ask(both)) == 0
 
 
 @pytest.mark.parametrize(
@@ -251,20 +243,15 @@ def test_a_head_of_64_kb_is_431_and_the_answer_can_be_read_after_sending_more(
 
 
 @pytest.mark.parametrize("size", [64 << 10, 1 << 20])
-@pytest.mark.parametrize(
-    ("begin", "statuses"),
-    [(b"GET / HTTP/1.1\r\nX: ", [431]), (b"GET /?", [414, 431])],  # eventlet sees a URL in it
-    ids=["X", "URL"],
-)
+@pytest.mark.parametrize("begin", [b"GET / HTTP/1.1\r\nX: ", b"GET /?"], ids=["X", "URL"])
 def test_a_head_of_64_kb_is_refused_without_a_proxy_too(
-    direct: Server, begin: bytes, statuses: list[int], size: int
+    direct: Server, begin: bytes, size: int
 ) -> None:
     with direct.connect(begin) as client:
         for _ in range(size >> 10):
             client.send(b"a" * 1024)
         answer = parse(client.rest())
-    assert answer.status in statuses
-    assert answer.headers["Connection"] == "close"
+    assert (answer.status, answer.headers["Connection"]) == (431, "close")
 
 
 @pytest.mark.parametrize("mode", ["proxy", "direct"])
@@ -297,7 +284,7 @@ def test_a_url_may_be_as_long_as_a_head(server: Server, direct: Server) -> None:
         assert (answer.status, answer.json()["path"]) == (200, path)
 
 
-@pytest.mark.parametrize("empty", [b"\r\n", b"\n", b"\r\n\r\n\n\r\n"])
+@pytest.mark.parametrize("empty", [b"\r\n", b"\r\n\r\n"])
 def test_empty_lines_before_a_request_are_skipped(
     server: Server, direct: Server, empty: bytes
 ) -> None:
@@ -341,11 +328,12 @@ def test_a_later_head_that_never_ends_is_408_too(direct: Server) -> None:
 
 
 @pytest.mark.parametrize("mode", ["_accepting_at_once", "_deferring", "_direct"])
-def test_a_client_that_never_says_a_word_is_408(
+def test_a_client_that_never_says_a_word_is_closed_without_one(
     kind: Kind, request: pytest.FixtureRequest, mode: str
 ) -> None:
+    """It would be taken for the answer to the next thing that is asked."""
     with _unharmed(request.getfixturevalue(mode)) as server, server.connect() as client:
-        assert parse(client.rest()).status == 408
+        assert client.rest() == b""
 
 
 # -- bytes that are no request ---------------------------------------------------------------------
@@ -354,6 +342,9 @@ MALFORMED = {
     "NUL in a value": head(f"{XFF}: 10.1.1.1", "X: a\0b"),
     "NUL in a name": head("X\0: a", f"{XFF}: 10.1.1.1"),
     "NUL in the request line": head(f"{XFF}: 10.1.1.1", target="/\0"),
+    "a folded line": head("X: a", f" {XFF}: 10.1.1.1"),
+    "a bare LF": head("X: a\nY: b", f"{XFF}: 10.1.1.1"),
+    "a bare LF before the request": b"\n" + head(f"{XFF}: 10.1.1.1"),
     "bare CR in a value": head(f"{XFF}: 10.1.1.1", "X: a\rb"),
     "bare CR that hides a header": head(f"X: a\r{XFF}: 10.1.1.1"),
     "bare CR in the routing header": head(f"{XFF}: 10.1.1.1\r, 10.1.1.2"),
@@ -369,21 +360,20 @@ def test_what_servers_could_read_differently_is_400(server: Server, data: bytes)
 
 
 @pytest.mark.parametrize(
-    ("line", "statuses"),
+    ("line", "status"),
     [
-        (b"GET", [400]),
-        (b"GET / FOO", [400]),
-        (b"GET / HTTP/1.1 x", [400]),
-        (b"GET / HTTP/9.9", [505, 400]),  # uvicorn's parser knows no such version
+        (b"GET", 400),
+        (b"GET / FOO", 400),
+        (b"GET / HTTP/1.1 x", 400),
+        (b"GET / HTTP/9.9", 505),
     ],
 )
 def test_a_request_line_that_is_none_is_refused_in_http(
-    server: Server, direct: Server, line: bytes, statuses: list[int]
+    server: Server, direct: Server, line: bytes, status: int
 ) -> None:
     for target in (server, direct):
         answer = parse(target.ask(line + f"\r\n{XFF}: {REAL}\r\n\r\n".encode()))
-        assert answer.status in statuses
-        assert answer.headers["Connection"] == "close"
+        assert (answer.status, answer.headers["Connection"]) == (status, "close")
 
 
 def client_hello() -> bytes:

@@ -26,11 +26,11 @@ from .measure import QUICK, Case, Verdict, alternate, ratio, section
 from .nginx import nginx
 from .rigs import CLASSES, ROOT, Rig, machine, rig
 
-SETS = 1 if QUICK else 2
+SETS = 1 if QUICK else 3
 TURNS = 7 if QUICK else 11
 CHOSEN = [it for it in os.environ.get("BENCH_CLASSES", "").split(",") if it] or list(CLASSES)
 OURS = [f"sticky {kind}" for kind in CHOSEN]
-PLAIN = ["plain eventlet", "plain gevent", "plain uvicorn"]
+PLAIN = ["plain eventlet", "plain gevent", "plain uvicorn", "plain uvicorn-direct"]
 GUNICORN = ["gunicorn gthread", "gunicorn gevent"]
 BESIDE = {kind: "plain uvicorn" if kind == "asgi" else "plain eventlet" for kind in CLASSES}
 """What each worker class is measured against."""
@@ -184,9 +184,13 @@ def _kept(connections: int) -> str:
         name, plain = f"sticky {kind}", BESIDE[kind]
         what = f"{kind}, own request, over"
         verdicts.append(Verdict(f"{what} {plain}", over(found, name, plain), KEPT_OVER_PLAIN[kind]))
+        if kind == "asgi":
+            direct = "plain uvicorn-direct"
+            verdicts.append(Verdict(f"{what} {direct}", over(found, name, direct)))
         if kind == "threads":
             gunicorn = over(found, name, "gunicorn gthread")
-            verdicts.append(Verdict(f"{what} gunicorn gthread", gunicorn, KEPT_OVER_GTHREAD))
+            limit = KEPT_OVER_GTHREAD if connections > 1 else None
+            verdicts.append(Verdict(f"{what} gunicorn gthread", gunicorn, limit))
         moved, stayed = found[f"{name}, moved"].totals(), found[name].totals()
         added = [a - b for a, b in zip(moved, stayed, strict=True)]
         verdicts.append(
@@ -250,14 +254,17 @@ def shared() -> str:
 def echo() -> str:
     """Messages of python-socketio over websockets, one at a time on each of ten."""
     lines = clients.own(10, 2)
-    kinds = [kind for kind in CHOSEN if kind in ECHO_BESIDE]
+    app = "echo"
 
     def cases(stack: contextlib.ExitStack, asking: Clients) -> dict[str, Case]:
         found = {}
         for name in [f"sticky {kind}" for kind in CHOSEN] + list(ECHO_BESIDE.values()):
             options = ["--proxy"] if name.startswith("sticky") else []
-            it = stack.enter_context(rig(name, 2, *options, app="echo"))
-            found[name] = _case(asking, name, it.port, lines, ECHO, it)
+            it = stack.enter_context(rig(name, 2, *options, app=app))
+            try:
+                found[name] = _case(asking, name, it.port, lines, ECHO, it)
+            except RuntimeError as error:
+                print(f"{name}, {app}: {error}", file=sys.stderr)
         return found
 
     found = measured(cases, 9, 300 if QUICK else 600)
@@ -267,7 +274,8 @@ def echo() -> str:
             over(found, f"sticky {kind}", ECHO_BESIDE[kind]),
             ECHO_OVER_PLAIN,
         )
-        for kind in kinds
+        for kind in ECHO_BESIDE
+        if f"sticky {kind}" in found
     ]
     return section(
         "Socket.IO over a websocket, echo, 10 clients, 2 workers",

@@ -29,9 +29,7 @@ class Alone:
 
 
 @contextlib.contextmanager
-def alone(
-    name: str, kind: str, connections: int, *, tree: Path = ROOT
-) -> Iterator[Alone]:
+def alone(name: str, kind: str, connections: int, *, tree: Path = ROOT) -> Iterator[Alone]:
     """A server of two workers (``rigs``), ready to be asked."""
     options = ["--proxy"] if name.startswith("sticky") else []
     how = {"new": NEW, "echo": ECHO}.get(kind, KEPT)

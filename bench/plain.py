@@ -10,6 +10,7 @@ of an answer wait for each other.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import signal
 import socket
@@ -105,7 +106,9 @@ def _gevent(listeners: list[socket.socket], app: str, ready: Ready) -> None:
     gevent.get_hub().join()
 
 
-def _uvicorn(listeners: list[socket.socket], app: str, ready: Ready) -> None:
+def _uvicorn(
+    listeners: list[socket.socket], app: str, ready: Ready, *, proxy_headers: bool = True
+) -> None:
     import uvicorn
 
     class Server(uvicorn.Server):
@@ -120,14 +123,19 @@ def _uvicorn(listeners: list[socket.socket], app: str, ready: Ready) -> None:
         log_config=None,
         log_level="info",
         access_log=False,
-        proxy_headers=False,
+        proxy_headers=proxy_headers,
         timeout_keep_alive=75,
         ws_ping_interval=None,
     )
     Server(config).run(listeners)
 
 
-SERVERS = {"eventlet": _eventlet, "gevent": _gevent, "uvicorn": _uvicorn}
+SERVERS = {
+    "eventlet": _eventlet,
+    "gevent": _gevent,
+    "uvicorn": _uvicorn,
+    "uvicorn-direct": functools.partial(_uvicorn, proxy_headers=False),
+}
 
 
 if __name__ == "__main__":

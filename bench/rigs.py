@@ -101,7 +101,7 @@ def command_of(name: str, workers: int, app: str, options: tuple[str, ...]) -> l
     """How a rig is started; of apps the kind is added (``echo``: ``echo_asgi``)."""
     whose, kind = name.split()
     if app == "numbered":
-        made = "numbered_asgi" if kind in ("asgi", "uvicorn") else "numbered"
+        made = "numbered_asgi" if kind in ("asgi", "uvicorn", "uvicorn-direct") else "numbered"
     else:
         made = f"{app}_{ {'uvicorn': 'asgi', 'gthread': 'threads'}.get(kind, kind) }"
     if whose == "plain":

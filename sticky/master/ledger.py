@@ -296,6 +296,7 @@ class Ledger:
         self._to_replace: list[int] = []
         self._replacing: int | None = None  # the slot whose successor was asked for
         self._queued = 0
+        self._resting = 0
         self._paused = False
         self._resume: float | None = None
         self._now = 0.0
@@ -316,6 +317,11 @@ class Ledger:
     def first(self, slot: int) -> Connection | None:
         """The connection that is next of those that wait for a slot."""
         return next(iter(self.queues[slot] or self.resting[slot]), None)
+
+    @property
+    def held(self) -> int:
+        """How many connections are here, in whatever place."""
+        return len(self._heads) + len(self._refused) + self._queued + self._resting
 
     def state_of(self, process: Hashable) -> Process:
         """The state of a process."""
@@ -365,6 +371,7 @@ class Ledger:
             self.actions.append(WatchInbox(slot, True))
         if rest:
             waiting.resting[connection] = self._remind(now + self.rules.queue_timeout)
+            self._resting += 1
             return
         waiting.queue[connection] = self._remind(now + self.rules.queue_timeout)
         self.counters["queued"] += 1
@@ -809,7 +816,9 @@ class Ledger:
 
     def _unqueue(self, connection: Connection, slot: int) -> None:
         queue, resting = self.queues[slot], self.resting[slot]
-        if resting.pop(connection, None) is None:
+        if resting.pop(connection, None) is not None:
+            self._resting -= 1
+        else:
             del queue[connection]
             self._queued -= 1
         if not (queue or resting):

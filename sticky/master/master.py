@@ -107,6 +107,7 @@ class Master:
         launcher: the control pair's end of the process that started us, or None for the CLI.
         descriptors: for each N of an fd://N in the options, the descriptor it has here.
         board: where to count, for others to see.
+        most_files: descriptors that this process may have open; 0: as few as it has now.
     """
 
     def __init__(
@@ -116,6 +117,7 @@ class Master:
         launcher: socket.socket | None = None,
         descriptors: Mapping[int, int] | None = None,
         board: Board | None = None,
+        most_files: int = 0,
     ) -> None:
         if options.seed is None:
             options = dataclasses.replace(options, seed=os.urandom(8))
@@ -143,6 +145,8 @@ class Master:
         self._null = os.open(os.devnull, os.O_RDONLY)
         self._reserve: list[int] = []
         self._keep_reserve()
+        # Listeners, channels and processes take a few for each slot; the rest is for connections.
+        self._spacious = most_files - _SPARE_FDS - 8 * options.num
         self._signals = Signals(
             (
                 signal.SIGTERM,
@@ -427,8 +431,9 @@ class Master:
         return len(self._reserve) == _RESERVE
 
     def _give_reserve(self) -> None:
-        """Make it room for what comes. Nothing but messages may take that: see ``_settle``."""
-        while self._reserve:
+        """Make it room for what comes, where there may be no other. Nothing but messages may take
+        that: see ``_settle``."""
+        while self._reserve and self._ledger.held >= self._spacious:
             os.close(self._reserve.pop())
 
     def _settle(self) -> None:
@@ -637,7 +642,7 @@ def run(
             options.max_connections,
         )
     try:
-        master = Master(options, program, launcher, descriptors, board)
+        master = Master(options, program, launcher, descriptors, board, hard)
     except StickyError as error:
         log.error("%s", error)
         return error.exit_status

@@ -95,12 +95,12 @@ def _origin_form(target: bytes) -> bytes:
 
 def _local(wire: AsgiWire) -> tuple[str, int | None]:
     """Our side of the connection, as uvicorn says it."""
+    if wire.address:
+        return wire.service.local(wire) or ("", None)
     try:
         name = wire.sock.getsockname()
     except OSError:  # its client is gone
         return "", None
-    if isinstance(name, tuple):
-        return name[0], name[1]
     return (name if isinstance(name, str) else name.decode("utf-8", "replace")), None
 
 

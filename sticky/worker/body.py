@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import stat
 from collections.abc import Callable, Iterator
@@ -112,13 +113,17 @@ class FileWrapper:
             yield data
 
     def region(self) -> tuple[int, int, int] | None:
-        """Descriptor, where to begin, and how many bytes are left; None: it has to be read."""
-        try:
-            fd = self.file.fileno()
-            offset = self.file.tell()
-            status = os.fstat(fd)
-        except (AttributeError, OSError, ValueError):  # io.UnsupportedOperation is both of these
+        """Descriptor, where to begin, and how many bytes are left; None: it has to be read, because
+        it is none of the system's files (a GzipFile has such a descriptor, but not its bytes)."""
+        file = self.file
+        if not isinstance(getattr(file, "raw", file), io.FileIO):
             return None
-        if not stat.S_ISREG(status.st_mode) or "b" not in getattr(self.file, "mode", "rb"):
+        try:
+            fd = file.fileno()
+            offset = file.tell()
+            status = os.fstat(fd)
+        except (OSError, ValueError):
+            return None
+        if not stat.S_ISREG(status.st_mode):
             return None
         return fd, offset, max(0, status.st_size - offset)

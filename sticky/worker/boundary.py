@@ -287,11 +287,31 @@ class Wire:
         draining = service.draining
         if draining.passes_on or draining.finishing:
             draining.at_rest(self)
-            return
-        # In this order: once it is at rest, the loop may take it, whoever is here.
+        else:
+            self.stay()
+
+    def stay(self) -> None:
+        """Wait here for its next request; perhaps in another thread than the loop's.
+
+        In this order: once it is at rest, the loop may take it, whoever is here. What the loop has
+        seen before that it has left alone, so it is to look once more.
+        """
+        service = self.service
+        draining = service.draining
         service.hub.keep(self, time.monotonic() + service.options.keep_alive)
+        if not self.registered:
+            self.registered = True
+            service.hub.register(self.fd, self, WATCH)
         self.state = RESTING
-        self.watch()
+        if self.pending or draining.passes_on or draining.finishing:
+            service.hub.call(self.settle)
+
+    def settle(self) -> None:
+        """If it is at rest, look whether there is something after all; and if not, whether it may
+        stay."""
+        if self.state == RESTING:
+            self.pending = True
+            self.look_again()
 
     def watch(self) -> None:
         """Have ``ready`` called when something happens."""

@@ -14,7 +14,7 @@ import math
 import time
 from typing import TYPE_CHECKING, Any
 
-from .boundary import HEAD, NEW, RESTING, TAKEN, Wire
+from .boundary import HEAD, NEW, TAKEN, Wire
 from .sessions import of_engineio
 
 if TYPE_CHECKING:
@@ -77,9 +77,7 @@ class Draining:
     def _settle(self) -> None:
         """Have connections at rest looked at once more, and then go where they are to go."""
         for wire in list(self.service.wires):
-            if wire.state == RESTING:
-                wire.pending = True
-                wire.look_again()
+            wire.settle()
 
     def _linger(self, sessions: list[Any], count: int, began: float) -> None:
         """Stay while sessions are held. Those of Engine.IO are ended one after another; others end

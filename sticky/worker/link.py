@@ -26,6 +26,8 @@ _RETRY = 0.05
 """Seconds until something is sent again that failed for a reason nothing announces the end of."""
 _MOST_AT_ONCE = 16
 """Connections picked up before everything else gets its turn again."""
+_FULL_BATCHES = 4
+"""Full batches in a row after which the batch grows."""
 
 
 class Link:
@@ -45,6 +47,7 @@ class Link:
         self._reader = channel.Reader()
         self._inbox_reader = channel.Reader(connections=True)
         self._burst = 1
+        self._full = 0
         self._leaving: deque[tuple[Wire, int, int, bool]] = deque()
         self._blocked = False
         self._watcher = Watcher(self._on_control)
@@ -84,7 +87,7 @@ class Link:
             try:
                 message = self._inbox_reader.receive(self.inbox)
             except BlockingIOError:
-                self._burst = 1
+                self._burst, self._full = 1, 0
                 return
             except ChannelError as error:
                 service.count(board.LOST)
@@ -93,7 +96,9 @@ class Link:
             if message is None:
                 service.orphaned()
             self._adopt(message)
-        self._burst = min(self._burst * 2, _MOST_AT_ONCE)
+        self._full += 1
+        if self._full >= _FULL_BATCHES:
+            self._burst = min(self._burst * 2, _MOST_AT_ONCE)
 
     def _adopt(self, message: channel.Message, *, asked: bool = False) -> None:
         """Args: asked: for a session that this process may hold, having had the slot before."""

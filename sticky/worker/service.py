@@ -10,12 +10,14 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from .. import board, channel
 from ..answers import refusals, texts
 from ..core import Head
 from ..forwarded import Trusted
+from ..options import Options, parse_bind
 from ..routing import make_router
 from .accesslog import AccessLog
 from .boundary import Wire
@@ -50,6 +52,17 @@ def another_protocol(begun: bytes | bytearray) -> tuple[str, str] | None:
     if begun[:14] == b"PRI * HTTP/2.0":
         return "http2", _HTTP2
     return None
+
+
+def _is_one_address(options: Options) -> bool:
+    """Whether all clients connect to the same address: the server listens on one that is written
+    out, and not on all that a machine or a name has."""
+    bind = options.bind or (f"[{options.host}]" if ":" in options.host else options.host,)
+    kind, host, _ = parse_bind(bind[0])
+    try:
+        return len(bind) == 1 and kind == "tcp" and not ip_address(host).is_unspecified
+    except ValueError:
+        return False
 
 
 class Service:
@@ -89,6 +102,8 @@ class Service:
         self.link = Link(self, control, inbox)
         self.draining = Draining(self)
         self._told: set[str] = set()
+        self._one_address = _is_one_address(options)
+        self._local: tuple[str, int] | None = None
 
     # -- what a worker class provides ---------------------------------------------------------
 
@@ -140,6 +155,20 @@ class Service:
     def count(self, cell: int, by: int = 1) -> None:
         """Count something."""
         self.cells[cell] += by
+
+    def local(self, wire: Wire) -> tuple[str, int] | None:
+        """Where the client has connected to: host and port; None on a unix socket, or if it has
+        left. Asked of the system once, where there is only one such address."""
+        if self._local is not None or not wire.address:
+            return self._local
+        try:
+            name = wire.sock.getsockname()
+        except OSError:
+            return None
+        local = name[0], name[1]
+        if self._one_address:
+            self._local = local
+        return local
 
     @property
     def has_room(self) -> bool:

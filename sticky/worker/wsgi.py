@@ -211,17 +211,18 @@ class WsgiService(Service):
         environ["QUERY_STRING"] = query.decode("latin-1")
         environ["RAW_URI"] = environ["REQUEST_URI"] = head.target.decode("latin-1")
         environ["SERVER_PROTOCOL"] = "HTTP/1.1" if head.minor else "HTTP/1.0"
-        environ["SERVER_NAME"], environ["SERVER_PORT"] = wire.local or wire.find_local(head)
         if wire.address:
             environ["REMOTE_ADDR"] = wire.peer
             environ["REMOTE_PORT"] = wire.port
         else:
             environ["REMOTE_ADDR"] = "127.0.0.1"
         root = environ["SCRIPT_NAME"]
-        if root and environ["PATH_INFO"].startswith(root + "/"):
+        if root and (environ["PATH_INFO"] + "/").startswith(root + "/"):
             environ["PATH_INFO"] = environ["PATH_INFO"][len(root) :]
         if wire.peer in self.trusted:
             self._believe(environ)
+        local = wire.local or wire.find_local(environ)
+        environ["SERVER_NAME"], environ["SERVER_PORT"] = local
         return environ
 
     def _believe(self, environ: dict[str, Any]) -> None:
@@ -267,18 +268,18 @@ class WsgiWire(Wire):
         self.offer: Offer | None = None  # through which the app has taken the socket
         self.port = str(address[1]) if address else ""
 
-    def find_local(self, head: Head) -> tuple[str, str]:
+    def find_local(self, environ: dict[str, Any]) -> tuple[str, str]:
         """SERVER_NAME and SERVER_PORT: where the client has connected to; on a unix socket what
         the request says about that."""
-        if self.address:
-            with contextlib.suppress(OSError):
-                name = self.sock.getsockname()
-                self.local = name[0], str(name[1])
-                return self.local
-        host, _, port = head.host.decode("latin-1").rpartition(":")
-        if not port.isdecimal():
-            host, port = head.host.decode("latin-1"), ""
-        return host or "localhost", port or _PORTS["http"]
+        local = self.service.local(self)
+        if local is not None:
+            self.local = local[0], str(local[1])
+            return self.local
+        named: str = environ.get("HTTP_HOST", "")
+        host, _, port = named.rpartition(":")
+        if port.endswith("]") or not host:  # an address of IPv6, or no port
+            host, port = named, ""
+        return host or "localhost", port or _PORTS[environ["wsgi.url_scheme"]]
 
     # -- serving ------------------------------------------------------------------------------
 
@@ -317,11 +318,12 @@ class WsgiWire(Wire):
                 self.close()
                 return
             if not draining.passes_on and not draining.finishing:
-                self.answered()
+                http.end()
+                self.stay()
                 return
-        self.service.hub.call(self._settle)
+        self.service.hub.call(self._go_on)
 
-    def _settle(self) -> None:
+    def _go_on(self) -> None:
         head = self.answered()
         if head is not None:
             self.serve(head)

@@ -91,8 +91,9 @@ class Clients:
     def _order(self, *order: Any) -> None:
         self._process.stdin.write(json.dumps(order) + "\n")
         self._process.stdin.flush()
-        if self._process.stdout.readline() != "done\n":
-            raise RuntimeError("a client failed")
+        answer = self._process.stdout.readline()
+        if answer != "done\n":
+            raise RuntimeError(answer or "the clients' process has ended")
 
     def prepare(
         self,
@@ -322,13 +323,17 @@ def main() -> None:
     prepared: dict[str, Lines] = {}
     for order in sys.stdin:
         what, name, *rest = json.loads(order)
-        if what == "prepare":
-            prepared[name] = Lines(*rest)
-        elif what == "ask":
-            prepared[name].ask(*rest)
+        try:
+            if what == "prepare":
+                prepared[name] = Lines(*rest)
+            elif what == "ask":
+                prepared[name].ask(*rest)
+            else:
+                prepared.pop(name).close()
+        except (OSError, RuntimeError) as error:
+            print(f"{type(error).__name__}: {error}", flush=True)
         else:
-            prepared.pop(name).close()
-        print("done", flush=True)
+            print("done", flush=True)
 
 
 if __name__ == "__main__":

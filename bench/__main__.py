@@ -183,15 +183,13 @@ def _kept(connections: int) -> str:
     for kind in CHOSEN:
         name, plain = f"sticky {kind}", BESIDE[kind]
         what = f"{kind}, own request, over"
-        limit = KEPT_OVER_PLAIN[kind] if connections > 1 else None
         verdicts.append(Verdict(f"{what} {plain}", over(found, name, plain), KEPT_OVER_PLAIN[kind]))
         if kind == "asgi":
             direct = "plain uvicorn-direct"
             verdicts.append(Verdict(f"{what} {direct}", over(found, name, direct)))
         if kind == "threads":
             gunicorn = over(found, name, "gunicorn gthread")
-            limit = KEPT_OVER_GTHREAD if connections > 1 else None
-            verdicts.append(Verdict(f"{what} gunicorn gthread", gunicorn, limit))
+            verdicts.append(Verdict(f"{what} gunicorn gthread", gunicorn, KEPT_OVER_GTHREAD))
         moved, stayed = found[f"{name}, moved"].totals(), found[name].totals()
         added = [a - b for a, b in zip(moved, stayed, strict=True)]
         verdicts.append(
@@ -295,7 +293,8 @@ def memory() -> str:
     with Clients() as asking:
         for kind in CHOSEN:
             name, plain = f"sticky {kind}", MEMORY_BESIDE[kind]
-            more = ("--threads", str(count)) if plain.endswith("gthread") else ()
+            # It needs a thread for each websocket, and keeps fewer idle connections the more it has.
+            threads = ("--threads", str(count)) if plain.endswith("gthread") else ()
             for what, app, how in (
                 ("idle websocket", "silent", IDLE_WEBSOCKET),
                 ("idle kept-alive", "numbered", KEPT),
@@ -305,6 +304,7 @@ def memory() -> str:
                 except RuntimeError as error:
                     print(f"{name}, {what}: {error}", file=sys.stderr)
                     continue
+                more = threads if how == IDLE_WEBSOCKET else ()
                 theirs = _bytes(asking, plain, more, app, how, count)
                 rows.append({"": name, "what": what, "KB": ours / 1024})
                 rows.append({"": plain, "what": what, "KB": theirs / 1024})

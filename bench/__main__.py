@@ -293,7 +293,7 @@ def memory() -> str:
     with Clients() as asking:
         for kind in CHOSEN:
             name, plain = f"sticky {kind}", MEMORY_BESIDE[kind]
-            # It needs a thread for each websocket, and keeps fewer idle connections the more it has.
+            # A thread for each websocket; the more threads, the fewer idle connections it keeps.
             threads = ("--threads", str(count)) if plain.endswith("gthread") else ()
             for what, app, how in (
                 ("idle websocket", "silent", IDLE_WEBSOCKET),

@@ -232,9 +232,9 @@ class AsgiService(Service):
             raise
         except BaseException:
             self.handler_failed(connection)
-            wire.introduced(failed=True)
+            self.sync.introduced(wire, failed=True)
         else:
-            wire.introduced()
+            self.sync.introduced(wire)
 
     def end_upgraded(self, wire: Wire) -> None:
         assert isinstance(wire, AsgiWire)

@@ -28,7 +28,7 @@ from .kernel import Socket
 from .link import Link
 from .placing import Placing
 from .sessions import instances
-from .sync import Connection
+from .sync import Connection, Sync
 
 if TYPE_CHECKING:
     from .main import Worker
@@ -101,6 +101,7 @@ class Service:
         self.looks = self.placing.looking
         self.link = Link(self, control, inbox)
         self.draining = Draining(self)
+        self.sync = Sync(self)
         self._told: set[str] = set()
         self._one_address = _is_one_address(options)
         self._local: tuple[str, int] | None = None
@@ -118,7 +119,7 @@ class Service:
         raise NotImplementedError
 
     def introduce(self, wire: Wire, connection: Connection) -> None:
-        """Have the handlers called, then ``wire.introduced`` in the loop's thread."""
+        """Have the handlers called, then ``sync.introduced`` in the loop's thread."""
         raise NotImplementedError
 
     def end_upgraded(self, wire: Wire) -> None:
@@ -140,11 +141,6 @@ class Service:
         return True
 
     # -- what its parts say -------------------------------------------------------------------
-
-    @property
-    def prepares(self) -> bool:
-        """Whether the app wants to know of a connection before it is served."""
-        return bool(self.worker.handlers) or self.options.sync is not None
 
     def begin(self) -> None:
         """The app is ready: say so, and take connections."""

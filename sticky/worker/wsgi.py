@@ -180,7 +180,7 @@ class WsgiService(Service):
         except Exception:
             failed = True
             self.handler_failed(connection)
-        self.hub.call(lambda: wire.introduced(failed=failed))
+        self.hub.call(lambda: self.sync.introduced(wire, failed=failed))
 
     def end_sessions(self, sessions: list[Any]) -> None:
         if sessions:

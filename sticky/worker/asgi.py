@@ -18,7 +18,7 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
-from .. import channel, logs
+from .. import channel
 from ..board import APP_ERRORS
 from ..core import Head
 from ..errors import WorkerError
@@ -94,7 +94,6 @@ class AsgiService(Service):
     def run(self) -> None:
         with asyncio.Runner(loop_factory=loop_factory(self.options.loop)) as runner:
             self.loop = loop = runner.get_loop()
-            logs.take_over(self.options)
             main = loop.create_task(self._serve())
             while not main.done():
                 try:

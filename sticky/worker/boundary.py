@@ -27,6 +27,7 @@ from ..board import (
     REFUSED_HEADS,
     SYNC_TIMEOUTS,
 )
+from ..board import RESTING as AT_REST
 from ..channel import Address, socket_family
 from ..core import Head
 from ..rules import MISSING
@@ -141,6 +142,9 @@ class Wire:
 
     def go_on(self) -> None:
         """Serve the next request, once it is there and if it is to be served here."""
+        if self.state == RESTING:
+            self.service.count(AT_REST, -1)
+            self.state = SERVING  # or on its way there
         head = self.next()
         if head is not None:
             self.serve(head)
@@ -269,6 +273,7 @@ class Wire:
         if not self.registered:
             self.registered = True
             service.hub.register(self.fd, self, WATCH)
+        service.count(AT_REST)
         self.state = RESTING
         if self.pending or draining.passes_on or draining.finishing:
             service.hub.call(self.settle)
@@ -469,6 +474,8 @@ class Wire:
         """Close it, here: close(2) and no more, because it may live on in another process."""
         if self.state == CLOSED:
             return
+        if self.state == RESTING:
+            self.service.count(AT_REST, -1)
         self.state = CLOSED
         self.unregister()
         self.service.hub.forget(self)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from .. import board, channel
+from .. import board, channel, logs
 from ..answers import refusals, texts
 from ..core import Head
 from ..forwarded import Trusted
@@ -82,6 +82,7 @@ class Service:
 
     def __init__(self, worker: Worker, app: Any, control: Socket, inbox: Socket) -> None:
         options = worker.options
+        logs.take_over(options)
         self.worker = worker
         self.app = app
         self.options = options

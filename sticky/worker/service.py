@@ -23,7 +23,7 @@ from .accesslog import AccessLog
 from .boundary import Wire
 from .draining import Draining
 from .http1 import Refused
-from .hub import Hub
+from .hub import Hub, Watcher
 from .kernel import Socket
 from .link import Link
 from .placing import Placing
@@ -118,6 +118,14 @@ class Service:
     ) -> Wire:
         """A connection as this worker class serves it."""
         raise NotImplementedError
+
+    def watch_inbox(self, fd: int, call: Callable[[int], None]) -> None:
+        """Have this called when a connection comes."""
+        self.hub.register(fd, Watcher(call))
+
+    def leave_inbox(self, fd: int) -> None:
+        """Leave in the inbox what is there."""
+        self.hub.unregister(fd)
 
     def introduce(self, wire: Wire, connection: Connection) -> None:
         """Have the handlers called, then ``sync.introduced`` in the loop's thread."""

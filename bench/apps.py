@@ -1,28 +1,124 @@
-"""What the measured servers serve: as little as possible, for what is around it is measured."""
+"""What the measured servers serve: as little as possible, for what is around it is measured.
+
+Each is a factory. The name of a kind of server at its end says whose way to a websocket it uses.
+"""
 
 from __future__ import annotations
 
+import os
 
-def tiny():
-    """Two bytes to everyone."""
+
+def _number() -> bytes:
+    """Which worker answers: two digits."""
+    return b"%02d" % (int(os.environ.get("STICKY_WORKER_ID", os.getpid())) % 100)
+
+
+def numbered():
+    """Two bytes to everyone: which worker it is."""
+    number = _number()
 
     def answer(environ, start_response):
         start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", "2")])
-        return [b"ok"]
+        return [number]
 
     return answer
 
 
-def silent():
-    """A websocket that waits for its client; two bytes to everyone else."""
-    from eventlet import websocket
+def numbered_asgi():
+    """The same for ASGI."""
+    number = _number()
+    headers = [(b"content-type", b"text/plain"), (b"content-length", b"2")]
 
-    short = tiny()
+    async def answer(scope, receive, send):
+        if scope["type"] != "http":
+            return
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": number})
+
+    return answer
+
+
+# -- Socket.IO: what comes as "echo" goes back ----------------------------------------------------
+
+_PATIENT = {"ping_interval": 3600, "ping_timeout": 3600, "cors_allowed_origins": "*"}
+
+
+def _echo(mode):
+    import socketio
+
+    server = socketio.Server(async_mode=mode, **_PATIENT)
+
+    @server.event
+    def echo(sid, data):
+        server.emit("echo", data, to=sid)
+
+    return socketio.WSGIApp(server)
+
+
+def echo_eventlet():
+    return _echo("eventlet")
+
+
+def echo_gevent():
+    return _echo("gevent")
+
+
+def echo_threads():
+    return _echo("threading")
+
+
+def echo_asgi():
+    import socketio
+
+    server = socketio.AsyncServer(async_mode="asgi", **_PATIENT)
+
+    @server.event
+    async def echo(sid, data):
+        await server.emit("echo", data, to=sid)
+
+    return socketio.ASGIApp(server)
+
+
+# -- a websocket that waits for its client; two bytes to everyone else ----------------------------
+
+
+def silent_eventlet():
+    from eventlet import websocket
 
     @websocket.WebSocketWSGI
     def wait(socket):
         while socket.wait() is not None:
             pass
+
+    return _either(wait)
+
+
+def silent_gevent():
+    def wait(environ, start_response):
+        socket = environ["wsgi.websocket"]
+        while socket.receive() is not None:
+            pass
+        return []
+
+    return _either(wait)
+
+
+def silent_threads():
+    import simple_websocket
+
+    def wait(environ, start_response):
+        socket = simple_websocket.Server.accept(environ)
+        try:
+            while True:
+                socket.receive()
+        except simple_websocket.ConnectionClosed:
+            return []
+
+    return _either(wait)
+
+
+def _either(wait):
+    short = numbered()
 
     def app(environ, start_response):
         serve = wait if environ.get("HTTP_UPGRADE") == "websocket" else short
@@ -31,64 +127,15 @@ def silent():
     return app
 
 
-def numbered():
-    """Two bytes to everyone: which worker it is. At /moves: how many connections it handed back."""
-    worker, number = _worker_and_number()
+def silent_asgi():
+    short = numbered_asgi()
 
-    def answer(environ, start_response):
-        body = _moves(worker) if environ["PATH_INFO"] == "/moves" else number
-        length = str(len(body))
-        start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", length)])
-        return [body]
-
-    return answer
-
-
-def numbered_asgi():
-    """The same for ASGI."""
-    worker, number = _worker_and_number()
-
-    async def answer(scope, receive, send):
-        if scope["type"] != "http":
+    async def app(scope, receive, send):
+        if scope["type"] != "websocket":
+            await short(scope, receive, send)
             return
-        body = _moves(worker) if scope["path"] == "/moves" else number
-        headers = [(b"content-type", b"text/plain"), (b"content-length", b"%d" % len(body))]
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-        await send({"type": "http.response.body", "body": body})
+        while (message := await receive())["type"] != "websocket.disconnect":
+            if message["type"] == "websocket.connect":
+                await send({"type": "websocket.accept"})
 
-    return answer
-
-
-def blind():
-    """``numbered`` in a worker that does not look at further requests of a connection."""
-    _do_not_look()
-    return numbered()
-
-
-def blind_asgi():
-    _do_not_look()
-    return numbered_asgi()
-
-
-def _worker_and_number():
-    import os
-
-    import sticky
-
-    return sticky.current_worker(), b"%02d" % int(os.environ["STICKY_WORKER_ID"])
-
-
-def _moves(worker):
-    return b"%d" % (worker.stats()["handed_back"] if worker else 0)
-
-
-def _do_not_look():
-    from sticky.worker import base
-
-    make = base.Adapter.__init__
-
-    def make_blind(self, *arguments, **options):
-        make(self, *arguments, **options)
-        self.looking = False
-
-    base.Adapter.__init__ = make_blind
+    return app

@@ -1,13 +1,12 @@
-"""The report of the whole-system benchmarks: printed at the end, and kept with ``--results``."""
+"""The report of the routing benchmarks: printed at the end, and kept with ``--results``."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from .measure import Verdict, section
 from .rigs import machine
 
 RESULTS = Path(__file__).parent / "results"
@@ -19,55 +18,24 @@ def pytest_addoption(parser):
     )
 
 
-class Report:
-    """Sections of tables and verdicts, by page."""
-
-    def __init__(self) -> None:
-        self.pages: dict[str, list[str]] = {}
-
-    def section(
-        self,
-        page: str,
-        title: str,
-        rows: Iterable[Mapping[str, Any]],
-        verdicts: Iterable[tuple[str, float, float]] = (),
-    ) -> None:
-        """A table with the keys of its rows as headings, then what was to be reached."""
-        rows = [{key: _shown(value) for key, value in row.items()} for row in rows]
-        lines = [f"## {title}", ""]
-        names = list(rows[0])
-        widths = [max(len(name), *(len(row[name]) for row in rows)) for name in names]
-        for cells in (names, ["-" * width for width in widths], *(row.values() for row in rows)):
-            padded = (cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
-            lines.append("| " + " | ".join(padded) + " |")
-        lines.append("")
-        for what, value, limit in verdicts:
-            word = "PASS" if value <= limit else "MISS"
-            lines.append(f"* {word}: {what}: {value:.2f}x (at most {limit:.2f}x)")
-        self.pages.setdefault(page, []).append("\n".join(lines).rstrip() + "\n")
-
-
-def _shown(value: Any) -> str:
-    if value is None:
-        return "-"
-    if isinstance(value, int):
-        return f"{value:,}"
-    return f"{value:.2f}" if isinstance(value, float) else str(value)
-
-
-_report = Report()
+_pages: dict[str, list[str]] = {}
 
 
 @pytest.fixture
 def report(request):
     """Adds a section to the page of the asking module: ``report(title, rows, verdicts)``."""
     page = request.module.__name__.rpartition("test_")[2]
-    return lambda *arguments: _report.section(page, *arguments)
+
+    def add(title, rows, verdicts=()):
+        text = section(title, rows, [Verdict(*verdict) for verdict in verdicts])
+        _pages.setdefault(page, []).append(text)
+
+    return add
 
 
 def pytest_terminal_summary(terminalreporter, config):
     _report_core(config)
-    for page, sections in _report.pages.items():
+    for page, sections in _pages.items():
         terminalreporter.section(f"{page}: {machine()}")
         terminalreporter.write("\n" + "\n".join(sections))
         if config.getoption("--results"):
@@ -91,4 +59,4 @@ def _report_core(config):
             over = time / compiled if compiled else None
             rows.append({"group": group, "who": who, "median_ns": round(time), "ratio": over})
     if rows:
-        _report.section("core", "Nanoseconds a call, from Python", rows)
+        _pages["core"] = [section("Nanoseconds a call, from Python", rows, ())]

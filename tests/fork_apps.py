@@ -24,16 +24,29 @@ def _folder() -> Path:
 
 
 def _sockets() -> list[str]:
-    """The sockets and pipes that this process has open, by name."""
+    """The sockets that this process has open, by name."""
     found = []
     for fd in os.listdir("/proc/self/fd"):
         try:
             name = os.readlink(f"/proc/self/fd/{fd}")
         except OSError:
             continue
-        if int(fd) > 2 and name.startswith(("socket:", "pipe:")):
+        if name.startswith("socket:"):
             found.append(name)
     return found
+
+
+def _ours() -> list[str]:
+    """Those of them that are the server's."""
+    import sticky
+
+    worker = sticky.current_worker()
+    assert worker is not None
+    assert worker.service is not None
+    service, link = worker.service, worker.service.link
+    fds = [link.control.fileno(), link.inbox.fileno(), worker.mailbox, *worker.siblings]
+    fds += [wire.fd for wire in service.wires]
+    return [os.readlink(f"/proc/self/fd/{fd}") for fd in fds]
 
 
 def _live() -> None:
@@ -82,8 +95,8 @@ def ended(pid: int) -> int | None:
 def answer(path: str, query: str) -> Any:
     if path == "/":
         return os.getpid()
-    if path == "/sockets":
-        return _sockets()
+    if path == "/ours":
+        return _ours()
     if path == "/ended":
         return ended(int(query))
     return start(path)

@@ -22,12 +22,15 @@ FORKS = ["fork", "multiprocessing", "exits", "returns"]
 class Server:
     """One worker, its children, and the folder in which they report."""
 
-    def __init__(self, running: Running, folder: Path) -> None:
+    def __init__(self, kind: Kind, running: Running, folder: Path) -> None:
+        self.kind = kind
         self.running = running
         self.folder = folder
 
     def child(self, way: str) -> int:
         """Start one; it is there and waits."""
+        if (self.kind.name, way) == ("eventlet", "multiprocessing"):
+            pytest.skip("under eventlet, whatever serves, such a child never ends")
         with contextlib.suppress(FileNotFoundError):
             (self.folder / "go").unlink()
         pid = self.running.get(f"/{way}").json()
@@ -65,7 +68,7 @@ def kind(request: pytest.FixtureRequest) -> Kind:
 def server(kind: Kind, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("children")
     with serve(kind, folder) as running:
-        yield Server(running, folder)
+        yield Server(kind, running, folder)
 
 
 def serve(kind: Kind, folder: Path) -> Running:
@@ -80,7 +83,7 @@ def test_a_child_has_nothing_of_ours_and_serves_nobody(server: Server, way: str)
     mark = len(running.log())
     with Client(running.port, head()) as idle, Client(running.port, head()[:10]) as begun:
         assert idle.answer().json() == worker
-        ours = set(running.get("/sockets").json())
+        ours = set(running.get("/ours").json())
         assert ours
         child = server.child(way)
         assert not ours & server.sockets(child)
@@ -121,7 +124,7 @@ def test_a_child_that_outlives_its_worker_keeps_nobody_waiting(
     kind: Kind, tmp_path: Path, way: str
 ) -> None:
     with serve(kind, tmp_path) as running:
-        server = Server(running, tmp_path)
+        server = Server(kind, running, tmp_path)
         with Client(running.port, head()) as idle:
             assert idle.answer().status == 200
             server.child(way)

@@ -92,6 +92,8 @@ class Exchange:
         except GeneratorExit:
             raise
         except BaseException as error:
+            if self.left:
+                self.service.end_child(error)
             self.failed(error)
         else:
             self.returned(result)

@@ -79,14 +79,14 @@ def rows_of(cases: Mapping[str, Case], *floors: str) -> list[dict[str, object]]:
 def _case(
     asking: Clients,
     name: str,
-    port: int,
+    ports: Sequence[int],
     lines: Sequence[Sequence[str]],
     how: str,
     *counted: object,
     sticky: bool = True,
     at_once: int = 0,
 ) -> Case:
-    asking.prepare(name, port, lines, how, sticky=sticky)
+    asking.prepare(name, ports, lines, how, sticky=sticky)
     return Case(lambda requests: asking.ask(name, requests, at_once), counted)
 
 
@@ -106,18 +106,18 @@ def new() -> str:
         rigs: dict[str, Rig] = {}
         for name in OURS:
             it = stack.enter_context(rig(name, 2, "--proxy"))
-            found[name] = _case(asking, name, it.port, lines, NEW, it)
+            found[name] = _case(asking, name, [it.port], lines, NEW, it)
             it = stack.enter_context(rig(name, 2))
             direct = f"{name}, by address"
-            found[direct] = _case(asking, direct, it.port, lines, DIRECT, it)
+            found[direct] = _case(asking, direct, [it.port], lines, DIRECT, it)
         for name in PLAIN + GUNICORN:
             it = rigs[name] = stack.enter_context(rig(name, 2))
-            found[name] = _case(asking, name, it.port, lines, NEW, it, sticky=False)
+            found[name] = _case(asking, name, [it.port], lines, NEW, it, sticky=False)
         hashed = ("plain eventlet", "plain uvicorn")
         front = stack.enter_context(nginx({name: rigs[name].own for name in hashed}, [0, 32]))
         for (name, keepalive), port in front.ports.items():
             title = _hash(name, keepalive)
-            found[title] = _case(asking, title, port, lines, NEW, rigs[name], front)
+            found[title] = _case(asking, title, [port], lines, NEW, rigs[name], front)
         return found
 
     found = measured(cases, TURNS, 150 if QUICK else 300)
@@ -163,17 +163,19 @@ def _kept(connections: int) -> str:
         found: dict[str, Case] = {}
         for name in OURS:
             it = stack.enter_context(rig(name, 2, "--proxy"))
-            found[name] = _case(asking, name, it.port, own, KEPT, it)
+            found[name] = _case(asking, name, [it.port], own, KEPT, it)
             moved = f"{name}, moved"
-            found[moved] = _case(asking, moved, it.port, moving, KEPT, it)
+            found[moved] = _case(asking, moved, [it.port], moving, KEPT, it)
         rigs = {}
         for name in PLAIN + GUNICORN:
             it = rigs[name] = stack.enter_context(rig(name, 2))
-            found[name] = _case(asking, name, it.port, own, KEPT, it, sticky=False)
+            # As many connections to each process, where that can be had, as sticky's have.
+            ports = it.own or [it.port]
+            found[name] = _case(asking, name, ports, own, KEPT, it, sticky=False)
         upstream = "plain eventlet"
         front = stack.enter_context(nginx({upstream: rigs[upstream].own}, [32]))
         title = _hash(upstream, 32)
-        found[title] = _case(asking, title, front.ports[upstream, 32], own, KEPT, it, front)
+        found[title] = _case(asking, title, [front.ports[upstream, 32]], own, KEPT, it, front)
         found[title].counted = [rigs[upstream], front]
         return found
 
@@ -225,7 +227,7 @@ def shared() -> str:
         for (name, keepalive), port in front.ports.items():
             title = f"{name}, keepalive {keepalive}"
             served = rigs[name], front
-            found[title] = _case(asking, title, port, twenty, KEPT, *served, at_once=10)
+            found[title] = _case(asking, title, [port], twenty, KEPT, *served, at_once=10)
         return found
 
     found = measured(cases, TURNS, 300 if QUICK else 500)
@@ -251,17 +253,21 @@ def shared() -> str:
 
 
 def echo() -> str:
-    """Messages of python-socketio over websockets, one at a time on each of ten."""
-    lines = clients.own(10, 2)
+    """Messages of python-socketio over websockets, one at a time on each of ten.
+
+    One worker: how many connections SO_REUSEPORT gives to each of two is chance, and with it how
+    many messages share a wake-up.
+    """
+    lines = clients.own(10, 1)
     app = "echo"
 
     def cases(stack: contextlib.ExitStack, asking: Clients) -> dict[str, Case]:
         found = {}
         for name in [f"sticky {kind}" for kind in CHOSEN] + list(ECHO_BESIDE.values()):
             options = ["--proxy"] if name.startswith("sticky") else []
-            it = stack.enter_context(rig(name, 2, *options, app=app))
+            it = stack.enter_context(rig(name, 1, *options, app=app))
             try:
-                found[name] = _case(asking, name, it.port, lines, ECHO, it)
+                found[name] = _case(asking, name, [it.port], lines, ECHO, it)
             except RuntimeError as error:
                 print(f"{name}, {app}: {error}", file=sys.stderr)
         return found
@@ -277,7 +283,7 @@ def echo() -> str:
         if f"sticky {kind}" in found
     ]
     return section(
-        "Socket.IO over a websocket, echo, 10 clients, 2 workers",
+        "Socket.IO over a websocket, echo, 10 clients, 1 worker",
         rows_of(found, "plain eventlet", "plain uvicorn"),
         verdicts,
     )
@@ -318,10 +324,10 @@ def _bytes(
     asking: Clients, name: str, options: Sequence[str], app: str, how: str, count: int
 ) -> float:
     with rig(name, 2, *options, app=app) as it:
-        asking.prepare("few", it.port, clients.own(20, 2), how, sticky=False)
+        asking.prepare("few", [it.port], clients.own(20, 2), how, sticky=False)
         time.sleep(0.3)
         before = it.memory()
-        asking.prepare("many", it.port, clients.own(count // 2, 2) * 2, how, sticky=False)
+        asking.prepare("many", [it.port], clients.own(count // 2, 2) * 2, how, sticky=False)
         time.sleep(0.5)
         after = it.memory()
         asking.forget("many")

@@ -25,8 +25,9 @@ BUILT_FROM := sticky/_core.pyx setup.py pyproject.toml
 NODE_MODULES := tests/e2e/node_modules/.package-lock.json
 
 # Three processes keep two cores busy: many tests wait most of their time. The tests of a module
-# share servers, so they stay together, and the order is that of the folders: e2e, the slowest, first.
-PYTEST := $(BIN)/python -m pytest -n 3 --dist loadscope --no-loadscope-reorder
+# share servers, so they stay together (tests/conftest.py), and the order is that of the folders:
+# contract and e2e, the slowest, first.
+PYTEST := $(BIN)/python -m pytest -n 3 --dist loadgroup --no-loadscope-reorder
 
 .PHONY: demo test lint fast fuzz bench long clean ready ready-for-fast programs
 

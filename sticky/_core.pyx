@@ -1076,14 +1076,11 @@ cdef bint session_in_query(
         p += 1
     while p < end and is_blank(p[0]):
         p += 1
-    end = before(p, end, c' ')
+    end = before(p, before(p, end, c' '), c'\t')
     p = before(p, end, c'?')
     if p == end:
         return False
-    end = before(p, end, c'\t')
     while True:
-        if p[0] == c'\t':
-            return False
         p += 1
         after = before(p, end, c'&')
         # Only these two can begin a name that is the one.

@@ -417,6 +417,25 @@ def disagree() -> None:
     placing.Placing.look_first = lambda *_: placing.ELSEWHERE  # type: ignore[method-assign]
 
 
+def shift() -> None:
+    """Have this worker take one byte too many where a request ends: a negative control."""
+    from sticky.worker import http1
+
+    end = http1.Http1.end
+
+    def end_late(self: Any) -> None:
+        end(self)
+        self.buffer = self.buffer[1:]
+
+    http1.Http1.end = end_late  # type: ignore[method-assign]
+
+
+def shared_lab_shifted() -> App:
+    """As shared_lab, in a worker whose boundaries are one byte off."""
+    shift()
+    return shared_lab()
+
+
 def shared_lab_disagreeing() -> App:
     """As shared_lab, in a worker that never agrees with the master."""
     disagree()

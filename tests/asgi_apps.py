@@ -261,6 +261,11 @@ def shared_lab_disagreeing() -> App:
     return shared_lab()
 
 
+def shared_lab_shifted() -> App:
+    apps.shift()
+    return shared_lab()
+
+
 def shared_lab_blind() -> App:
     apps.blind()
     return shared_lab()

@@ -76,7 +76,11 @@ async def _scope(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 _PAGES: dict[str, Any] = {
-    "endless": _endless, "forever": _forever, "log": _log, "loop": _loop, "scope": _scope,
+    "endless": _endless,
+    "forever": _forever,
+    "log": _log,
+    "loop": _loop,
+    "scope": _scope,
 }
 
 

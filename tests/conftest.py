@@ -5,6 +5,16 @@ import pytest
 from tests.harness import KINDS, Kind
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With ``--dist loadgroup`` the tests of a module stay in one process, because they share
+    servers; those of the contract suite once for each kind."""
+    for item in items:
+        module = item.nodeid.partition("::")[0]
+        parameters = item.callspec.params if hasattr(item, "callspec") else {}
+        kind = parameters.get("kind", "")
+        item.add_marker(pytest.mark.xdist_group(f"{module} {getattr(kind, 'name', kind)}".strip()))
+
+
 @pytest.fixture(scope="module")
 def kind(request: pytest.FixtureRequest) -> Kind:
     """The kind of server that a test runs on, where that makes no difference: what clients,

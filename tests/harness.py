@@ -352,7 +352,7 @@ _ASGI = {"STICKY_WORKER_CLASS": "asgi"}
 KINDS = {
     kind.name: kind
     for kind in (
-        Kind("eventlet", "wsgi", "tests.apps", {}),
+        Kind("eventlet", "wsgi", "tests.apps", {"STICKY_WORKER_CLASS": "eventlet"}),
         Kind("gevent", "wsgi", "tests.apps", {"STICKY_WORKER_CLASS": "gevent"}),
         Kind("threads", "wsgi", "tests.apps", {"STICKY_WORKER_CLASS": "threads"}),
         Kind("asgi", "asgi", "tests.asgi_apps", _ASGI),

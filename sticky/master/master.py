@@ -433,8 +433,10 @@ class Master:
     def _give_reserve(self) -> None:
         """Make it room for what comes, where there may be no other. Nothing but messages may take
         that: see ``_settle``."""
-        while self._reserve and self._ledger.held >= self._spacious:
-            os.close(self._reserve.pop())
+        # The limit may be another one by now, and others may have used up what the system has.
+        if self._ledger.held >= self._spacious or self._board.master["starved"]:
+            while self._reserve:
+                os.close(self._reserve.pop())
 
     def _settle(self) -> None:
         """Have the reserve complete again, then do what was decided. If what was handed back has

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from .. import channel, logs
 from ..board import APP_ERRORS
 from ..core import Head
+from ..errors import WorkerError
 from .asgi_http import Exchange, Request
 from .asgi_lifespan import Lifespan
 from .asgi_websocket import WebSocket
@@ -46,13 +47,19 @@ def loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop]:
 
     Args:
         name: the option ``loop``: "asyncio", "uvloop", or "auto" for uvloop where it is installed.
+
+    Raises:
+        WorkerError: uvloop is asked for, and not installed.
     """
     if name != "asyncio":
         try:
             import uvloop
-        except ImportError:
+        except ModuleNotFoundError:
             if name == "uvloop":
-                raise
+                raise WorkerError(
+                    "option 'loop' is 'uvloop', which is not installed: "
+                    "pip install 'socketio-sticky[asgi]'"
+                ) from None
         else:
             return uvloop.new_event_loop
     return asyncio.new_event_loop

@@ -120,6 +120,8 @@ class Exchange:
         cancelled = isinstance(error, asyncio.CancelledError) and self.service.cancelling
         if cancelled or self.left:
             log.debug("%s: the app failed without a client", self.wire.address, exc_info=True)
+        elif isinstance(error, BadAnswer):
+            self.service.app_misbehaved(self.head, str(error))
         else:
             self.service.app_failed(self.head)
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 Fields = list[tuple[bytes, bytes]]
 
-_AUTHORITY = re.compile(rb"(?i:https?)://[^/?]*")
+_AUTHORITY = re.compile(rb"(?i:https?)://([^/?]*)")
 
 
 def scope_of(service: AsgiService, wire: AsgiWire, head: Head) -> dict[str, Any]:
@@ -29,15 +29,17 @@ def scope_of(service: AsgiService, wire: AsgiWire, head: Head) -> dict[str, Any]
         wire: the connection that it came on.
         head: of the request.
     """
-    target = head.target
+    target, authority = head.target, b""
     if target[:1] != b"/":
-        target = _origin_form(target)
+        target, authority = _origin_form(target)
     raw_path, _, query = target.partition(b"?")
     local = wire.local
     if local is None:
         local = wire.local = _local(wire)
     address = wire.address
     fields = head.fields()
+    if authority:  # it comes before the Host field (RFC 9112, 3.2.2)
+        fields = [(b"host", authority), *(field for field in fields if field[0] != b"host")]
     client = (address[0], int(address[1])) if address else None
     scheme = "http"
     if wire.peer in service.trusted:
@@ -84,13 +86,14 @@ def _path(raw: bytes) -> str:
     return unquote_to_bytes(raw).decode("utf-8", "replace")
 
 
-def _origin_form(target: bytes) -> bytes:
-    """The path and the query of a target that does not begin with its path (RFC 9112, 3.2)."""
+def _origin_form(target: bytes) -> tuple[bytes, bytes]:
+    """The path and the query of a target that does not begin with its path (RFC 9112, 3.2), and the
+    host that it names."""
     authority = _AUTHORITY.match(target)
     if authority is None:
-        return target  # "*", or the host and the port of a CONNECT
+        return target, b""  # "*"
     rest = target[authority.end() :]
-    return rest if rest[:1] == b"/" else b"/" + rest
+    return rest if rest[:1] == b"/" else b"/" + rest, authority[1]
 
 
 def _local(wire: AsgiWire) -> tuple[str, int | None]:

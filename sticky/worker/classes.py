@@ -6,6 +6,7 @@ import functools
 import importlib.abc
 import importlib.machinery
 import importlib.metadata
+import importlib.util
 import inspect
 import sys
 import warnings
@@ -81,7 +82,6 @@ def prepare(worker_class: str) -> None:
     first driver that it can import, and eventlet is always there: in the other classes the drivers
     that do not fit are not.
     """
-    global _hidden
     from . import kernel  # noqa: F401 - before it is gone
 
     # It announces its retirement to developers; our users chose sticky, not eventlet.
@@ -96,8 +96,22 @@ def prepare(worker_class: str) -> None:
         monkey.patch_all()
     if worker_class in ("gevent", "threads"):
         fitting = _MODES[worker_class]
-        _hidden = _Refuse(*(driver for mode, driver in _DRIVERS.items() if mode != fitting))
-        sys.meta_path.insert(0, _hidden)
+        _hide(*(driver for mode, driver in _DRIVERS.items() if mode != fitting))
+    elif not _is_installed("gevent"):
+        _hide(_DRIVERS["gevent"])  # Engine.IO would not say what is missing
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # of somebody's finder
+        return False
+
+
+def _hide(*drivers: str) -> None:
+    global _hidden
+    _hidden = _Refuse(*drivers)
+    sys.meta_path.insert(0, _hidden)
 
 
 def _patch_eventlet() -> None:
@@ -135,6 +149,8 @@ def find(factory: Callable[[], Any] | Any, options: Options) -> tuple[Any, str]:
         if not _hidden.asked:
             raise
         mode = next(m for m, driver in _DRIVERS.items() if driver == _hidden.asked[-1])
+        if wanted == "auto":
+            raise _missing(mode, mode) from error
         raise _misfit(wanted, mode) from error
     if wanted == "auto":
         right = choose(app, kind)
@@ -228,9 +244,13 @@ def load(worker_class: str) -> Callable[..., Service]:
                 from .loops.threads import ThreadsLoop as Loop  # type: ignore[assignment]
         return functools.partial(WsgiService, Loop)
     except ModuleNotFoundError as error:
-        extra = _EXTRAS.get(worker_class)
-        what = f"socketio-sticky[{extra}]" if extra else error.name
-        raise WorkerError(
-            f"the worker class {worker_class!r} needs {error.name!r}, which is not installed: "
-            f"pip install '{what}'"
-        ) from None
+        raise _missing(worker_class, error.name) from None
+
+
+def _missing(worker_class: str, module: str | None) -> WorkerError:
+    extra = _EXTRAS.get(worker_class)
+    what = f"socketio-sticky[{extra}]" if extra else module
+    return WorkerError(
+        f"the worker class {worker_class!r} needs {module!r}, which is not installed: "
+        f"pip install '{what}'"
+    )

@@ -217,6 +217,8 @@ class Hub:
                     self._called()
             except Exception:  # one connection's trouble must not end the others'
                 log.exception("an error in the worker's loop")
+            if self.over:  # or this is a child, which the app has forked meanwhile
+                return
         now = time.monotonic()
         if self.due <= now:
             self._ring(now)

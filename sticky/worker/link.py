@@ -81,6 +81,8 @@ class Link:
         """
         service = self.service
         for _ in range(self._burst):
+            if service.hub.over:  # or this is a child, which the app has forked meanwhile
+                return
             if not service.has_room:
                 self.pause()
                 return

@@ -264,9 +264,11 @@ def _fail(reason: str, status: int, **more: str) -> NoReturn:
         _boot.control.setblocking(True)
         channel.send(_boot.control, channel.pack_header(channel.FAILED), payload.encode())
     except OSError:
-        sys.stderr.write(reason + "\n")
-    sys.stdout.flush()
-    sys.stderr.flush()
+        if sys.stderr is not None:
+            sys.stderr.write(reason + "\n")
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:  # closed by whoever started us
+            stream.flush()
     os._exit(status)
 
 

@@ -34,13 +34,21 @@ class Offer:
         wire: the connection.
         make: makes the socket object, of (family, type, protocol, descriptor). Its objects take
             attributes.
+        current: says which thread, or green thread, runs.
     """
 
-    __slots__ = ("_ahead", "_file", "_kept", "_make", "_methods", "_sock", "_wire")
+    __slots__ = (
+        *("_ahead", "_current", "_file", "_kept", "_make", "_methods", "_reader", "_sock"),
+        "_wire",
+    )
 
-    def __init__(self, wire: WsgiWire, make: Callable[..., Any]) -> None:
+    def __init__(
+        self, wire: WsgiWire, make: Callable[..., Any], current: Callable[[], object]
+    ) -> None:
         self._wire: WsgiWire | None = wire
         self._make = make
+        self._current = current
+        self._reader: object = None  # who has read last
         self._sock: Any = None
         self._methods: dict[str, Any] = {}
         self._ahead: bytes | memoryview = b""
@@ -60,22 +68,28 @@ class Offer:
 
     def _taking(self, name: str) -> Callable[..., Any]:
         def use(*arguments: Any, **options: Any) -> Any:
-            self._take(name)
+            self._take()
             return getattr(self._sock, name)(*arguments, **options)
 
-        return use
+        def keep() -> Any:
+            self._take()
+            self._kept = True
+            return self._methods[name]()
 
-    def _take(self, name: str) -> None:
+        return keep if name in _KEEPING else use
+
+    def _take(self) -> None:
         wire, self._wire = self._wire, None
         if wire is None:
             return
-        self._kept = name in _KEEPING
         for method, original in self._methods.items():
-            setattr(self._sock, method, original)
+            if method not in _KEEPING:
+                setattr(self._sock, method, original)
         wire.offer = self
         self._ahead = memoryview(wire.take())
+        self._sock.recv = self._recv
         if self._ahead:
-            self._sock.recv, self._sock.recv_into = self._recv, self._recv_into
+            self._sock.recv_into = self._recv_into
         wire.sock.detach()  # one owner of the descriptor
         # As with other servers, whose own files keep it open: one green thread may close the socket
         # while another waits for it, and that one would never wake up if the descriptor were gone.
@@ -93,9 +107,10 @@ class Offer:
             self._ahead = self._ahead[size:]
         return size
 
-    def _recv(self, bufsize: int, flags: int = 0) -> bytes:
+    def _recv(self, bufsize: int, flags: int = 0) -> Any:
+        self._reader = self._current()
         if not self._ahead:
-            return bytes(self._methods["recv"](bufsize, flags))
+            return self._methods["recv"](bufsize, flags)
         data = bytearray(min(bufsize, len(self._ahead)))
         self._recv_into(data, 0, flags)
         return bytes(data)
@@ -114,6 +129,13 @@ class Offer:
             return
         if wire is not None:
             self._methods["detach"]()
+            return
+        if self._reader not in (None, self._current()):
+            # simple-websocket reads in a thread of its own, which has the answer to a closing
+            # handshake yet to send, perhaps. It sees the end now, and closes.
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RD)
+            self._file.close()
             return
         if not self._kept:
             self.end()

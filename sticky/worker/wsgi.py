@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import functools
 import logging
 import os
 import signal
@@ -117,7 +118,7 @@ class WsgiService(Service):
             "SERVER_SOFTWARE": f"sticky/{__version__}",
             "wsgi.version": (1, 0),
             "wsgi.url_scheme": "http",
-            "wsgi.errors": sys.stderr,
+            "wsgi.errors": sys.stderr or open(os.devnull, "w"),  # noqa: SIM115 - as long as we live
             "wsgi.multithread": self.loop.multithread,
             "wsgi.multiprocess": self.options.num > 1,
             "wsgi.run_once": False,
@@ -234,6 +235,24 @@ class WsgiService(Service):
         proto = environ.get("HTTP_X_FORWARDED_PROTO")
         if proto and (scheme := scheme_of(proto)):
             environ["wsgi.url_scheme"] = scheme
+
+
+@functools.cache
+def _of_a_body() -> type[ClientLostError]:
+    """What is raised where a body ends too early, or is none. Werkzeug has an exception of its own
+    for that, which Flask answers with 400 instead of logging a traceback for whatever a client
+    sends; if an app has loaded it, it is meant."""
+    werkzeug = sys.modules.get("werkzeug.exceptions")
+    if werkzeug is None:
+        return ClientLostError
+    disconnected = werkzeug.ClientDisconnected
+
+    class BodyLostError(ClientLostError, disconnected):  # type: ignore[misc,valid-type]
+        def __init__(self, why: str) -> None:
+            disconnected.__init__(self, why)
+            self.args = (why,)
+
+    return BodyLostError
 
 
 def _close_all(sessions: list[Any]) -> None:
@@ -477,7 +496,7 @@ class Exchange:
         except Refused as refused:
             self._refused = refused
             self._http.stays = False
-            raise ClientLostError(refused.why) from None
+            raise _of_a_body()(refused.why) from None
 
     # -- the app's side -----------------------------------------------------------------------
 
@@ -535,7 +554,11 @@ class Exchange:
         if self._refused is not None:
             raise ClientLostError(self._refused.why)
         if not self._status:
-            raise AssertionError("the app did not call start_response before it gave a body")
+            websocket = self.environ.get("wsgi.websocket")
+            if websocket is None:
+                raise AssertionError("the app did not call start_response before it gave a body")
+            websocket.close()  # it has done with it: there, nothing is what an app answers
+            return
         self._put(self._answer_head(size), block)
 
     def _answer_head(self, size: int | None) -> bytes:
@@ -630,13 +653,13 @@ class Exchange:
     def _log(self, began: float) -> None:
         access_log, head, wire = self._wire.service.access_log, self._head, self._wire
         assert access_log is not None
-        taken = wire.state != SERVING and not self._status
+        taken = wire.offer is not None
         access_log.write(
-            client=wire.peer,
+            client=self.environ.get("REMOTE_ADDR", "") if wire.address else "",
             method=head.method,
             target=head.target.decode("latin-1"),
             protocol=self.environ["SERVER_PROTOCOL"],
-            status=self._status or (101 if taken else 500),
+            status=101 if taken else self._status or 500,
             size=self._sent,
             seconds=time.monotonic() - began,
             request={

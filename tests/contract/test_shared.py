@@ -24,7 +24,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.harness import Kind, Running, wait_until
-from tests.process.clients import XFF, slot_of
+from tests.process.clients import SEED, XFF, slot_of
 from tests.process.shared_kit import (
     CLIENTS,
     NUM,
@@ -133,6 +133,44 @@ def test_a_long_answer_is_read_to_its_end_before_the_next_client_is_served(
         reply = line.reply()
         assert (reply.status, reply.worker, reply.body) == (200, 2, b"x" * 3_000_000)
         check(line.reply(), A)
+
+
+# -- what these tests would notice ----------------------------------------------------------------
+
+
+def two_clients_share(running: Running) -> None:
+    """What the tests of this file are about, in one line."""
+    with Line(running.port) as line:
+        line.send(ask(A, "/body", method="POST", body=b"one") + ask(B, "/2"), ask(C, "/3"))
+        replies = [
+            check(line.reply(), A, "/body", "one"),
+            check(line.reply(), B, "/2"),
+            check(line.reply(), C, "/3"),
+        ]
+    assert [reply.json()["method"] for reply in replies] == ["POST", "GET", "GET"]
+
+
+@pytest.mark.parametrize("app", ["shared_lab_blind", "shared_lab_shifted"])
+def test_it_would_be_noticed_if_workers_did_not_look_or_a_boundary_were_one_byte_off(
+    kind: Kind, app: str
+) -> None:
+    with kind.serve(app, num=NUM, proxy=True, options=["--seed", SEED]) as running:
+        check_alone(running)
+        with pytest.raises((AssertionError, EOFError, OSError)):
+            two_clients_share(running)
+
+
+def check_alone(running: Running) -> None:
+    """Where nothing is shared such workers do well."""
+    for client in CLIENTS:
+        with Line(running.port) as line:
+            line.send(ask(client, "/1"))
+            check(line.reply(), client, "/1")
+
+
+def test_two_clients_share_a_connection(shared: Running) -> None:
+    check_alone(shared)
+    two_clients_share(shared)
 
 
 # -- segments -------------------------------------------------------------------------------------

@@ -37,5 +37,9 @@ def make_socketio_server() -> Any:
     return socketio_server
 
 
+def make_gevent_server() -> Any:
+    return socketio.Server(async_mode="gevent")
+
+
 def make_flask_socketio_app() -> Any:
     return flask_socketio_app

@@ -247,6 +247,9 @@ def without(tmp_path: Path) -> dict[str, str]:
     [
         ("asgi_apps:lab", [], "websockets", r"'asgi' needs 'websockets'.*socketio-sticky\[asgi\]"),
         ("asgi_apps:lab", ["-k", "asgi"], "websockets", r"'websockets'.*'socketio-sticky\[asgi\]'"),
+        ("asgi_apps:lab", ["--loop", "uvloop"], "uvloop", r"'loop' is 'uvloop'.*\[asgi\]'"),
+        ("apps:lab", ["-k", "gevent"], "gevent", r"'gevent' needs 'gevent'.*\[gevent\]'"),
+        ("process.objects:make_gevent_server", [], "gevent", r"'gevent' needs.*\[gevent\]'"),
         ("apps:lab", ["--reload"], "watchfiles", r"'socketio-sticky\[reload\]'"),
     ],
 )

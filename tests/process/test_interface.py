@@ -188,3 +188,9 @@ def test_explain_says_where_the_server_sends(kind: Kind) -> None:
             assert (ended.returncode, ended.stderr) == (0, "")
             slot = ask(running, f"{XFF}: {address}").json()["worker"]
             assert ended.stdout.endswith(f"slot  {slot} of 4\n")
+
+
+def test_the_worker_class_is_found_out_where_none_is_named() -> None:
+    with serve("tests.apps:whoami") as running:
+        running.wait_for("needs the worker class 'eventlet': all workers are of that class")
+        assert running.get("/").status == 200

@@ -232,3 +232,8 @@ def test_what_cannot_be_minted(twin):
         router(twin).mint(-1, bytes(15))
     with pytest.raises(ValueError, match="15 bytes"):
         router(twin).mint(0, bytes(14))
+
+
+def test_a_tab_ends_the_target_also_before_its_query(twin):
+    head = b"GET  /a=\tb?sid=one HTTP/1.1\r\n\r\n"
+    assert router(twin, proxy=False, session=b"query:sid").session(head, len(head)) == b""

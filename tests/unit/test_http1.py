@@ -20,6 +20,7 @@ from sticky.worker.http1 import (
     Http1,
     Refused,
     date_line,
+    status_line,
     switch,
 )
 
@@ -197,7 +198,7 @@ def test_there_is_one_date_and_the_apps_comes_first() -> None:
 def test_a_reason_of_the_apps_own_is_sent() -> None:
     assert (
         begun(request())
-        .answer(299, [], DATE, size=0, reason=b"So so")
+        .answer(299, [], DATE, size=0, line=status_line("299 So so")[1])
         .startswith(b"HTTP/1.1 299 So so\r\n")
     )
     assert begun(request()).answer(299, [], DATE, size=0).startswith(b"HTTP/1.1 299 \r\n")
@@ -235,10 +236,10 @@ def test_what_cannot_be_sent_is_an_error_of_the_apps(status: int, fields) -> Non
         begun(request()).answer(status, fields, DATE, size=0)
 
 
-@pytest.mark.parametrize("reason", [b"a\r\nX: b", b"a\nb", b"a\0"])
-def test_a_reason_is_no_place_for_a_line_end(reason: bytes) -> None:
+@pytest.mark.parametrize("reason", ["a\r\nX: b", "a\nb", "a\0", "\u20ac"])
+def test_a_reason_is_no_place_for_a_line_end(reason: str) -> None:
     with pytest.raises(BadAnswer):
-        begun(request()).answer(200, [], DATE, size=0, reason=reason)
+        status_line(f"200 {reason}")
 
 
 @given(

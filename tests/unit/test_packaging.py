@@ -31,6 +31,7 @@ def hello():
         return [b"worker " + os.environ["STICKY_WORKER_ID"].encode()]
     return app
 """
+EXAMPLES = ("app_gevent.py", "app_threading.py", "index.html")
 # What a stranger's shell has, and nothing that leads back to this tree.
 ENVIRONMENT = {
     name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "STICKY"))
@@ -108,6 +109,7 @@ def test_the_sdist_carries_the_source_of_the_extension_and_not_what_is_made_of_i
     assert {"sticky/_core.pyx", "sticky/_core.pyi", "sticky/py.typed"} <= set(files)
     assert {"Makefile", "README.md", "CHANGELOG.md", "LICENSE"} <= set(files)
     assert {"tests/harness.py", "examples/chat/app.py", "bench/test_core.py"} <= set(files)
+    assert {f"examples/flask/{name}" for name in EXAMPLES} <= set(files)
     assert {".ci/need", "tests/e2e/.npmrc"} <= set(files)
     assert [file for file in files if file.endswith((".c", ".so", ".pyc"))] == []
     assert [file for file in files if "node_modules" in file] == []
@@ -221,8 +223,8 @@ def options_table() -> str:
 
 
 def test_the_readme_lists_every_option_with_its_default() -> None:
-    readme = (ROOT / "README.md").read_text()
-    found = [line for line in readme.splitlines() if re.match(r"\| (`[a-z0-9_]+`|option) \|", line)]
+    section = (ROOT / "README.md").read_text().partition("\n## Options\n")[2].partition("\n## ")[0]
+    found = [line for line in section.splitlines() if re.match(r"\| (`\w+`|option) \|", line)]
     wanted = [line for line in options_table().splitlines() if not line.startswith("| ---")]
     assert found == wanted, f"the table is to be:\n{options_table()}"
 

@@ -40,8 +40,10 @@ class _Offer(Offer):
 
     __slots__ = ("hooks",)
 
-    def __init__(self, wire: WsgiWire, make: Callable[..., Any]) -> None:
-        super().__init__(wire, make)
+    def __init__(
+        self, wire: WsgiWire, make: Callable[..., Any], current: Callable[[], object]
+    ) -> None:
+        super().__init__(wire, make, current)
         self.hooks: list[tuple[Callable[..., object], Any, Any]] = []
 
     def over(self, environ: dict[str, Any]) -> None:
@@ -116,7 +118,7 @@ class EventletLoop:
     def offer(self, wire: WsgiWire, environ: dict[str, Any], head: Head) -> Behind | None:
         """What eventlet's own server gives: an input with ``get_socket``, hooks that are called
         behind the request, and what a websocket says before it waits."""
-        offer = _Offer(wire, GreenSocket)
+        offer = _Offer(wire, GreenSocket, eventlet.getcurrent)
         environ["eventlet.input"] = offer
         environ["eventlet.posthooks"] = offer.hooks
         environ["eventlet.set_idle"] = _ignore

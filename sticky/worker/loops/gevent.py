@@ -3,6 +3,7 @@ our epoll."""
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from typing import TYPE_CHECKING, Any
@@ -40,6 +41,7 @@ class GeventLoop:
     def __init__(self, service: WsgiService) -> None:
         self._over = gevent.event.Event()
         self._hub: Hub = service.hub
+        self._app = service.wsgi
         self.start = Greenlets(gevent.get_hub()).start
         self._loop = gevent.get_hub().loop
         self._due = math.inf
@@ -97,9 +99,19 @@ class GeventLoop:
         ``wsgi.websocket``."""
         if not head.upgrade:
             return None
-        offer = Offer(wire, _Socket)
+        offer = Offer(wire, _Socket, gevent.getcurrent)
         environ["werkzeug.socket"] = offer.get_socket()
-        return offer.over
+        over: Behind | None = self.websockets and self.websockets.offer(wire, environ, head, offer)
+        return over or offer.over
+
+    @functools.cached_property
+    def websockets(self) -> Any:
+        """What gives out ``wsgi.websocket``; None where gevent-websocket is not there."""
+        try:
+            from .geventwebsocket import Server
+        except ImportError:
+            return None
+        return Server(self._app)
 
     def after_fork(self) -> None:
         """gevent has made a new loop, in which ours is watched: not in the child."""

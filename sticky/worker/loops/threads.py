@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import select
 import socket
+from _thread import get_ident
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -90,7 +91,7 @@ class ThreadsLoop:
         """``werkzeug.socket``, which simple-websocket looks for first."""
         if not head.upgrade:
             return None
-        offer = Offer(wire, _Socket)
+        offer = Offer(wire, _Socket, get_ident)
         environ["werkzeug.socket"] = offer.get_socket()
         return offer.over
 

@@ -254,7 +254,9 @@ KINDS = {NEW: ShortLine, DIRECT: DirectLine, KEPT: Line, ECHO: EchoLine, IDLE_WE
 class Lines:
     """Lines to one server."""
 
-    def __init__(self, port: int, clients: Sequence[Sequence[str]], how: str, sticky: bool) -> None:
+    def __init__(
+        self, ports: Sequence[int], clients: Sequence[Sequence[str]], how: str, sticky: bool
+    ) -> None:
         self._lines = [
             KINDS[how](ports[number % len(ports)], them, number)
             for number, them in enumerate(clients)

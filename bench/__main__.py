@@ -24,7 +24,7 @@ from . import clients
 from .clients import DIRECT, ECHO, IDLE_WEBSOCKET, KEPT, NEW, Clients, clients_by_slot
 from .measure import QUICK, Case, Verdict, alternate, ratio, section
 from .nginx import nginx
-from .rigs import CLASSES, ROOT, Rig, machine, rig
+from .rigs import CLASSES, ROOT, Rig, fds_of, machine, memory_of, rig
 
 SETS = 1 if QUICK else 3
 TURNS = 7 if QUICK else 11
@@ -305,34 +305,40 @@ def memory() -> str:
                 ("idle websocket", "silent", IDLE_WEBSOCKET),
                 ("idle kept-alive", "numbered", KEPT),
             ):
-                try:
-                    ours = _bytes(asking, name, ("--proxy",), app, how, count)
-                except RuntimeError as error:
-                    print(f"{name}, {what}: {error}", file=sys.stderr)
-                    continue
                 more = threads if how == IDLE_WEBSOCKET else ()
-                theirs = _bytes(asking, plain, more, app, how, count)
-                rows.append({"": name, "what": what, "KB": ours / 1024})
-                rows.append({"": plain, "what": what, "KB": theirs / 1024})
-                said = f"{kind}, {what}, memory over {plain}"
-                verdicts.append(Verdict(said, ours / theirs, 1.0))
-    title = f"Memory of the workers for each of {count:,} connections"
+                beside = {}
+                for server, options in ((name, ("--proxy",)), (plain, more)):
+                    try:
+                        beside[server] = _held(asking, server, options, app, how, count)
+                    except RuntimeError as error:
+                        print(f"{server}, {what}: {error}", file=sys.stderr)
+                        break
+                    rows.append({"": server, "what": what, **beside[server]})
+                else:
+                    said = f"{kind}, {what}, memory over {plain}"
+                    value = beside[name]["KB each"] / beside[plain]["KB each"]
+                    verdicts.append(Verdict(said, value, 1.0))
+    title = f"Memory for each of {count:,} connections on which nothing happens"
     return section(title, rows, verdicts)
 
 
-def _bytes(
+def _held(
     asking: Clients, name: str, options: Sequence[str], app: str, how: str, count: int
-) -> float:
+) -> dict[str, float | int | None]:
+    """What is held for so many connections: by the workers, and by sticky's master in all."""
     with rig(name, 2, *options, app=app) as it:
         asking.prepare("few", [it.port], clients.own(20, 2), how, sticky=False)
         time.sleep(0.3)
-        before = it.memory()
+        memory, master, fds = it.memory(), memory_of(it.master), fds_of(it.master)
         asking.prepare("many", [it.port], clients.own(count // 2, 2) * 2, how, sticky=False)
         time.sleep(0.5)
-        after = it.memory()
+        found: dict[str, float | int | None] = {"KB each": (it.memory() - memory) / 1024 / count}
+        ours = name.startswith("sticky")
+        found["master, KB"] = (memory_of(it.master) - master) // 1024 if ours else None
+        found["master, descriptors"] = fds_of(it.master) - fds if ours else None
         asking.forget("many")
         asking.forget("few")
-    return (after - before) / count
+    return found
 
 
 PARTS = {part.__name__: part for part in (new, kept, shared, echo, memory)}

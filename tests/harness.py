@@ -272,7 +272,7 @@ class Running:
                 problems.append(f"not ended {self.end_timeout} s after TERM: pid {self.pid}")
         if not problems:
             try:
-                wait_until(lambda: not self.processes(), 5, "no process is left")
+                wait_until(lambda: not self.processes(), 15, "no process is left")
             except TimeoutError:
                 problems += [f"left behind: {process}" for process in self.processes()]
         for process in self.processes():

@@ -16,9 +16,10 @@ import socket
 import sys
 import time
 from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from .. import channel, logs
+from .. import channel
 from ..board import APP_ERRORS
 from ..core import Head
 from ..errors import WorkerError
@@ -94,7 +95,6 @@ class AsgiService(Service):
     def run(self) -> None:
         with asyncio.Runner(loop_factory=loop_factory(self.options.loop)) as runner:
             self.loop = loop = runner.get_loop()
-            logs.take_over(self.options)
             main = loop.create_task(self._serve())
             while not main.done():
                 try:
@@ -114,7 +114,7 @@ class AsgiService(Service):
         self.hub.on_stop = lambda: None if stopped.done() else stopped.set_result(None)
         self.hub.on_earlier = self._set_timer
         loop.add_signal_handler(signal.SIGTERM, self.draining.end)
-        loop.add_reader(self.hub.fileno(), self._turn)
+        loop.add_reader(self.hub.fileno(), self._turn, self.hub.turn)
         self.begin()
         self._set_timer()
         await stopped
@@ -136,11 +136,21 @@ class AsgiService(Service):
 
     # -- the loop -----------------------------------------------------------------------------
 
-    def _turn(self) -> None:
-        """The hub has something to do."""
+    def watch_inbox(self, fd: int, call: Callable[[int], None]) -> None:
+        # By the loop itself: a connection in its inbox is the commonest thing that wakes a worker,
+        # and this saves it a turn of the hub.
+        self.loop.add_reader(fd, self._turn, partial(call, 0))
+
+    def leave_inbox(self, fd: int) -> None:
+        self.loop.remove_reader(fd)
+
+    def _turn(self, work: Callable[[], object]) -> None:
+        """There is something to do."""
         self._turning = True
         try:
-            self.hub.turn()
+            work()
+        except Exception:
+            log.exception("an error in the worker's loop")
         finally:
             self._turning = False
             if self._fresh:
@@ -165,7 +175,7 @@ class AsgiService(Service):
     def _timer_rings(self) -> None:
         self._timer, self._timer_due = None, math.inf
         if not self.hub.over:
-            self._turn()
+            self._turn(self.hub.turn)
             self._set_timer()
 
     def _start_task(self, work: Coroutine[Any, Any, None]) -> None:
@@ -232,9 +242,9 @@ class AsgiService(Service):
             raise
         except BaseException:
             self.handler_failed(connection)
-            wire.introduced(failed=True)
+            self.sync.introduced(wire, failed=True)
         else:
-            wire.introduced()
+            self.sync.introduced(wire)
 
     def end_upgraded(self, wire: Wire) -> None:
         assert isinstance(wire, AsgiWire)

@@ -11,7 +11,6 @@ the first time: one that lives for one request never is, and further requests co
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import logging
 import math
@@ -28,6 +27,7 @@ from ..board import (
     REFUSED_HEADS,
     SYNC_TIMEOUTS,
 )
+from ..board import RESTING as AT_REST
 from ..channel import Address, socket_family
 from ..core import Head
 from ..rules import MISSING
@@ -43,10 +43,8 @@ log = logging.getLogger("sticky.worker")
 
 WATCH = EPOLLIN | EPOLLRDHUP | EPOLLET
 ENDED = EPOLLRDHUP | EPOLLHUP | EPOLLERR
-_WATCH_HELD = EPOLLRDHUP | EPOLLET
 READ_SIZE = 65536
 _DONTWAIT = int(socket.MSG_DONTWAIT)
-_PEEK = int(socket.MSG_PEEK | socket.MSG_DONTWAIT)
 SEND = int(socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
 _STREAM = int(socket.SOCK_STREAM)
 _MOST_READS = 16
@@ -132,8 +130,8 @@ class Wire:
         """
         if prefix:
             self.http.receive(prefix)
-        if self.service.prepares:
-            self._introduce()
+        if self.service.sync.wanted:
+            self.service.sync.hold(self)
         else:
             self.go_on()
 
@@ -144,54 +142,27 @@ class Wire:
 
     def go_on(self) -> None:
         """Serve the next request, once it is there and if it is to be served here."""
+        if self.state == RESTING:
+            self.service.count(AT_REST, -1)
+            self.state = SERVING  # or on its way there
         head = self.next()
         if head is not None:
             self.serve(head)
 
-    def _introduce(self) -> None:
-        """The handlers' turn, before the app has any byte of it."""
+    # -- before its first request -------------------------------------------------------------
+
+    @property
+    def held(self) -> bool:
+        """Whether it waits for the app (see ``sync``)."""
+        return self.state == HELD
+
+    def hold(self) -> None:
+        """It waits for the app, and nothing of it is read."""
         self.state = HELD
-        head = self.http.unread
-        with contextlib.suppress(OSError):  # its client may have left, which is noticed later
-            head += self.sock.recv(self.service.max_head_size, _PEEK)
-        came = "moved" if self.moves else "accepted"
-        key = self.service.placing.key_of(head, self.peer)
-        self.connection = Connection(self.address, key, head, came)
-        event = self.service.options.sync
-        if event is not None:
-            self.connection.hold(event, lambda: self.service.hub.call(self.released))
-        self.service.introduce(self, self.connection)
 
-    def introduced(self, *, failed: bool = False) -> None:
-        """The handlers have had their turn (in the loop's thread)."""
-        service, connection = self.service, self.connection
-        if self.state != HELD or connection is None:
-            return
-        if failed:
-            self._let_go()
-            self.refuse(500)
-        elif service.options.sync is None:
-            self._let_go()
-            self.go_on()
-        elif not connection.released:
-            # Its first bytes are there and are not read: only its end can be waited for.
-            service.hub.register(self.fd, self, _WATCH_HELD)
-            self.registered = True
-            service.hub.keep(self, time.monotonic() + service.options.sync_timeout)
-
-    def released(self) -> None:
-        """The app has released it (in the loop's thread)."""
-        if self.state == HELD:
-            self._let_go()
-            self.go_on()
-
-    def _let_go(self) -> None:
-        """It is held no longer, and cannot be released any more."""
-        if self.connection is not None and self.service.options.sync is not None:
-            self.connection.hold(self.service.options.sync, None)
-        self.connection = None
+    def release(self) -> None:
+        """It waits no longer."""
         self.unregister()
-        self.due = math.inf
         self.state = NEW
 
     # -- between two requests -----------------------------------------------------------------
@@ -302,6 +273,7 @@ class Wire:
         if not self.registered:
             self.registered = True
             service.hub.register(self.fd, self, WATCH)
+        service.count(AT_REST)
         self.state = RESTING
         if self.pending or draining.passes_on or draining.finishing:
             service.hub.call(self.settle)
@@ -313,11 +285,11 @@ class Wire:
             self.pending = True
             self.look_again()
 
-    def watch(self) -> None:
+    def watch(self, events: int = WATCH) -> None:
         """Have ``ready`` called when something happens."""
         if not self.registered:
             self.registered = True
-            self.service.hub.register(self.fd, self, WATCH)
+            self.service.hub.register(self.fd, self, events)
         elif self.pending:
             self.service.hub.call(self.look_again)
 
@@ -348,9 +320,7 @@ class Wire:
         elif state == LINGERING:
             self._forget()
         elif state == HELD:
-            self.service.count(LEFT_UNRELEASED)
-            self._let_go()
-            self.refuse(503)
+            self.service.sync.over(self, LEFT_UNRELEASED)
 
     def late(self, now: float) -> None:
         """A deadline has passed."""
@@ -365,9 +335,7 @@ class Wire:
             service.count(KEEP_ALIVE_ENDED)
             self.close()
         elif state == HELD:
-            service.count(SYNC_TIMEOUTS)
-            self._let_go()
-            self.refuse(503)
+            service.sync.over(self, SYNC_TIMEOUTS)
         elif state in (UNREAD, LINGERING):
             self.close()
 
@@ -506,6 +474,8 @@ class Wire:
         """Close it, here: close(2) and no more, because it may live on in another process."""
         if self.state == CLOSED:
             return
+        if self.state == RESTING:
+            self.service.count(AT_REST, -1)
         self.state = CLOSED
         self.unregister()
         self.service.hub.forget(self)

@@ -51,7 +51,6 @@ class Link:
         self._leaving: deque[tuple[Wire, int, int, bool]] = deque()
         self._blocked = False
         self._watcher = Watcher(self._on_control)
-        self._inbox_watcher = Watcher(self._on_inbox)
 
     def begin(self) -> None:
         """Tell the master that the app is ready; from now on connections are picked up."""
@@ -65,15 +64,15 @@ class Link:
         """There may be room again: look at the inbox, if there is."""
         if self.paused and self.service.has_room:
             self.paused = False
-            self.service.hub.register(self.inbox.fileno(), self._inbox_watcher)
+            self.service.watch_inbox(self.inbox.fileno(), self._on_inbox)
 
     def pause(self) -> None:
         """Leave in the inbox what is there."""
         if not self.paused:
             self.paused = True
-            self.service.hub.unregister(self.inbox.fileno())
+            self.service.leave_inbox(self.inbox.fileno())
 
-    def _on_inbox(self, _: int) -> None:
+    def _on_inbox(self, _: int = 0) -> None:
         """Adopt what is there, within the bound.
 
         One at a time while they come singly: the next wait tells as cheaply as a failing read

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from .. import board, channel
+from .. import board, channel, logs
 from ..answers import refusals, texts
 from ..core import Head
 from ..forwarded import Trusted
@@ -23,12 +23,12 @@ from .accesslog import AccessLog
 from .boundary import Wire
 from .draining import Draining
 from .http1 import Refused
-from .hub import Hub
+from .hub import Hub, Watcher
 from .kernel import Socket
 from .link import Link
 from .placing import Placing
 from .sessions import instances
-from .sync import Connection
+from .sync import Connection, Sync
 
 if TYPE_CHECKING:
     from .main import Worker
@@ -82,6 +82,7 @@ class Service:
 
     def __init__(self, worker: Worker, app: Any, control: Socket, inbox: Socket) -> None:
         options = worker.options
+        logs.take_over(options)
         self.worker = worker
         self.app = app
         self.options = options
@@ -101,6 +102,7 @@ class Service:
         self.looks = self.placing.looking
         self.link = Link(self, control, inbox)
         self.draining = Draining(self)
+        self.sync = Sync(self)
         self._told: set[str] = set()
         self._one_address = _is_one_address(options)
         self._local: tuple[str, int] | None = None
@@ -117,8 +119,16 @@ class Service:
         """A connection as this worker class serves it."""
         raise NotImplementedError
 
+    def watch_inbox(self, fd: int, call: Callable[[int], None]) -> None:
+        """Have this called when a connection comes."""
+        self.hub.register(fd, Watcher(call))
+
+    def leave_inbox(self, fd: int) -> None:
+        """Leave in the inbox what is there."""
+        self.hub.unregister(fd)
+
     def introduce(self, wire: Wire, connection: Connection) -> None:
-        """Have the handlers called, then ``wire.introduced`` in the loop's thread."""
+        """Have the handlers called, then ``sync.introduced`` in the loop's thread."""
         raise NotImplementedError
 
     def end_upgraded(self, wire: Wire) -> None:
@@ -140,11 +150,6 @@ class Service:
         return True
 
     # -- what its parts say -------------------------------------------------------------------
-
-    @property
-    def prepares(self) -> bool:
-        """Whether the app wants to know of a connection before it is served."""
-        return bool(self.worker.handlers) or self.options.sync is not None
 
     def begin(self) -> None:
         """The app is ready: say so, and take connections."""

@@ -7,12 +7,22 @@ event is emitted, the connection goes on in the worker's own loop.
 
 from __future__ import annotations
 
-import logging
+import contextlib
+import math
+import socket
+import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from ..channel import Address
+from .kernel import EPOLLET, EPOLLRDHUP
 
-log = logging.getLogger("sticky.worker")
+if TYPE_CHECKING:
+    from .boundary import Wire
+    from .service import Service
+
+_PEEK = int(socket.MSG_PEEK | socket.MSG_DONTWAIT)
+_WATCH = EPOLLRDHUP | EPOLLET
 
 
 class Connection:
@@ -62,3 +72,70 @@ class Connection:
 
 
 Handler = Callable[[Connection], object]
+
+
+class Sync:
+    """What comes before a connection's first request, where the app has asked for it.
+
+    Args:
+        service: whose connections are meant. It calls the handlers (``introduce``).
+    """
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._event = service.options.sync
+
+    @property
+    def wanted(self) -> bool:
+        """Whether the app wants to know of a connection before it is served."""
+        return self._event is not None or bool(self._service.worker.handlers)
+
+    def hold(self, wire: Wire) -> None:
+        """The handlers' turn, before the app has any byte of it."""
+        service = self._service
+        wire.hold()
+        head = wire.http.unread
+        with contextlib.suppress(OSError):  # its client may have left, which is noticed later
+            head += wire.sock.recv(service.max_head_size, _PEEK)
+        came = "moved" if wire.moves else "accepted"
+        key = service.placing.key_of(head, wire.peer)
+        wire.connection = Connection(wire.address, key, head, came)
+        if self._event is not None:
+            wire.connection.hold(self._event, lambda: service.hub.call(lambda: self._go(wire)))
+        service.introduce(wire, wire.connection)
+
+    def introduced(self, wire: Wire, *, failed: bool = False) -> None:
+        """The handlers have had their turn (in the loop's thread)."""
+        connection = wire.connection
+        if not wire.held or connection is None:
+            return
+        if failed:
+            self._let_go(wire)
+            wire.refuse(500)
+        elif self._event is None:
+            self._go(wire)
+        elif not connection.released:
+            # Its first bytes are there and are not read: only its end can be waited for.
+            wire.watch(_WATCH)
+            seconds = self._service.options.sync_timeout
+            self._service.hub.keep(wire, time.monotonic() + seconds)
+
+    def over(self, wire: Wire, cell: int) -> None:
+        """It was not released in time, or its client has left, which is counted there."""
+        self._service.count(cell)
+        self._let_go(wire)
+        wire.refuse(503)
+
+    def _go(self, wire: Wire) -> None:
+        """Serve it (in the loop's thread)."""
+        if wire.held:
+            self._let_go(wire)
+            wire.go_on()
+
+    def _let_go(self, wire: Wire) -> None:
+        """It is held no longer, and cannot be released any more."""
+        if wire.connection is not None and self._event is not None:
+            wire.connection.hold(self._event, None)
+        wire.connection = None
+        wire.due = math.inf
+        wire.release()

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .wsgi import WsgiWire
+    from .wsgi_http import WsgiWire
 
 _READING = ("recv", "recv_into")
 _KEEPING = ("dup", "detach")

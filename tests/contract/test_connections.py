@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import time
@@ -266,3 +267,31 @@ def test_every_process_of_a_server_can_say_what_was_counted() -> None:
                 assert [workers[slot]["open"] for slot in (0, 1)] == [1, 0]
     assert server.stats() == sticky.stats()  # what it had counted when it ended
     assert sticky.stats()["workers"] == {}
+
+
+def test_connections_at_rest_are_counted(kind: Kind) -> None:
+    with kind.serve("shared_lab", num=1) as running, contextlib.ExitStack() as clients:
+
+        def resting() -> int:
+            found: int = running.get("/stats").json()["resting"]
+            return found
+
+        lines = [clients.enter_context(Client(running.port)) for _ in range(5)]
+        for line in lines:
+            line.send(head())
+            line.answer()
+        wait_until(lambda: resting() == 5)
+        lines.pop().sock.close()
+        wait_until(lambda: resting() == 4)
+        lines[0].send(head())
+        lines[0].answer()
+        wait_until(lambda: resting() == 4)
+
+
+def test_what_is_sent_in_pieces_does_not_wait_for_the_piece_before(kind: Kind) -> None:
+    """The worker's end of a connection has TCP_NODELAY, which it has from the listener."""
+    with kind.serve("lab", num=1) as running, Client(running.port, head()) as client:
+        client.answer()
+        found = running.get("/undelayed").json()
+        assert len(found) == 2
+        assert all(found)

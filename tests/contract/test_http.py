@@ -18,7 +18,7 @@ from tests.harness import Kind, Running, wait_until
 from tests.process.clients import Client, head, parse
 from tests.process.shared_kit import Line, Reply
 
-BODY_TIMEOUT = WRITE_TIMEOUT = 1.0
+BODY_TIMEOUT = WRITE_TIMEOUT = 2.0
 OPTIONS = ["--body-timeout", str(BODY_TIMEOUT), "--write-timeout", str(WRITE_TIMEOUT)]
 
 
@@ -302,7 +302,7 @@ def test_a_body_may_take_longer_than_that_if_it_goes_on(running: Running) -> Non
     lines = "Content-Length: 8"
     with Client(running.port, head(lines, "Connection: close", method="POST")) as client:
         for _ in range(8):
-            time.sleep(BODY_TIMEOUT / 5)  # each pause is shorter, and all of them longer
+            time.sleep(BODY_TIMEOUT / 6)  # each pause is shorter, and all of them longer
             client.send(b"x")
         assert json.loads(parse(client.rest()).body)["body"] == "xxxxxxxx"
 

@@ -32,7 +32,7 @@ PREFETCH = 4
 @pytest.fixture(scope="module")
 def shared(kind: Kind) -> Iterator[Running]:
     """For what a server has to survive."""
-    options = (*ROUTED, "--queue-timeout", "5")
+    options = (*ROUTED, "--queue-timeout", "60")
     with kind.serve("lab", num=NUM, proxy=True, options=options) as running:
         yield running
 
@@ -130,22 +130,24 @@ def test_killed_workers_leave_no_zombie(shared: Running) -> None:
     assert all(child.status() != psutil.STATUS_ZOMBIE for child in children)
 
 
-def test_a_worker_that_stands_still_holds_up_nobody_else(shared: Running) -> None:
+def test_a_worker_that_stands_still_holds_up_nobody_else(kind: Kind) -> None:
     """Those of its clients for whom there is no room are told to come again, with a 503."""
-    with stopped(served_by(shared, 0)):
-        clients = [ask(shared, 0) for _ in range(40)]
-        for _ in range(10):
-            served_by(shared, 1)
-            served_by(shared, 2)
-        refused = [client.answer() for client in clients[30:]]  # an inbox takes about 20
-        for answer in refused:
-            assert answer.status == 503
-            assert answer.headers["Retry-After"] == "1"
-            assert answer.headers["Connection"] == "close"
-    answers = [client.answer() for client in clients[:10]]
-    assert [answer.status for answer in answers] == [200] * 10
-    for client in clients:
-        client.close()
+    options = (*ROUTED, "--queue-timeout", "1")
+    with (
+        kind.serve("lab", num=NUM, proxy=True, options=options) as shared,
+        contextlib.ExitStack() as opened,
+    ):
+        with stopped(served_by(shared, 0)):
+            clients = [opened.enter_context(ask(shared, 0)) for _ in range(40)]
+            for _ in range(10):
+                served_by(shared, 1)
+                served_by(shared, 2)
+            for client in clients[30:]:  # an inbox takes about 20
+                answer = client.answer()
+                assert answer.status == 503
+                assert answer.headers["Retry-After"] == "1"
+                assert answer.headers["Connection"] == "close"
+        assert [client.answer().status for client in clients[:10]] == [200] * 10
 
 
 def test_the_queue_of_a_worker_that_goes_on_is_served_in_full(shared: Running) -> None:
@@ -193,7 +195,7 @@ def test_a_worker_that_does_not_answer_is_killed_and_replaced(
 
 
 @pytest.mark.parametrize("busy", ["idle", "computing", "stopped"])
-def test_a_killed_master_leaves_no_process_for_a_second(kind: Kind, busy: str) -> None:
+def test_a_killed_master_leaves_no_process(kind: Kind, busy: str) -> None:
     with kind.serve("lab", num=NUM, proxy=True, options=ROUTED) as running:
         pid = running.worker_pids()[0]
         with ask(running, 0, "/spin?seconds=60" if busy == "computing" else "/") as client:
@@ -204,7 +206,7 @@ def test_a_killed_master_leaves_no_process_for_a_second(kind: Kind, busy: str) -
             if busy == "stopped":
                 os.kill(pid, signal.SIGSTOP)
             os.kill(running.master_pid, signal.SIGKILL)
-            wait_for_none(running, 1.0)
+            wait_for_none(running, 10)  # at once, and not when a heartbeat is missed
 
 
 # -- stopping ----------------------------------------------------------------------------------
@@ -284,7 +286,8 @@ def test_a_graceful_stop_serves_the_inbox_of_a_worker_that_dies_meanwhile(kind: 
 def test_clients_who_only_wait_do_not_hold_up_a_graceful_stop(kind: Kind) -> None:
     """A long poll, a websocket, an idle keep-alive connection, one that has said nothing, and one
     in the middle of its head."""
-    with kind.serve("socketio_server", num=1, options=("--no-defer-accept",)) as running:
+    options = ("--no-defer-accept", "--graceful-timeout", "600")  # nobody waits for so long
+    with kind.serve("socketio_server", num=1, options=options) as running:
         query = "/socket.io/?EIO=4&transport="
         sid = json.loads(running.get(query + "polling").body[1:])["sid"]
         polling = f"{query}polling&sid={sid}"
@@ -303,9 +306,7 @@ def test_clients_who_only_wait_do_not_hold_up_a_graceful_stop(kind: Kind) -> Non
         silent = Client(running.port)
         partial = Client(running.port, head()[:20])
         assert running.get("/none").status == 404  # all of them have arrived
-        started = time.monotonic()
         assert running.stop() == 0
-        assert time.monotonic() - started < 15, "it waited for the graceful timeout of 30 s"
         for client in (poll, idle, silent, partial):
             with contextlib.suppress(ConnectionError):
                 client.rest()
@@ -330,29 +331,27 @@ def test_a_request_that_never_ends_is_cut_at_the_graceful_timeout(kind: Kind) ->
 
 @pytest.mark.parametrize("sig", [signal.SIGINT, signal.SIGQUIT])
 def test_an_interrupt_is_quick_whatever_goes_on(kind: Kind, sig: int) -> None:
-    with kind.serve("websocket_echo", num=2, proxy=True, options=ROUTED) as running:
+    options = (*ROUTED, "--graceful-timeout", "600")
+    with kind.serve("websocket_echo", num=2, proxy=True, options=options) as running:
         url, header = f"ws://127.0.0.1:{running.port}/ws", {XFF: addresses_of(0, 2, 1)[0]}
         ws = websocket.create_connection(url, timeout=20, header=header)
         with ask(running, 0, "/slow?seconds=60"), ask(running, 1, "/spin?seconds=60"):
             wait_until_it_computes(running.worker_pids()[1])
-            started = time.monotonic()
             assert running.stop(sig) == 0
-            assert time.monotonic() - started < 10
         ws.shutdown()
         assert "Traceback" not in running.log()
 
 
 def test_an_interrupt_overtakes_a_graceful_stop(kind: Kind) -> None:
+    patient = ("--graceful-timeout", "600")
     with (
-        kind.serve("lab", num=2, proxy=True, options=ROUTED) as running,
-        ask(running, 0, "/slow?seconds=60"),
+        kind.serve("lab", num=2, proxy=True, options=(*ROUTED, *patient)) as running,
+        ask(running, 0, "/slow?seconds=600"),
     ):
         served_by(running, 0)
         running.send_signal(signal.SIGTERM)
         wait_until(lambda: refused(running.port), what="new connections are refused")
-        started = time.monotonic()
         assert running.stop(signal.SIGINT) == 0
-        assert time.monotonic() - started < 10
 
 
 # -- starting ----------------------------------------------------------------------------------

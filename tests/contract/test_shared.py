@@ -516,11 +516,22 @@ def test_an_idle_connection_is_closed_when_its_time_is_over_moved_or_not(
 
 
 def test_an_idle_connection_is_kept_while_its_time_is_not_over(impatient: Running) -> None:
-    with Line(impatient.port) as line:
-        for client in by_turns(9):
-            line.send(ask(client))
-            check(line.reply(), client)
-            threading.Event().wait(KEEP_ALIVE * 0.3)  # being idle is what is tested
+    pauses = [0.0]
+    while True:
+        with Line(impatient.port) as line:
+            try:
+                for client in by_turns(5):
+                    line.send(ask(client))
+                    check(line.reply(), client)
+                    answered = time.monotonic()
+                    time.sleep(KEEP_ALIVE * 0.3)  # being idle is what is tested
+                    pauses.append(time.monotonic() - answered)
+            except (EOFError, OSError):
+                if max(pauses) < KEEP_ALIVE * 0.9:  # else we were too slow ourselves
+                    raise
+                pauses = [0.0]
+            else:
+                return
 
 
 def test_a_request_may_take_longer_than_an_idle_connection(impatient: Running) -> None:
@@ -870,7 +881,7 @@ class Sharers:
 
 def test_a_killed_worker_loses_what_it_had_and_nothing_else(kind: Kind) -> None:
     """Six connections, each with one request at a time: no more than that can be lost at once."""
-    with shared_server(kind) as running:
+    with shared_server(kind, "--queue-timeout", "60") as running:
         with Sharers(running) as sharers:
             for kill in range(3):
                 sharers.wait(200)

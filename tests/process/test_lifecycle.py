@@ -71,7 +71,7 @@ def test_a_killed_master_is_told_to_the_launcher_and_leaves_no_process(
     script = Script(tmp_path, kind)
     with script.serve("sticky.listen(factory, 0, 2)", 2) as running:
         os.kill(running.master_pid, signal.SIGKILL)
-        wait_for_none(running, 5)
+        wait_for_none(running, 20)
         assert running.wait() == 128 + signal.SIGKILL
 
 

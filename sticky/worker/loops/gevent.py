@@ -18,7 +18,8 @@ from ..taking import Offer
 from .greenlets import Greenlets
 
 if TYPE_CHECKING:
-    from ..wsgi import Behind, WsgiService, WsgiWire
+    from ..wsgi import Behind, WsgiService
+    from ..wsgi_http import WsgiWire
 
 _READ = 1
 

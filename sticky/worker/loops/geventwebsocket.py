@@ -24,7 +24,8 @@ from ..http1 import date_line, switch
 from ..taking import Offer
 
 if TYPE_CHECKING:
-    from ..wsgi import Behind, WsgiWire
+    from ..wsgi import Behind
+    from ..wsgi_http import WsgiWire
 
 _VERSION = "13"
 _GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"

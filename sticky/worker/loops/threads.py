@@ -18,7 +18,8 @@ from ..hub import Hub
 from ..taking import Offer
 
 if TYPE_CHECKING:
-    from ..wsgi import Behind, WsgiService, WsgiWire
+    from ..wsgi import Behind, WsgiService
+    from ..wsgi_http import WsgiWire
 
 _RETRY = 0.5
 """Seconds until it is tried again to start a thread."""

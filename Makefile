@@ -3,7 +3,7 @@
 # make fast    the tests that need nothing but Python, without the slowest of them
 #              (PYTHON=python3.12, here and everywhere, for another Python)
 # make fuzz    the compiled core under AddressSanitizer and UBSan, fed for a minute (FUZZ_SECONDS)
-# make bench   the benchmarks
+# make bench   the benchmarks (a quarter of an hour; BENCH_QUICK=1: three minutes)
 # make long    100,000 requests through each real proxy to each kind of server (a quarter of an hour)
 # make clean   remove what the others made
 #
@@ -54,6 +54,7 @@ fuzz: ready-for-fast
 	$(BIN)/python -m tests.fuzz
 
 bench: $(VENV)/ready-for-bench
+	$(BIN)/python -m bench
 	$(BIN)/python -m pytest bench
 
 # nginx and HAProxy send the requests of 20 clients over few connections; every request has to be

@@ -24,7 +24,7 @@ from . import clients
 from .clients import DIRECT, ECHO, IDLE_WEBSOCKET, KEPT, NEW, Clients, clients_by_slot
 from .measure import QUICK, Case, Verdict, alternate, ratio, section
 from .nginx import nginx
-from .rigs import CLASSES, ROOT, Rig, machine, rig
+from .rigs import CLASSES, ROOT, Rig, fds_of, machine, memory_of, rig
 
 SETS = 1 if QUICK else 3
 TURNS = 7 if QUICK else 11
@@ -79,14 +79,14 @@ def rows_of(cases: Mapping[str, Case], *floors: str) -> list[dict[str, object]]:
 def _case(
     asking: Clients,
     name: str,
-    port: int,
+    ports: Sequence[int],
     lines: Sequence[Sequence[str]],
     how: str,
     *counted: object,
     sticky: bool = True,
     at_once: int = 0,
 ) -> Case:
-    asking.prepare(name, port, lines, how, sticky=sticky)
+    asking.prepare(name, ports, lines, how, sticky=sticky)
     return Case(lambda requests: asking.ask(name, requests, at_once), counted)
 
 
@@ -106,18 +106,18 @@ def new() -> str:
         rigs: dict[str, Rig] = {}
         for name in OURS:
             it = stack.enter_context(rig(name, 2, "--proxy"))
-            found[name] = _case(asking, name, it.port, lines, NEW, it)
+            found[name] = _case(asking, name, [it.port], lines, NEW, it)
             it = stack.enter_context(rig(name, 2))
             direct = f"{name}, by address"
-            found[direct] = _case(asking, direct, it.port, lines, DIRECT, it)
+            found[direct] = _case(asking, direct, [it.port], lines, DIRECT, it)
         for name in PLAIN + GUNICORN:
             it = rigs[name] = stack.enter_context(rig(name, 2))
-            found[name] = _case(asking, name, it.port, lines, NEW, it, sticky=False)
+            found[name] = _case(asking, name, [it.port], lines, NEW, it, sticky=False)
         hashed = ("plain eventlet", "plain uvicorn")
         front = stack.enter_context(nginx({name: rigs[name].own for name in hashed}, [0, 32]))
         for (name, keepalive), port in front.ports.items():
             title = _hash(name, keepalive)
-            found[title] = _case(asking, title, port, lines, NEW, rigs[name], front)
+            found[title] = _case(asking, title, [port], lines, NEW, rigs[name], front)
         return found
 
     found = measured(cases, TURNS, 150 if QUICK else 300)
@@ -163,17 +163,19 @@ def _kept(connections: int) -> str:
         found: dict[str, Case] = {}
         for name in OURS:
             it = stack.enter_context(rig(name, 2, "--proxy"))
-            found[name] = _case(asking, name, it.port, own, KEPT, it)
+            found[name] = _case(asking, name, [it.port], own, KEPT, it)
             moved = f"{name}, moved"
-            found[moved] = _case(asking, moved, it.port, moving, KEPT, it)
+            found[moved] = _case(asking, moved, [it.port], moving, KEPT, it)
         rigs = {}
         for name in PLAIN + GUNICORN:
             it = rigs[name] = stack.enter_context(rig(name, 2))
-            found[name] = _case(asking, name, it.port, own, KEPT, it, sticky=False)
+            # As many connections to each process, where that can be had, as sticky's have.
+            ports = it.own or [it.port]
+            found[name] = _case(asking, name, ports, own, KEPT, it, sticky=False)
         upstream = "plain eventlet"
         front = stack.enter_context(nginx({upstream: rigs[upstream].own}, [32]))
         title = _hash(upstream, 32)
-        found[title] = _case(asking, title, front.ports[upstream, 32], own, KEPT, it, front)
+        found[title] = _case(asking, title, [front.ports[upstream, 32]], own, KEPT, it, front)
         found[title].counted = [rigs[upstream], front]
         return found
 
@@ -225,7 +227,7 @@ def shared() -> str:
         for (name, keepalive), port in front.ports.items():
             title = f"{name}, keepalive {keepalive}"
             served = rigs[name], front
-            found[title] = _case(asking, title, port, twenty, KEPT, *served, at_once=10)
+            found[title] = _case(asking, title, [port], twenty, KEPT, *served, at_once=10)
         return found
 
     found = measured(cases, TURNS, 300 if QUICK else 500)
@@ -251,17 +253,21 @@ def shared() -> str:
 
 
 def echo() -> str:
-    """Messages of python-socketio over websockets, one at a time on each of ten."""
-    lines = clients.own(10, 2)
+    """Messages of python-socketio over websockets, one at a time on each of ten.
+
+    One worker: how many connections SO_REUSEPORT gives to each of two is chance, and with it how
+    many messages share a wake-up.
+    """
+    lines = clients.own(10, 1)
     app = "echo"
 
     def cases(stack: contextlib.ExitStack, asking: Clients) -> dict[str, Case]:
         found = {}
         for name in [f"sticky {kind}" for kind in CHOSEN] + list(ECHO_BESIDE.values()):
             options = ["--proxy"] if name.startswith("sticky") else []
-            it = stack.enter_context(rig(name, 2, *options, app=app))
+            it = stack.enter_context(rig(name, 1, *options, app=app))
             try:
-                found[name] = _case(asking, name, it.port, lines, ECHO, it)
+                found[name] = _case(asking, name, [it.port], lines, ECHO, it)
             except RuntimeError as error:
                 print(f"{name}, {app}: {error}", file=sys.stderr)
         return found
@@ -277,7 +283,7 @@ def echo() -> str:
         if f"sticky {kind}" in found
     ]
     return section(
-        "Socket.IO over a websocket, echo, 10 clients, 2 workers",
+        "Socket.IO over a websocket, echo, 10 clients, 1 worker",
         rows_of(found, "plain eventlet", "plain uvicorn"),
         verdicts,
     )
@@ -299,34 +305,40 @@ def memory() -> str:
                 ("idle websocket", "silent", IDLE_WEBSOCKET),
                 ("idle kept-alive", "numbered", KEPT),
             ):
-                try:
-                    ours = _bytes(asking, name, ("--proxy",), app, how, count)
-                except RuntimeError as error:
-                    print(f"{name}, {what}: {error}", file=sys.stderr)
-                    continue
                 more = threads if how == IDLE_WEBSOCKET else ()
-                theirs = _bytes(asking, plain, more, app, how, count)
-                rows.append({"": name, "what": what, "KB": ours / 1024})
-                rows.append({"": plain, "what": what, "KB": theirs / 1024})
-                said = f"{kind}, {what}, memory over {plain}"
-                verdicts.append(Verdict(said, ours / theirs, 1.0))
-    title = f"Memory of the workers for each of {count:,} connections"
+                beside = {}
+                for server, options in ((name, ("--proxy",)), (plain, more)):
+                    try:
+                        beside[server] = _held(asking, server, options, app, how, count)
+                    except RuntimeError as error:
+                        print(f"{server}, {what}: {error}", file=sys.stderr)
+                        break
+                    rows.append({"": server, "what": what, **beside[server]})
+                else:
+                    said = f"{kind}, {what}, memory over {plain}"
+                    value = beside[name]["KB each"] / beside[plain]["KB each"]
+                    verdicts.append(Verdict(said, value, 1.0))
+    title = f"Memory for each of {count:,} connections on which nothing happens"
     return section(title, rows, verdicts)
 
 
-def _bytes(
+def _held(
     asking: Clients, name: str, options: Sequence[str], app: str, how: str, count: int
-) -> float:
+) -> dict[str, float | int | None]:
+    """What is held for so many connections: by the workers, and by sticky's master in all."""
     with rig(name, 2, *options, app=app) as it:
-        asking.prepare("few", it.port, clients.own(20, 2), how, sticky=False)
+        asking.prepare("few", [it.port], clients.own(20, 2), how, sticky=False)
         time.sleep(0.3)
-        before = it.memory()
-        asking.prepare("many", it.port, clients.own(count // 2, 2) * 2, how, sticky=False)
+        memory, master, fds = it.memory(), memory_of(it.master), fds_of(it.master)
+        asking.prepare("many", [it.port], clients.own(count // 2, 2) * 2, how, sticky=False)
         time.sleep(0.5)
-        after = it.memory()
+        found: dict[str, float | int | None] = {"KB each": (it.memory() - memory) / 1024 / count}
+        ours = name.startswith("sticky")
+        found["master, KB"] = (memory_of(it.master) - master) // 1024 if ours else None
+        found["master, descriptors"] = fds_of(it.master) - fds if ours else None
         asking.forget("many")
         asking.forget("few")
-    return (after - before) / count
+    return found
 
 
 PARTS = {part.__name__: part for part in (new, kept, shared, echo, memory)}

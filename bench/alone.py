@@ -36,7 +36,7 @@ def alone(name: str, kind: str, connections: int, *, tree: Path = ROOT) -> Itera
     lines = (clients.moving if kind == "moved" else clients.own)(connections, 2)
     app = "echo" if kind == "echo" else "numbered"
     with rig(name, 2, *options, app=app, tree=tree) as it, Clients() as asking:
-        asking.prepare("it", it.port, lines, how, sticky=bool(options))
+        asking.prepare("it", [it.port], lines, how, sticky=bool(options))
         yield Alone(it, Case(lambda requests: asking.ask("it", requests), [it]))
 
 

@@ -98,7 +98,7 @@ class Clients:
     def prepare(
         self,
         name: str,
-        port: int,
+        ports: Sequence[int],
         lines: Sequence[Sequence[str]],
         how: str = KEPT,
         *,
@@ -107,11 +107,12 @@ class Clients:
         """Open lines to a server, under a name.
 
         Args:
+            ports: which the lines take in turn.
             lines: for each its clients.
             sticky: make sure that every client is answered by one worker, and two on one line by
                 two.
         """
-        self._order("prepare", name, port, lines, how, sticky)
+        self._order("prepare", name, ports, lines, how, sticky)
 
     def ask(self, name: str, requests: int, at_once: int = 0) -> None:
         """Ask so often in total.
@@ -253,8 +254,13 @@ KINDS = {NEW: ShortLine, DIRECT: DirectLine, KEPT: Line, ECHO: EchoLine, IDLE_WE
 class Lines:
     """Lines to one server."""
 
-    def __init__(self, port: int, clients: Sequence[Sequence[str]], how: str, sticky: bool) -> None:
-        self._lines = [KINDS[how](port, them, number) for number, them in enumerate(clients)]
+    def __init__(
+        self, ports: Sequence[int], clients: Sequence[Sequence[str]], how: str, sticky: bool
+    ) -> None:
+        self._lines = [
+            KINDS[how](ports[number % len(ports)], them, number)
+            for number, them in enumerate(clients)
+        ]
         self._how, self._sticky = how, sticky
         self._known: dict[str, bytes] = {}
         self._chance = random.Random(1)

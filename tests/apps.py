@@ -570,6 +570,24 @@ def process() -> dict[str, Any]:
     }
 
 
+def _undelayed(environ: Environ, start_response: StartResponse) -> list[bytes]:
+    """JSON: TCP_NODELAY of each connection of this process."""
+    return _answer(start_response, json.dumps(undelayed()).encode())
+
+
+def undelayed() -> list[int]:
+    """TCP_NODELAY of each connection of this process."""
+    import socket
+
+    found = []
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(int(name))) as sock:
+            sock.getpeername()
+            if sock.family == socket.AF_INET:
+                found.append(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+    return found
+
+
 _LAB: dict[str, Callable[[Environ, StartResponse], Iterable[bytes]]] = {
     "/slow": _slow,
     "/stuck": _stuck,
@@ -579,4 +597,5 @@ _LAB: dict[str, Callable[[Environ, StartResponse], Iterable[bytes]]] = {
     "/forever": _forever,
     "/body": _body,
     "/process": _process,
+    "/undelayed": _undelayed,
 }

@@ -317,6 +317,10 @@ async def _process(scope: Scope, receive: Receive, send: Send) -> None:
     await _answer(send, json.dumps(process()).encode())
 
 
+async def _undelayed(scope: Scope, receive: Receive, send: Send) -> None:
+    await _answer(send, json.dumps(apps.undelayed()).encode())
+
+
 _LAB: dict[str, App] = {
     "/slow": _slow,
     "/stuck": _stuck,
@@ -326,6 +330,7 @@ _LAB: dict[str, App] = {
     "/forever": _forever,
     "/body": _body,
     "/process": _process,
+    "/undelayed": _undelayed,
 }
 
 

@@ -186,3 +186,18 @@ def engineio() -> Any:
         await server.send(sid, data.upper())
 
     return ASGIApp(server, other_asgi_app=starlette())
+
+
+def nicegui() -> Any:
+    """A page of NiceGUI, mounted in FastAPI."""
+    from fastapi import FastAPI
+    from nicegui import ui
+
+    app = FastAPI()
+
+    @ui.page("/")
+    def page() -> None:
+        ui.label("hello from " + str(os.getpid()))
+
+    ui.run_with(app)
+    return app

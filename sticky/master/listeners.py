@@ -149,8 +149,12 @@ class Listeners:
 
     def _listen(self, sock: socket.socket) -> None:
         sock.setblocking(False)
-        if self._options.defer_accept and sock.family != socket.AF_UNIX:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 1)
+        if sock.family != socket.AF_UNIX:
+            # Connections inherit it: what an app sends in pieces is not to wait for the client's
+            # word that the piece before has come (RFC 896, RFC 1122, 4.2.3.4).
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if self._options.defer_accept:
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 1)
         sock.listen(self._options.backlog)
         self.sockets.append(sock)
 

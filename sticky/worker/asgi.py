@@ -206,6 +206,13 @@ class AsgiService(Service):
             self.loop.call_soon(self._settle)
         return exchange
 
+    def forked(self) -> None:
+        if not self.hub.over:
+            super().forked()
+            for exchange in self._running:
+                exchange.left = True
+            self.ended = lambda _: self.end_child(None)  # type: ignore[assignment,method-assign]
+
     def ended(self, exchange: Exchange) -> None:
         """The app is done with it."""
         exchange.task = None

@@ -92,6 +92,8 @@ class Exchange:
         except GeneratorExit:
             raise
         except BaseException as error:
+            if self.left:
+                self.service.end_child(error)
             self.failed(error)
         else:
             self.returned(result)
@@ -366,7 +368,10 @@ class Request(Exchange):
         if self.stage == COMPLETE or self.left:
             return
         what = "without starting a response" if self.stage == NOTHING else "in mid-response"
-        self.service.app_misbehaved(self.head, f"the app returned {what}")
+        if self.wire.ended:  # the app was told that its client has left, and gives up
+            log.debug("%s: the app returned %s", self.wire.address, what)
+        else:
+            self.service.app_misbehaved(self.head, f"the app returned {what}")
         self._end()
 
     def failed(self, error: BaseException) -> None:

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Protocol
 
-from .kernel import EPOLLIN, allocate_lock, epoll
+from .kernel import EPOLLIN, allocate_lock, close, epoll
 
 log = logging.getLogger("sticky.worker")
 
@@ -251,6 +251,6 @@ class Hub:
         """In a child of the app's: this belongs to the parent, and the child serves nobody."""
         self.over = True
         self._members.clear()
-        for close in (self._epoll.close, lambda: os.close(self._wake)):
+        for end in (self._epoll.close, lambda: close(self._wake)):
             with contextlib.suppress(OSError):
-                close()
+                end()

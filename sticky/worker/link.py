@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
 import socket
 from collections import deque
 from typing import TYPE_CHECKING, Any
@@ -15,7 +14,7 @@ from .. import board, channel, logs
 from ..errors import ChannelError
 from .boundary import Wire
 from .hub import Watcher
-from .kernel import EPOLLIN, EPOLLOUT, Socket
+from .kernel import EPOLLIN, EPOLLOUT, Socket, close
 
 if TYPE_CHECKING:
     from .service import Service
@@ -257,7 +256,7 @@ class Link:
                 moves=message.moves,
                 unheld=True,
             )
-        os.close(message.fds[0])
+        close(message.fds[0])
 
     def close_after_fork(self) -> None:
         """In a child of the app's."""

@@ -116,12 +116,6 @@ class Worker:
         """What each of the other workers has to do: sessions, and what will be some."""
         return (load for slot, load in self.board.loads() if slot != self.id)
 
-    def close_after_fork(self) -> None:
-        """In a child of the app's: its mail is not ours."""
-        for fd in (self.mailbox, *self.siblings):
-            with contextlib.suppress(OSError):
-                os.close(fd)
-
     def __repr__(self) -> str:
         return f"<sticky worker {self.id} (pid {self.pid})>"
 
@@ -204,12 +198,17 @@ def holds(holder: Holder) -> Holder:
     return holder
 
 
+def _ignore(*_: Any) -> None:
+    """A signal. SIG_IGN would outlive an exec: programs that the app starts are to have the usual
+    actions."""
+
+
 def main(spec: Mapping[str, Any], fds: Sequence[int]) -> NoReturn:
     """Be the worker that the spec describes (``_boot.py`` calls this, after patching)."""
     global _boot
     spawn.die_with(spec["master"])
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal is the master's business
-    signal.signal(signal.SIGQUIT, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, _ignore)  # Ctrl-C in a terminal is the master's business
+    signal.signal(signal.SIGQUIT, _ignore)
     options = Options.make(spec["options"])
     logs.set_up(options, worker=spec["slot"])
     unix, packets = int(socket.AF_UNIX), int(socket.SOCK_SEQPACKET)
@@ -351,7 +350,7 @@ def _check_thread() -> None:
     """Python has signal handlers in the main thread only. (Which that is it says only by refusing:
     after monkey-patching, threading no longer knows.)"""
     try:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGINT, _ignore)
     except ValueError:
         _fail(  # an exception would only end this thread
             "the server was started with a function in a thread, and workers, which run the "

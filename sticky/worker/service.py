@@ -6,8 +6,10 @@ and runs the hub in its own event loop.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable
 from ipaddress import ip_address
@@ -24,7 +26,7 @@ from .boundary import Wire
 from .draining import Draining
 from .http1 import Refused
 from .hub import Hub, Watcher
-from .kernel import Socket
+from .kernel import Socket, close
 from .link import Link
 from .placing import Placing
 from .sessions import instances
@@ -292,9 +294,30 @@ class Service:
         it open and serves nobody."""
         if self.hub.over:
             return
+        signal.set_wakeup_fd(-1)  # the other end is the parent's: it would take signals for its own
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGQUIT, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         self.hub.close_after_fork()
         self.link.close_after_fork()
-        self.worker.close_after_fork()
+        for fd in (self.worker.mailbox, *self.worker.siblings):
+            with contextlib.suppress(OSError):
+                close(fd)
         for wire in self.wires:
             wire.close_after_fork()
         self.wires.clear()
+
+    def end_child(self, error: BaseException | None) -> None:
+        """A request is over without its connection: if this is a child that the app has forked in
+        it, it has nothing left to do.
+
+        Args:
+            error: what the app has raised, ``SystemExit`` for example.
+        """
+        if os.getpid() == self.worker.pid:
+            return
+        code = error.code if isinstance(error, SystemExit) else error and 1
+        with contextlib.suppress(OSError, ValueError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code if isinstance(code, int) else code is not None)

@@ -18,6 +18,7 @@ from .. import __version__
 from ..channel import Address
 from ..core import Head
 from ..forwarded import scheme_of
+from . import kernel
 from .body import FileWrapper
 from .boundary import Wire
 from .hub import Hub, Watcher
@@ -127,15 +128,15 @@ class WsgiService(Service):
 
         A Python signal handler runs only when something wakes the loop, so something must.
         """
-        reader, self._wakes = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._signals, self._wakes = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(self._wakes, warn_on_full_buffer=False)
         signal.signal(signal.SIGTERM, lambda *_: None)
 
         def arrived(_: int) -> None:
-            if signal.SIGTERM in read(reader, 64):
+            if signal.SIGTERM in read(self._signals, 64):
                 self.draining.end()
 
-        self.hub.register(reader, Watcher(arrived))
+        self.hub.register(self._signals, Watcher(arrived))
 
     @property
     def can_start(self) -> bool:
@@ -179,6 +180,8 @@ class WsgiService(Service):
     def forked(self) -> None:
         if not self.hub.over:
             super().forked()
+            for fd in (self._signals, self._wakes):
+                kernel.close(fd)
             self.loop.after_fork()
 
     def environ(self, wire: WsgiWire, head: Head) -> dict[str, Any]:

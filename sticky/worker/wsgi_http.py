@@ -20,7 +20,7 @@ from .. import board
 from ..channel import Address
 from ..core import Head
 from .body import FileWrapper, Input
-from .boundary import READ_SIZE, SEND, SERVING, TAKEN, Wire
+from .boundary import CLOSED, READ_SIZE, SEND, SERVING, TAKEN, Wire
 from .http1 import CONTINUE, BadAnswer, Refused, date_line, status_line
 from .taking import Offer
 
@@ -256,6 +256,7 @@ class Exchange:
         self.environ = environ = service.environ(wire, self._head)
         environ["wsgi.input"] = Input(self._fill)
         behind = service.loop.offer(wire, environ, self._head)
+        raised: BaseException | None = None
         try:
             result = service.wsgi(environ, self._start_response)
             try:
@@ -265,12 +266,16 @@ class Exchange:
                 if hasattr(result, "close"):
                     result.close()
         except BaseException as error:  # SystemExit in a view, too, costs its request and no more
+            raised = error
             self._failed(error)
         finally:
             if behind is not None:
                 behind(environ)
             if wire.state == TAKEN:
                 wire.close()
+            elif wire.state == CLOSED:
+                service.end_child(raised)
+            raised = None  # it refers to this frame
         service.count(board.REQUESTS)
         if service.access_log is not None:
             self._log(began)

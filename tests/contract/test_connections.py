@@ -286,3 +286,12 @@ def test_connections_at_rest_are_counted(kind: Kind) -> None:
         lines[0].send(head())
         lines[0].answer()
         wait_until(lambda: resting() == 4)
+
+
+def test_what_is_sent_in_pieces_does_not_wait_for_the_piece_before(kind: Kind) -> None:
+    """The worker's end of a connection has TCP_NODELAY, which it has from the listener."""
+    with kind.serve("lab", num=1) as running, Client(running.port, head()) as client:
+        client.answer()
+        found = running.get("/undelayed").json()
+        assert len(found) == 2
+        assert all(found)

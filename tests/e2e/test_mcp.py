@@ -21,7 +21,7 @@ from mcp import Client, ClientSession, MCPError
 from mcp.client.streamable_http import streamable_http_client
 
 import sticky
-from tests.harness import KINDS, Answer, Running, wait_until
+from tests.harness import KINDS, Answer, Running
 
 SEED = "0123456789abcdef"
 WORKERS = 3
@@ -250,7 +250,8 @@ def test_a_client_of_the_protocol_without_sessions_is_served(running: Running) -
 
 
 def reload(running: Running) -> dict[int, int]:
-    """Replace all workers; the processes that were there before, which know that by now."""
+    """Replace all workers; the processes that were there before, which held a session each until
+    then and are asked for it once more."""
     port, before = running.port, running.worker_pids()
     held: dict[int, str] = {}
     while set(held) != set(before.values()):
@@ -260,7 +261,7 @@ def reload(running: Running) -> dict[int, int]:
     for slot, pid in before.items():
         running.wait_for_successor(slot, pid, 90)
     for one in held.values():
-        wait_until(lambda one=one: ask(port, PING, one).headers["Connection"] == "close", 60)
+        assert ask(port, PING, one).status == 200
         assert ask(port, None, one, method="DELETE").status == 200
     return before
 

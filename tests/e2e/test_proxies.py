@@ -42,7 +42,8 @@ def test_without_looking_many_are_answered_by_another_worker(
         PROXIES[proxy](tmp_path, running.port) as port,
     ):
         clients = Clients(port, addresses(20), 1000)
-        assert len(clients.wrong) > 100
+        # How many depends on how often the proxy uses a connection again, and so on the machine.
+        assert len(clients.wrong) > 20
 
 
 @pytest.mark.parametrize("mode", ["polling", "upgrade"])

@@ -220,8 +220,12 @@ def test_exc_info_behind_the_head_is_raised_and_cuts_the_answer(server: Running)
 @pytest.mark.parametrize("name", ["exits", "interrupts"])
 def test_an_exit_in_a_view_is_a_500_and_the_worker_lives(server: Running, name: str) -> None:
     before = server.worker_pids()
-    assert get(server, f"/case/{name}").status == 500
-    assert get(server, "/case/hello").status == 200
+    with Client(server.port, request(f"/case/gated?gate={name}-")) as other:  # notices nothing
+        other.read(5)
+        assert get(server, f"/case/{name}").status == 500
+        for number in (1, 2):
+            server.get(f"/open?gate={name}-{number}")
+        assert other.rest().endswith(b"end;\r\n0\r\n\r\n")
     assert server.worker_pids() == before
 
 

@@ -507,6 +507,7 @@ def _spin(environ: Environ, start_response: StartResponse) -> list[bytes]:
 def stand_still(seconds: float) -> None:
     """The whole process: no monkey patch and no event loop reaches this system call."""
     if seconds:
+        print("standing still", flush=True)  # for those who wait for it
         signal.sigtimedwait([], seconds)
 
 

@@ -78,6 +78,21 @@ def request(
         connection.close()
 
 
+def stop_process(pid: int) -> None:
+    """Send SIGSTOP, and wait until all of its threads stand still: they go on for a moment."""
+    os.kill(pid, signal.SIGSTOP)
+    tasks = Path(f"/proc/{pid}/task")
+
+    def stands() -> bool:
+        try:
+            stats = [(task / "stat").read_text() for task in tasks.iterdir()]
+        except OSError:  # a thread has ended
+            return False
+        return all(stat.rpartition(")")[2].split()[0] in "TtZX" for stat in stats)
+
+    wait_until(stands, what=f"process {pid} stands still")
+
+
 def marked(mark: str) -> list[psutil.Process]:
     """Every process of this run that is still alive, orphans included; a zombie has ended."""
     found = []

@@ -21,7 +21,7 @@ import psutil
 import pytest
 
 import sticky
-from tests.harness import Kind, Running, request, wait_until
+from tests.harness import Kind, Running, request, stop_process, wait_until
 from tests.process.clients import SEED, XFF, Client, Crowd, addresses_of, head, parse, slot_of
 
 NUM = 3
@@ -487,7 +487,7 @@ def test_a_body_in_broken_chunks_is_only_its_clients_trouble(
 def standing_still(server: Server, slot: int) -> Iterator[None]:
     """The worker of a slot does nothing meanwhile: connections wait before it."""
     pid = server.running.worker_pids()[slot]
-    os.kill(pid, signal.SIGSTOP)
+    stop_process(pid)
     try:
         yield
     finally:

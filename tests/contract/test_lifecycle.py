@@ -14,7 +14,7 @@ import psutil
 import pytest
 import websocket
 
-from tests.harness import Kind, Running, wait_until
+from tests.harness import Kind, Running, stop_process, wait_until
 from tests.process.clients import XFF, Client, addresses_of, head
 from tests.process.life_kit import (
     NUM,
@@ -87,8 +87,9 @@ def test_what_waits_in_a_killed_workers_inbox_is_served_by_its_successor(shared:
 
 def test_a_worker_killed_under_load_loses_no_more_than_it_had_begun(shared: Running) -> None:
     pid = shared.worker_pids()[1]
+    mark = len(shared.log())
     stuck = ask(shared, 1, "/stuck?seconds=60")
-    wait_until(lambda: psutil.Process(pid).status() == psutil.STATUS_SLEEPING)
+    shared.wait_for("standing still", after=mark)
     clients = [ask(shared, 1) for _ in range(15)]
     served_by(shared, 0)
     os.kill(pid, signal.SIGKILL)
@@ -179,7 +180,7 @@ def test_a_worker_that_does_not_answer_is_killed_and_replaced(
     mark = len(impatient.log())
     path = {"it is stopped": "/", "it waits in C": "/stuck?seconds="}.get(how, "/spin?seconds=")
     if how == "it is stopped":
-        os.kill(pid, signal.SIGSTOP)
+        stop_process(pid)
     elif kind.name == "threads":  # one request holds up no other
         with ask(impatient, 0, path + "1") as busy:
             assert served_by(impatient, 0) == pid

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import psutil
 
-from tests.harness import Running, wait_until
+from tests.harness import Running, stop_process, wait_until
 
 from .clients import SEED, XFF, Client, addresses_of, head
 
@@ -40,7 +40,7 @@ def served_by(running: Running, slot: int) -> int:
 @contextlib.contextmanager
 def stopped(pid: int) -> Iterator[None]:
     """The process stands still meanwhile (if it lives)."""
-    os.kill(pid, signal.SIGSTOP)
+    stop_process(pid)
     try:
         yield
     finally:

@@ -39,10 +39,13 @@ class Loop(Protocol):
     Attributes:
         threads: whether what is started may run beside the loop, in another thread.
         multithread: ``wsgi.multithread``.
+        checks_handshakes: whether apps are given websockets whose handshake is right. (eventlet's
+            check it themselves, and know older versions of the protocol, too.)
     """
 
     threads: bool
     multithread: bool
+    checks_handshakes: bool
 
     @property
     def here(self) -> bool:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from .. import board
 from ..channel import Address
 from ..core import Head
+from . import handshake
 from .body import FileWrapper, Input
 from .boundary import CLOSED, READ_SIZE, SEND, SERVING, TAKEN, Wire
 from .http1 import CONTINUE, BadAnswer, Refused, date_line, status_line
@@ -255,10 +256,15 @@ class Exchange:
         began = time.monotonic() if service.access_log is not None else 0.0
         self.environ = environ = service.environ(wire, self._head)
         environ["wsgi.input"] = Input(self._fill)
-        behind = service.loop.offer(wire, environ, self._head)
+        app, behind = service.wsgi, None
+        checked = self._head.websocket and service.loop.checks_handshakes
+        if checked and (status := handshake.refusal(environ)):
+            app = handshake.refuse(status)
+        else:
+            behind = service.loop.offer(wire, environ, self._head)
         raised: BaseException | None = None
         try:
-            result = service.wsgi(environ, self._start_response)
+            result = app(environ, self._start_response)
             try:
                 if wire.state == SERVING:
                     self._send_all(result)

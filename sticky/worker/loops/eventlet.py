@@ -58,6 +58,7 @@ class EventletLoop:
 
     threads = False
     multithread = False
+    checks_handshakes = False
     here = True
 
     def __init__(self, service: WsgiService) -> None:

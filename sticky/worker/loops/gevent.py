@@ -37,6 +37,7 @@ class GeventLoop:
 
     threads = False
     multithread = False
+    checks_handshakes = True
     here = True
 
     def __init__(self, service: WsgiService) -> None:

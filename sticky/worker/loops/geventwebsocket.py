@@ -8,10 +8,7 @@ returns is nothing.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import contextlib
-import hashlib
 import logging
 import time
 from typing import TYPE_CHECKING, Any
@@ -20,6 +17,7 @@ from geventwebsocket.handler import Client
 from geventwebsocket.websocket import WebSocket
 
 from ...core import Head
+from .. import handshake
 from ..http1 import date_line, switch
 from ..taking import Offer
 
@@ -27,8 +25,6 @@ if TYPE_CHECKING:
     from ..wsgi import Behind
     from ..wsgi_http import WsgiWire
 
-_VERSION = "13"
-_GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 _READ = 8192
 
 
@@ -48,15 +44,15 @@ class Server:
         Returns:
             What is to be called behind the request, in the place of the offer's own; or None.
         """
-        fields = _accepted(environ, head)
-        if fields is None:
+        if not head.websocket:
             return None
+        fields = [(b"Sec-WebSocket-Accept", handshake.accept(environ))]
         protocol = self._protocol(environ)
         if protocol:
             fields.append((b"Sec-WebSocket-Protocol", protocol.encode("latin-1")))
         handler = Handler(self, wire, environ, offer, switch(fields, date_line(time.time())))
         environ["wsgi.websocket"] = handler.websocket
-        environ["wsgi.websocket_version"] = _VERSION
+        environ["wsgi.websocket_version"] = handshake.VERSION
         return handler.over
 
     def _protocol(self, environ: dict[str, Any]) -> str:
@@ -131,17 +127,3 @@ class Handler:
                     websocket.close()
             del self.server.clients[self.client_address]
         self._offer.over(environ)
-
-
-def _accepted(environ: dict[str, Any], head: Head) -> list[tuple[bytes, bytes]] | None:
-    """The field that accepts the handshake of a websocket; None: this is none (RFC 6455, 4.2.1)."""
-    if not head.websocket or environ.get("HTTP_SEC_WEBSOCKET_VERSION") != _VERSION:
-        return None
-    key = environ.get("HTTP_SEC_WEBSOCKET_KEY", "").encode("latin-1")
-    try:
-        if len(base64.b64decode(key, validate=True)) != 16:
-            return None
-    except binascii.Error:
-        return None
-    accept = base64.b64encode(hashlib.sha1(key + _GUID, usedforsecurity=False).digest())
-    return [(b"Sec-WebSocket-Accept", accept)]

@@ -34,6 +34,7 @@ class ThreadsLoop:
 
     threads = True
     multithread = True
+    checks_handshakes = True
 
     def __init__(self, service: WsgiService) -> None:
         options = service.options

@@ -45,7 +45,7 @@ class Service(SimpleNamespace):
             options=options,
             max_head_size=65536,
             looks=False,
-            prepares=False,
+            sync=SimpleNamespace(wanted=False),
             closing=False,
             keeps=True,
             refusals=refusals(options),

@@ -123,38 +123,3 @@ def test_socketio_clients(transports: list[str] | None) -> None:
         assert client.call("shout", "hello", timeout=20) == "HELLO"
         client.disconnect()
         client.wait()
-
-
-def test_nicegui_shows_its_page_and_is_connected() -> None:
-    with serve("tests.asgi_frameworks:nicegui", num=1) as running:
-        page = requests.get(url(running), timeout=20)
-        assert page.status_code == 200
-        assert f"hello from {running.worker_pids()[0]}" in page.text
-        path = "_nicegui_ws/socket.io"
-        opened = requests.get(url(running, f"/{path}/?EIO=4&transport=polling"), timeout=20)
-        assert opened.text.startswith('0{"sid"')
-        ws = websocket.create_connection(
-            f"ws://127.0.0.1:{running.port}/{path}/?EIO=4&transport=websocket", timeout=20
-        )
-        assert str(ws.recv()).startswith('0{"sid"')
-        ws.close()
-        assert running.stop() == 0
-        assert "Traceback" not in running.log()
-
-
-# (With polling alone the clients wait for their last long poll, on any server.)
-@pytest.mark.parametrize("transports", [["websocket"], None])
-def test_engineio_clients(transports: list[str] | None) -> None:
-    with serve("tests.asgi_frameworks:engineio", num=1) as running:
-        client = engineio.Client()
-        heard: list[str] = []
-
-        @client.on("message")
-        def message(data: str) -> None:
-            heard.append(data)
-            client.disconnect(abort=False)
-
-        client.connect(url(running), transports=transports)
-        client.send("hello")
-        client.wait()
-        assert heard == ["HELLO"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import engineio
 import pytest
 import requests
 import socketio
@@ -122,3 +123,21 @@ def test_socketio_clients(transports: list[str] | None) -> None:
         assert client.call("shout", "hello", timeout=20) == "HELLO"
         client.disconnect()
         client.wait()
+
+
+# (With polling alone the clients wait for their last long poll, on any server.)
+@pytest.mark.parametrize("transports", [["websocket"], None])
+def test_engineio_clients(transports: list[str] | None) -> None:
+    with serve("tests.asgi_frameworks:engineio", num=1) as running:
+        client = engineio.Client()
+        heard: list[str] = []
+
+        @client.on("message")
+        def message(data: str) -> None:
+            heard.append(data)
+            client.disconnect(abort=False)
+
+        client.connect(url(running), transports=transports)
+        client.send("hello")
+        client.wait()
+        assert heard == ["HELLO"]

@@ -41,7 +41,8 @@ def test_a_thousand_clients_behind_one_address_are_spread_evenly(
 
 
 def test_new_sessions_go_to_the_worker_with_the_fewest(kind: Kind) -> None:
-    options = ["--session", "query:id", "--balance", "least"]
+    # The master asks four times in its --timeout how its workers are.
+    options = ["--session", "query:id", "--balance", "least", "--timeout", "8"]
     with kind.serve("keeper", num=2, options=options) as running:
         made = [running.get("/new").json() for _ in range(8)]
         assert Counter(one["worker"] for one in made) == {0: 4, 1: 4}

@@ -48,7 +48,8 @@ lint: ready-for-fast
 fast: ready-for-fast
 	STICKY_HISTORIES=300 $(PYTEST) -o cache_dir=$(VENV)/pytest-cache tests/unit tests/simulation \
 		tests/process/test_listen.py \
-		--ignore tests/unit/test_core_mutants.py --ignore tests/unit/test_packaging.py
+		--ignore tests/unit/test_core_mutants.py --ignore tests/unit/test_packaging.py \
+		-k "not portable_form"
 
 fuzz: ready-for-fast
 	$(BIN)/python -m tests.fuzz

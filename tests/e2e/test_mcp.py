@@ -21,7 +21,8 @@ from mcp import Client, ClientSession, MCPError
 from mcp.client.streamable_http import streamable_http_client
 
 import sticky
-from tests.harness import KINDS, Answer, Running
+from tests.harness import KINDS, Answer, Running, wait_until
+from tests.process.session_kit import stats
 
 SEED = "0123456789abcdef"
 WORKERS = 3
@@ -157,6 +158,11 @@ def pid_of(port: int, session_id: str) -> int:
     return int(found[1])
 
 
+def sessions_held(running: Running) -> int:
+    """By all workers, as they count them."""
+    return sum(worker["sessions"] for worker in stats(running)["workers"].values())
+
+
 # -- whose session it is --------------------------------------------------------------------------
 
 
@@ -164,6 +170,8 @@ def pid_of(port: int, session_id: str) -> int:
 def test_each_of_fifty_sessions_is_served_by_one_worker(
     running: Running, clients: Callable[[int], Coroutine[Any, Any, list[list[Told]]]]
 ) -> None:
+    # Or a worker that still counts those of the test before gets none.
+    wait_until(lambda: sessions_held(running) == 0, 60)
     told = asyncio.run(clients(running.port))
     assert len(told) == SESSIONS
     for answers in told:

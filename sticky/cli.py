@@ -7,12 +7,12 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from . import __version__, explaining, spawn
+from . import __version__, explaining
 from .arguments import Parser, add_options, from_arguments
 from .config import FIELDS, as_toml, settings
 from .errors import StickyError
 from .master import master
-from .server import absolute_path, check_target
+from .program import named
 
 _LEFT_OUT = ("host", "port")  # --bind says both
 
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "sticky") -> NoReturn
         if arguments[:1] == ["explain"]:
             sys.exit(explaining.main(arguments[1:], prog=f"{prog} explain"))
         given = vars(_parser(prog).parse_args(arguments))
-        check_target(given["target"])
+        program = named(given["target"])
         options = settings(from_arguments(given), config=given.get("config"))
     except StickyError as error:
         sys.stderr.write(f"{prog}: {error}\n")
@@ -59,5 +59,4 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "sticky") -> NoReturn
         sys.stdout.write(as_toml(options))
     if "check_config" in given or "print_config" in given:
         sys.exit(0)
-    program = spawn.Program(target=given["target"], argv=list(sys.argv), path=absolute_path())
     sys.exit(master.run(options, program))

@@ -18,15 +18,15 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from . import channel, spawn
 from .board import Board
 from .config import settings
-from .errors import OptionError, StickyError, WorkerError
+from .errors import StickyError, WorkerError
 from .master import listeners
 from .options import Options
+from .program import find
 from .worker import main as worker
 
 Factory = Callable[[], Any] | Any
@@ -34,8 +34,6 @@ Address = tuple[Any, ...] | str
 OnListening = Callable[[list[Address]], object]
 
 _FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1)
-# Programs that only run the user's code: running them again would not reach the same call.
-_HOSTS = ("pytest", "py.test", "IPython", "ipykernel", "ipykernel_launcher", "unittest", "doctest")
 
 _calls = 0
 _last: Server | None = None
@@ -171,7 +169,7 @@ class Server:
         self._in_worker = worker.current_worker() is not None
         if not self._in_worker:  # what a worker serves, and how, is decided already
             self.options = settings(options, config=config, **more)
-            self._program = _program(factory)
+            self._program = find(factory)
 
     def start(self) -> Server:
         """Start the master; returns when the port is open and all workers are ready.
@@ -301,46 +299,3 @@ def _read(control: socket.socket) -> bytes:
         return os.read(control.fileno(), 65536)
     except ConnectionResetError:
         return b""
-
-
-def _program(factory: Factory) -> spawn.Program:
-    """What the workers are to run."""
-    path = absolute_path()
-    if isinstance(factory, str):
-        check_target(factory)
-        return spawn.Program(target=factory, argv=list(sys.argv), path=path)
-    main = sys.modules["__main__"]
-    spec = getattr(main, "__spec__", None)
-    file = getattr(main, "__file__", None)
-    if spec and spec.name == "__main__":
-        # A folder or a zip file with a __main__.py: what is run again is the folder.
-        spec, file = None, str(Path(file or "").parent)
-    name = spec.name if spec else Path(file or "").stem
-    readable = spec or (file and Path(file).exists())  # there is none for standard input
-    if name.split(".")[0] in _HOSTS or hasattr(sys, "ps1") or not readable:
-        raise StickyError(
-            "sticky.listen was called with a function, but there is no script that the workers "
-            "could run again to get it (this is a REPL, a notebook, 'python -c' or a test runner): "
-            "put the factory in a module and name it, sticky.listen('module:factory', ...), "
-            "or run the server with: sticky module:factory"
-        )
-    if spec:
-        return spawn.Program(module=name.removesuffix(".__main__"), argv=list(sys.argv), path=path)
-    assert file is not None
-    return spawn.Program(script=str(Path(file).absolute()), argv=list(sys.argv), path=path)
-
-
-def absolute_path() -> list[str]:
-    """``sys.path`` as it is meant wherever the reader's working directory is."""
-    return [str(Path(entry).absolute()) for entry in sys.path]
-
-
-def check_target(target: str) -> None:
-    """Raise OptionError unless this reads "module:attribute"."""
-    module, colon, attribute = target.partition(":")
-    names = [*module.split("."), *attribute.split(".")]
-    if not colon or not all(name.isidentifier() for name in names):
-        raise OptionError(
-            f"the app is {target!r}: it must be written 'module:factory', "
-            "for example 'myproject.app:create_app'"
-        )

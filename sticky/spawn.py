@@ -9,7 +9,6 @@ gets on its ``sys.path``; everything it needs to know comes in the first message
 from __future__ import annotations
 
 import ctypes
-import dataclasses
 import json
 import os
 import signal
@@ -26,26 +25,6 @@ from .errors import StickyError
 BOOT = str(Path(__file__).with_name("_boot.py"))
 CONTROL_FD = 3
 _PR_SET_PDEATHSIG = 1
-
-
-@dataclasses.dataclass(frozen=True)
-class Program:
-    """What the user started: enough to run it again in a worker.
-
-    Attributes:
-        target: "module:factory", or None when the script's own ``listen`` call has the factory.
-        script: path of the script to run again, or None.
-        module: name of the module to run again (``python -m name``), or None.
-        call: which of the script's ``listen`` calls this server is, from 0.
-        argv, path, directory: ``sys.argv``, ``sys.path`` and the working directory.
-    """
-
-    target: str | None = None
-    script: str | None = None
-    module: str | None = None
-    call: int = 0
-    argv: Sequence[str] = ()
-    path: Sequence[str] = ()
 
 
 def interpreter(*arguments: str) -> list[str]:

@@ -28,6 +28,7 @@ from .. import channel, logs, spawn
 from ..board import Board
 from ..errors import ChannelError, StickyError
 from ..options import Options
+from ..program import Program
 from ..routing import make_router
 from . import ledger
 from .balance import Balance
@@ -113,7 +114,7 @@ class Master:
     def __init__(
         self,
         options: Options,
-        program: spawn.Program,
+        program: Program,
         launcher: socket.socket | None = None,
         descriptors: Mapping[int, int] | None = None,
         board: Board | None = None,
@@ -614,7 +615,7 @@ def _unread(slot: _Slot) -> int:
 
 def run(
     options: Options,
-    program: spawn.Program,
+    program: Program,
     launcher: socket.socket | None = None,
     descriptors: Mapping[int, int] | None = None,
     board: Board | None = None,
@@ -657,5 +658,5 @@ def launched(spec: Mapping[str, Any], fds: Sequence[int]) -> None:
     launcher.setblocking(False)
     board, *inherited = fds
     descriptors = dict(zip(spec["inherited"], inherited, strict=True))
-    options, program = Options.make(spec["options"]), spawn.Program(**spec["program"])
+    options, program = Options.make(spec["options"]), Program(**spec["program"])
     sys.exit(run(options, program, launcher, descriptors, Board(board)))

@@ -1,4 +1,4 @@
-"""The child's side: load the app, and give it to the adapter.
+"""The child's side: load the app, and have it served.
 
 A worker's program is either a "module:factory" string, imported here, or the user's own script,
 run again until it calls ``sticky.listen``, which then serves instead of launching.
@@ -6,7 +6,6 @@ run again until it calls ``sticky.listen``, which then serves instead of launchi
 
 from __future__ import annotations
 
-import builtins
 import contextlib
 import dataclasses
 import gc
@@ -20,8 +19,6 @@ import signal
 import socket
 import sys
 import traceback
-import types
-import zipfile
 
 # Not of kernel: the launcher comes here, too, whatever it has monkey-patched.
 from _socket import socket as Socket  # noqa: N812
@@ -29,7 +26,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from .. import channel, logs, spawn
+from .. import channel, logs, program, spawn
 from ..board import Board
 from ..errors import OptionError, StickyError, WorkerError
 from ..options import Options
@@ -225,8 +222,8 @@ def main(spec: Mapping[str, Any], fds: Sequence[int]) -> NoReturn:
     sys.argv[:] = spec["argv"]
     with _failures_told():
         if spec["target"]:
-            serve(load(spec["target"], options.app_dir))
-        _run_again(spec["script"], spec["module"])
+            serve(program.load(spec["target"], options.app_dir))
+        program.run_again(spec["script"], spec["module"])
         raise WorkerError(
             f"{spec['script'] or spec['module']} ended without calling sticky.listen(...), "
             "which it did when it was started: workers run it again up to that call. "
@@ -273,59 +270,11 @@ def _fail(reason: str, status: int, **more: str) -> NoReturn:
 
 def _explain(error: BaseException) -> str:
     """The traceback of what the user's code did, without the frames that are ours."""
-    ours = str(Path(__file__).parent), runpy.__file__, importlib.__file__, "<frozen "
+    ours = str(Path(__file__).parents[1]), runpy.__file__, importlib.__file__, "<frozen "
     report = traceback.TracebackException.from_exception(error)
     theirs = [frame for frame in report.stack if not frame.filename.startswith(ours)]
     report.stack = traceback.StackSummary.from_list(theirs or report.stack)
     return "\n" + "".join(report.format()).rstrip()
-
-
-# -- the user's program ---------------------------------------------------------------------------
-
-
-def _run_again(script: str | None, module: str | None) -> None:
-    """Run the program that called ``listen``, as ``__main__``, up to that call."""
-    if module:
-        runpy.run_module(module, run_name="__main__", alter_sys=True)
-        return
-    assert script is not None
-    if Path(script).is_dir() or zipfile.is_zipfile(script):  # with a __main__.py
-        runpy.run_path(script, run_name="__main__")
-        return
-    main = types.ModuleType("__main__")
-    main.__dict__.update(__file__=script, __builtins__=builtins)
-    sys.modules["__main__"] = main
-    exec(compile(Path(script).read_bytes(), script, "exec"), main.__dict__)  # noqa: S102
-
-
-def load(target: str, app_dir: str | None = None) -> Any:
-    """The object that "module:attribute" names.
-
-    Raises:
-        WorkerError: there is no such module or attribute. What the module itself raises passes.
-    """
-    folder = app_dir or str(Path.cwd())
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
-    name, _, attribute = target.partition(":")
-    try:
-        found = importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not (name + ".").startswith(error.name + "."):
-            raise  # the module is there; something that it imports is not
-        raise WorkerError(
-            f"there is no module {error.name!r} (from {target!r}); "
-            f"it was looked for in {folder} and on sys.path",
-            _CANNOT_LOAD,
-        ) from None
-    for part in attribute.split("."):
-        try:
-            found = getattr(found, part)
-        except AttributeError:
-            raise WorkerError(
-                f"module {name!r} has no attribute {attribute!r} (from {target!r})", _CANNOT_LOAD
-            ) from None
-    return found
 
 
 def serve(factory: Callable[[], Any] | Any) -> NoReturn:

@@ -26,8 +26,8 @@ from sticky.master.ledger import (
     RETRY,
 )
 from sticky.options import Options
+from sticky.program import Program
 from sticky.rules import MALFORMED, MISSING, NEED_MORE
-from sticky.spawn import Program
 
 from .actors import LIMIT, Client, Weather, Worker
 from .kernel import Broken, Code, Control, Flag, Inbox, Kernel, Listener, Wire, demand, failing

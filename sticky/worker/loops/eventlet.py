@@ -7,8 +7,6 @@ it waits for something itself.
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +18,7 @@ from eventlet.greenio import GreenSocket
 from ...core import Head
 from ..hub import Hub
 from ..taking import Offer
-from .greenlets import Greenlets
+from .greenlets import GreenLoop
 
 if TYPE_CHECKING:
     from ..wsgi import Behind, WsgiService
@@ -53,20 +51,14 @@ class _Offer(Offer):
             hook(environ, *arguments, **options)
 
 
-class EventletLoop:
+class EventletLoop(GreenLoop):
     """eventlet's hub."""
 
-    threads = False
-    multithread = False
     checks_handshakes = False
-    here = True
 
     def __init__(self, service: WsgiService) -> None:
+        super().__init__(service.hub, eventlet.hubs.get_hub().greenlet)
         self._over = eventlet.event.Event()
-        self._timer: Any = None
-        self._due = math.inf
-        self._hub: Hub = service.hub
-        self.start = Greenlets(eventlet.hubs.get_hub().greenlet).start
 
     def run(self, hub: Hub) -> None:
         hub.on_stop, hub.on_earlier = self._stop, self._arm
@@ -79,34 +71,15 @@ class EventletLoop:
     def _turn(self, _: int = 0) -> None:
         self._hub.turn()
 
-    def _arm(self) -> None:
-        """Come back when something is due."""
-        due = self._hub.due
-        if due < self._due:
-            if self._timer is not None:
-                self._timer.cancel()
-            self._due = due
-            seconds = max(0.0, due - time.monotonic())
-            self._timer = eventlet.hubs.get_hub().schedule_call_global(seconds, self._ring)
+    def _set_timer(self, seconds: float) -> Any:
+        return eventlet.hubs.get_hub().schedule_call_global(seconds, self._ring)
 
-    def _ring(self) -> None:
-        self._timer, self._due = None, math.inf
-        self._hub.turn()
-        self._arm()
+    def _end_timer(self, timer: Any) -> None:
+        timer.cancel()
 
     def _stop(self) -> None:
         if not self._over.ready():
             self._over.send()
-
-    @property
-    def can_start(self) -> bool:
-        return True
-
-    def enter(self) -> None:
-        """All of this is one thread."""
-
-    def leave(self) -> bool:
-        return True
 
     def wait(self, fd: int, *, writing: bool, seconds: float) -> bool:
         try:

@@ -4,8 +4,6 @@ our epoll."""
 from __future__ import annotations
 
 import functools
-import math
-import time
 from typing import TYPE_CHECKING, Any
 
 import gevent
@@ -15,7 +13,7 @@ import gevent.socket
 from ...core import Head
 from ..hub import Hub
 from ..taking import Offer
-from .greenlets import Greenlets
+from .greenlets import GreenLoop
 
 if TYPE_CHECKING:
     from ..wsgi import Behind, WsgiService
@@ -32,22 +30,16 @@ class _Socket(gevent.socket.socket):  # type: ignore[misc]
     """One whose objects take attributes."""
 
 
-class GeventLoop:
+class GeventLoop(GreenLoop):
     """gevent's hub."""
 
-    threads = False
-    multithread = False
     checks_handshakes = True
-    here = True
 
     def __init__(self, service: WsgiService) -> None:
+        super().__init__(service.hub, gevent.get_hub())
         self._over = gevent.event.Event()
-        self._hub: Hub = service.hub
         self._app = service.wsgi
-        self.start = Greenlets(gevent.get_hub()).start
         self._loop = gevent.get_hub().loop
-        self._due = math.inf
-        self._timer: Any = None
         self._watcher: Any = None
 
     def run(self, hub: Hub) -> None:
@@ -62,31 +54,13 @@ class GeventLoop:
     def _turn(self) -> None:
         self._hub.turn()
 
-    def _arm(self) -> None:
-        """Come back when something is due."""
-        due = self._hub.due
-        if due < self._due:
-            if self._timer is not None:
-                self._timer.close()
-            self._due = due
-            self._timer = self._loop.timer(max(0.0, due - time.monotonic()))
-            self._timer.start(self._ring)
+    def _set_timer(self, seconds: float) -> Any:
+        timer = self._loop.timer(seconds)
+        timer.start(self._ring)
+        return timer
 
-    def _ring(self) -> None:
-        self._timer.close()
-        self._timer, self._due = None, math.inf
-        self._hub.turn()
-        self._arm()
-
-    @property
-    def can_start(self) -> bool:
-        return True
-
-    def enter(self) -> None:
-        """All of this is one thread."""
-
-    def leave(self) -> bool:
-        return True
+    def _end_timer(self, timer: Any) -> None:
+        timer.close()
 
     def wait(self, fd: int, *, writing: bool, seconds: float) -> bool:
         wait = gevent.socket.wait_write if writing else gevent.socket.wait_read

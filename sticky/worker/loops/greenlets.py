@@ -1,4 +1,4 @@
-"""Greenlets that are used again: what eventlet's and gevent's loops start things in.
+"""What eventlet's and gevent's loops have in common: greenlets that are used again, and a timer.
 
 A new greenlet maps a stack of its own for Python's frames, and unmaps it at its end: two system
 calls and a page fault for each request. One that has nothing to do switches back to the hub instead
@@ -8,10 +8,14 @@ of ending, and is given the next thing.
 from __future__ import annotations
 
 import logging
+import math
+import time
 from collections.abc import Callable
 from typing import Any
 
 import greenlet
+
+from ..hub import Hub
 
 log = logging.getLogger("sticky.worker")
 
@@ -49,3 +53,53 @@ class Greenlets:
                 return
             self._free.append(me)
             call, arguments = self._hub.switch()
+
+
+class GreenLoop:
+    """All in one thread, in the hub of a library that switches between greenlets.
+
+    Args:
+        hub: whose turns are to be taken.
+        mother: the greenlet of the library's own hub.
+    """
+
+    threads = False
+    multithread = False
+    here = True
+    can_start = True
+
+    def __init__(self, hub: Hub, mother: greenlet.greenlet) -> None:
+        self._hub = hub
+        self._due = math.inf
+        self._timer: Any = None
+        self.start = Greenlets(mother).start
+
+    def _set_timer(self, seconds: float) -> Any:
+        """A timer that calls ``_ring``, once."""
+        raise NotImplementedError
+
+    def _end_timer(self, timer: Any) -> None:
+        """It is not needed any more."""
+        raise NotImplementedError
+
+    def _arm(self) -> None:
+        """Come back when something is due."""
+        due = self._hub.due
+        if due < self._due:
+            if self._timer is not None:
+                self._end_timer(self._timer)
+            self._due = due
+            self._timer = self._set_timer(max(0.0, due - time.monotonic()))
+
+    def _ring(self) -> None:
+        timer, self._timer, self._due = self._timer, None, math.inf
+        self._end_timer(timer)
+        self._hub.turn()
+        self._arm()
+
+    def enter(self) -> None:
+        """All of this is one thread."""
+
+    def leave(self) -> bool:
+        """All of this is one thread."""
+        return True

@@ -255,7 +255,11 @@ class Running:
     def kill_worker(self, slot: int, sig: int = signal.SIGKILL) -> int:
         """Send ``sig`` to the process of ``slot``; its pid."""
         pid = self.worker_pids()[slot]
-        os.kill(pid, sig)
+        try:
+            os.kill(pid, sig)
+        except ProcessLookupError as error:
+            error.add_note(self._evidence())
+            raise
         return pid
 
     def wait_for_successor(self, slot: int, pid: int, timeout: float = 30.0) -> int:

@@ -224,7 +224,7 @@ _REFUSALS: Final = {
         400,
         "The request line is not a method, a target and a version with one space between them.",
     ),
-    LONG_METHOD: (501, f"The method of the request has more than {MAX_METHOD} characters."),
+    LONG_METHOD: (400, f"The method of the request has more than {MAX_METHOD} characters."),
     BAD_TARGET: (400, "The request target is none that this method may have."),
     NO_VERSION: (400, "The request line does not end with an HTTP version."),
     OTHER_VERSION: (505, "The request is not of version 1 of HTTP."),

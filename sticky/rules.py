@@ -187,7 +187,7 @@ def check_router(
 CHUNKED: Final = -1
 """``Head.length`` of a body that is sent in chunks."""
 MAX_METHOD: Final = 64
-"""A longer method is none that anybody has: 501 (RFC 9112, section 3)."""
+"""A longer method is none that anybody has: 400."""
 MAX_LENGTH_DIGITS: Final = 18
 """Of a Content-Length; whatever they say fits into 64 bits."""
 MAX_PORT: Final = 65535

@@ -115,11 +115,6 @@ class Wire:
         """Serve this request; say ``answered`` behind it."""
         raise NotImplementedError
 
-    @property
-    def flushed(self) -> bool:
-        """Whether everything that was answered has left this process."""
-        return True
-
     # -- how it begins ------------------------------------------------------------------------
 
     def begin(self, prefix: bytes) -> None:

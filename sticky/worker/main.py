@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("sticky.worker")
 
-_CANNOT_BOOT, _CANNOT_LOAD = 3, 4
+_CANNOT_BOOT = 3
 
 
 class Worker:
@@ -229,7 +229,7 @@ def main(spec: Mapping[str, Any], fds: Sequence[int]) -> NoReturn:
             "which it did when it was started: workers run it again up to that call. "
             "If it cannot be run twice, pass the factory as a string: "
             "sticky.listen('module:factory', ...)",
-            _CANNOT_LOAD,
+            program.CANNOT_LOAD,
         )
     raise AssertionError("not reached")
 
@@ -305,7 +305,7 @@ def _check_thread() -> None:
             "the server was started with a function in a thread, and workers, which run the "
             "script again, cannot serve in a thread: start it in the main thread, or name the "
             "factory: Server('module:factory', ...)",
-            _CANNOT_LOAD,
+            program.CANNOT_LOAD,
         )
 
 

@@ -38,6 +38,8 @@ QUIT = 10  # master -> worker: end now
 CHANGED = 11  # watcher -> master: these files have changed (JSON)
 NOTICE = 12  # worker -> master: something that should be in the log once (JSON)
 REOPEN = 14  # master -> worker: open log files anew, they have been renamed
+LEAVING = 15  # worker -> master: it asks to be replaced, and serves until it is told END
+SIBLING = 16  # master -> worker: its way to a slot that is new (JSON: the number)
 
 _CONNECTIONS = frozenset((CONNECTION, HAND_BACK, REST))
 

@@ -24,7 +24,7 @@ def _receive() -> tuple[dict, list[int]]:  # type: ignore[type-arg]
         fds.frombytes(rights[: len(rights) - len(rights) % fds.itemsize])
     if not data:
         sys.exit(1)  # who started us is gone already
-    return json.loads(data[28:]), fds.tolist()
+    return json.loads(data[32:]), fds.tolist()
 
 
 def main() -> None:

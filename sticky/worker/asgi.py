@@ -78,9 +78,14 @@ class AsgiService(Service):
     loop: asyncio.AbstractEventLoop
 
     def __init__(
-        self, worker: Worker, app: Any, control: socket.socket, inbox: socket.socket
+        self,
+        worker: Worker,
+        app: Any,
+        control: socket.socket,
+        inbox: socket.socket,
+        own_inbox: socket.socket,
     ) -> None:
-        super().__init__(worker, as_asgi(app), control, inbox)
+        super().__init__(worker, as_asgi(app), control, inbox, own_inbox)
         self.cancelling = False
         self.state: dict[str, Any] = {}
         self._lifespan = Lifespan(self.app)

@@ -54,7 +54,7 @@ class Draining:
             return
         service.placing.stopping = service.closing
         service.placing.ending = True
-        service.link.pause()
+        service.link.inbox.pause()
         if replaced:
             self.passes_on = True
             self._settle()

@@ -1,12 +1,12 @@
-"""The worker's two channels: connections come through the inbox of its slot, and orders, pings and
-what goes back to the master through the control pair of this process (``sticky.channel``)."""
+"""The worker's channels: connections come through the inbox of its slot, those of sessions that
+only this process may hold through its own, and orders, pings and what goes back to the master
+through the control pair of this process (``sticky.channel``)."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import logging
-import socket
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
@@ -29,24 +29,89 @@ _FULL_BATCHES = 4
 """Full batches in a row after which the batch grows."""
 
 
-class Link:
-    """The worker's end of both channels.
+class Inbox:
+    """One way on which connections come.
 
     Attributes:
-        paused: the inbox is not looked at, because there is no room for another connection.
+        paused: it is not looked at, because there is no room for another connection.
+    """
+
+    def __init__(self, link: Link, sock: Socket, *, own: bool) -> None:
+        self.sock = sock
+        self.paused = True
+        self._link = link
+        self._service = link.service
+        self._own = own
+        self._burst = 1
+        self._full = 0
+
+    def room(self) -> None:
+        """There may be room again: look at it, if there is."""
+        if self.paused and self._has_room:
+            self.paused = False
+            self._service.watch_inbox(self.sock.fileno(), self._come)
+
+    def pause(self) -> None:
+        """Leave in it what is there."""
+        if not self.paused:
+            self.paused = True
+            self._service.leave_inbox(self.sock.fileno())
+
+    @property
+    def _has_room(self) -> bool:
+        service = self._service
+        return service.has_room_for_own if self._own else service.has_room
+
+    def _come(self, _: int = 0) -> None:
+        """Adopt what is there, within the bound.
+
+        One at a time while they come singly: the next wait tells as cheaply as a failing read
+        whether there are more, and when there often are, the batch doubles.
+        """
+        service, link = self._service, self._link
+        for _ in range(self._burst):
+            if service.hub.over:  # or this is a child, which the app has forked meanwhile
+                return
+            if not self._has_room:
+                self.pause()
+                return
+            try:
+                message = link.inbox_reader.receive(self.sock)
+            except BlockingIOError:
+                self._burst, self._full = 1, 0
+                return
+            except ChannelError as error:
+                service.count(board.LOST)
+                log.error("a connection was lost: %s", error)
+                continue
+            if message is None:
+                service.orphaned()
+            if self._own and service.draining.finishing:
+                link.give_back(message)  # no session is held any more
+            else:
+                link.adopt(message, asked=self._own)
+        self._full += 1
+        if self._full >= _FULL_BATCHES:
+            self._burst = min(self._burst * 2, _MOST_AT_ONCE)
+
+
+class Link:
+    """The worker's end of all channels.
+
+    Attributes:
+        inbox: of the slot.
+        own_inbox: of this process.
         has_left: what comes on the control pair is of no interest any more.
     """
 
-    def __init__(self, service: Service, control: Socket, inbox: Socket) -> None:
+    def __init__(self, service: Service, control: Socket, inbox: Socket, own_inbox: Socket) -> None:
         self.service = service
         self.control = control
-        self.inbox = inbox
-        self.paused = True
+        self.inbox = Inbox(self, inbox, own=False)
+        self.own_inbox = Inbox(self, own_inbox, own=True)
         self.has_left = False
+        self.inbox_reader = channel.Reader(connections=True)
         self._reader = channel.Reader()
-        self._inbox_reader = channel.Reader(connections=True)
-        self._burst = 1
-        self._full = 0
         self._leaving: deque[tuple[Wire, int, int, bool]] = deque()
         self._blocked = False
         self._watcher = Watcher(self._on_control)
@@ -59,49 +124,22 @@ class Link:
 
     # -- connections --------------------------------------------------------------------------
 
+    @property
+    def paused(self) -> bool:
+        """Whether connections are left in the inboxes, because there is no room for another one."""
+        return self.inbox.paused or self.own_inbox.paused
+
     def room(self) -> None:
-        """There may be room again: look at the inbox, if there is."""
-        if self.paused and self.service.has_room:
-            self.paused = False
-            self.service.watch_inbox(self.inbox.fileno(), self._on_inbox)
+        """There may be room again: look at the inboxes, if there is."""
+        self.inbox.room()
+        self.own_inbox.room()
 
-    def pause(self) -> None:
-        """Leave in the inbox what is there."""
-        if not self.paused:
-            self.paused = True
-            self.service.leave_inbox(self.inbox.fileno())
+    def adopt(self, message: channel.Message, *, asked: bool = False) -> None:
+        """Serve a connection.
 
-    def _on_inbox(self, _: int = 0) -> None:
-        """Adopt what is there, within the bound.
-
-        One at a time while they come singly: the next wait tells as cheaply as a failing read
-        whether there are more, and when there often are, the batch doubles.
+        Args:
+            asked: it is of a session that this process may hold, and no other that was asked.
         """
-        service = self.service
-        for _ in range(self._burst):
-            if service.hub.over:  # or this is a child, which the app has forked meanwhile
-                return
-            if not service.has_room:
-                self.pause()
-                return
-            try:
-                message = self._inbox_reader.receive(self.inbox)
-            except BlockingIOError:
-                self._burst, self._full = 1, 0
-                return
-            except ChannelError as error:
-                service.count(board.LOST)
-                log.error("a connection was lost: %s", error)
-                continue
-            if message is None:
-                service.orphaned()
-            self._adopt(message)
-        self._full += 1
-        if self._full >= _FULL_BATCHES:
-            self._burst = min(self._burst * 2, _MOST_AT_ONCE)
-
-    def _adopt(self, message: channel.Message, *, asked: bool = False) -> None:
-        """Args: asked: for a session that this process may hold, having had the slot before."""
         service = self.service
         service.count(board.ADOPTED)
         rest = message.kind == channel.REST
@@ -194,10 +232,10 @@ class Link:
                 self.tell(channel.PONG)
                 if service.sessions is not None:
                     service.sessions.count()
-            case channel.CONNECTION if service.draining.finishing:
-                self._return(message)  # no session is held any more
-            case channel.CONNECTION:
-                self._adopt(message, asked=True)
+            case channel.SIBLING:
+                service.worker.siblings.append(message.fds[0])
+            case channel.RESCALED:
+                service.placing.rescaled()
             case channel.CLOSING:
                 service.closing = True
             case channel.END:
@@ -232,19 +270,16 @@ class Link:
         self._flush()
         self.has_left = True  # what is read from now on is the end that is made here
         self.service.hub.unregister(self.control.fileno())
-        with contextlib.suppress(OSError):
-            self.control.shutdown(socket.SHUT_RD)
         while True:
             try:
-                message = self._reader.receive(self.control)
+                message = self.inbox_reader.receive(self.own_inbox.sock)
             except (BlockingIOError, ChannelError, OSError):
                 break
             if message is None:
                 break
-            if message.kind == channel.CONNECTION:
-                self._return(message)
+            self.give_back(message)
 
-    def _return(self, message: channel.Message) -> None:
+    def give_back(self, message: channel.Message) -> None:
         """Hand back a connection that nothing was done with."""
         with contextlib.suppress(OSError):
             channel.send_connection(
@@ -262,4 +297,5 @@ class Link:
         """In a child of the app's."""
         self.has_left = True
         self.control.close()
-        self.inbox.close()
+        self.inbox.sock.close()
+        self.own_inbox.sock.close()

@@ -30,6 +30,7 @@ from .. import channel, logs, program, spawn
 from ..board import Board
 from ..errors import OptionError, StickyError, WorkerError
 from ..options import Options
+from ..topology import Topology
 from . import classes
 from .sessions import Holder, Make, Sessions
 
@@ -54,8 +55,10 @@ class Worker:
         counters: what this process has counted.
         service: what serves the app, once it is there.
         sessions: with the option ``session``: those of this process.
+        topology: how many slots there are, and to which of them a request leads.
         mailbox: a descriptor: what siblings send arrives here (AF_UNIX SOCK_SEQPACKET).
-        siblings: descriptors to send to, one a slot, by number, the own one included.
+        siblings: descriptors to send to, one a slot, by number, the own one included. It grows
+            where the number of workers does.
     """
 
     def __init__(
@@ -71,13 +74,14 @@ class Worker:
         self.pid = os.getpid()
         self.options = options
         self.mailbox = mailbox
-        self.siblings = tuple(siblings)
+        self.siblings = list(siblings)
         self.handlers: list[Handler] = []
         self.board = board or Board()
         self.counters = self.board.process(row)
         self.service: Service | None = None
         self._row = row
-        self.sessions = Sessions(options, id, self.counters) if options.session else None
+        self.topology = Topology(options, self.board.topology)
+        self.sessions = Sessions(self.topology, id, self.counters) if options.session else None
 
     def on(self, event: str, handler: Handler) -> Handler:
         """Have ``handler(connection)`` called each time this process adopts a connection.
@@ -124,6 +128,7 @@ class _Boot:
     worker: Worker
     control: Socket
     inbox: Socket
+    own_inbox: Socket
     calls_before: int | None
     """How many of the script's ``listen`` calls come before ours; None: it is not run at all."""
 
@@ -210,13 +215,14 @@ def main(spec: Mapping[str, Any], fds: Sequence[int]) -> NoReturn:
     logs.set_up(options, worker=spec["slot"])
     unix, packets = int(socket.AF_UNIX), int(socket.SOCK_SEQPACKET)
     control = Socket(unix, packets, 0, spawn.CONTROL_FD)
-    inbox, mailbox, memory, *siblings = fds
+    inbox, own_inbox, mailbox, memory, *siblings = fds
     board = Board(memory)
     board.close()
     _boot = _Boot(
         Worker(spec["slot"], options, mailbox, siblings, board, spec["row"]),
         control,
         Socket(unix, packets, 0, inbox),
+        Socket(unix, packets, 0, own_inbox),
         None if spec["target"] else spec["call"],
     )
     sys.argv[:] = spec["argv"]
@@ -287,7 +293,7 @@ def serve(factory: Callable[[], Any] | Any) -> NoReturn:
     if worker_class != options.worker_class:
         worker.options = options = dataclasses.replace(options, worker_class=worker_class)
     make = classes.load(worker_class)
-    worker.service = service = make(worker, app, boot.control, boot.inbox)
+    worker.service = service = make(worker, app, boot.control, boot.inbox, boot.own_inbox)
     service.run()
     # From here on an exit is an exit, not a failure to boot. SystemExit runs the atexit handlers.
     _boot = None

@@ -20,7 +20,6 @@ from ..answers import refusals, texts
 from ..core import Head
 from ..forwarded import Trusted
 from ..options import Options, parse_bind
-from ..routing import make_router
 from .accesslog import AccessLog
 from .boundary import Wire
 from .draining import Draining
@@ -75,6 +74,7 @@ class Service:
         app: what the factory returned.
         control: our end of the control pair.
         inbox: the worker's end of the slot's inbox.
+        own_inbox: and of that of this process alone.
 
     Attributes:
         closing: the server stops: every answer says that its connection is closed behind it.
@@ -82,7 +82,9 @@ class Service:
         wires: the connections that are open here.
     """
 
-    def __init__(self, worker: Worker, app: Any, control: Socket, inbox: Socket) -> None:
+    def __init__(
+        self, worker: Worker, app: Any, control: Socket, inbox: Socket, own_inbox: Socket
+    ) -> None:
         options = worker.options
         logs.take_over(options)
         self.worker = worker
@@ -100,14 +102,18 @@ class Service:
         self.access_log = AccessLog(options) if options.access_logfile else None
         self.trusted = Trusted(options.forwarded_allow_ips)
         self.hub = Hub()
-        self.placing = Placing(options, make_router(options), worker, worker.sessions)
-        self.looks = self.placing.looking
-        self.link = Link(self, control, inbox)
+        self.placing = Placing(options, worker.topology, worker, worker.sessions)
+        self.link = Link(self, control, inbox, own_inbox)
         self.draining = Draining(self)
         self.sync = Sync(self)
         self._told: set[str] = set()
         self._one_address = _is_one_address(options)
         self._local: tuple[str, int] | None = None
+
+    @property
+    def looks(self) -> bool:
+        """Whether further requests of a connection are looked at."""
+        return self.placing.looking
 
     # -- what a worker class provides ---------------------------------------------------------
 
@@ -182,12 +188,15 @@ class Service:
         """Whether another connection may be picked up: of at most ``prefetch`` the head is there
         and the app does not have it. Those that wait for their client do not count, or a few of
         them would keep everyone else out."""
+        return not self.placing.ending and self.placing.takes_new and self.has_room_for_own
+
+    @property
+    def has_room_for_own(self) -> bool:
+        """The same for connections of sessions that only this process may hold."""
         options = self.options
         return (
             self.cells[board.NOT_BEGUN] < options.prefetch
             and len(self.wires) < options.max_connections
-            and not self.placing.ending
-            and self.placing.takes_new
             and self.can_start
         )
 
@@ -262,7 +271,7 @@ class Service:
                 "that could release a connection: sticky.current_worker().on('connection', ...)",
             )
         socketio = sys.modules.get("socketio")
-        if socketio is None or self.options.num == 1:
+        if socketio is None or self.worker.topology.num == 1:
             return
         asynchronous = sys.modules["socketio.async_pubsub_manager"]  # socketio has loaded it
         reaching = (socketio.PubSubManager, asynchronous.AsyncPubSubManager)

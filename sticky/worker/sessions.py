@@ -7,14 +7,14 @@ import gc
 import inspect
 import logging
 import os
+import secrets
 import sys
 import time
 from collections.abc import Callable, MutableMapping
 from typing import Any
 
 from ..errors import StickyError
-from ..options import Options
-from ..routing import Router, make_router
+from ..topology import Topology
 
 log = logging.getLogger("sticky.worker")
 
@@ -33,7 +33,7 @@ class Sessions:
     """The sessions of one worker process.
 
     Args:
-        options: the settings.
+        topology: from an id to its slot.
         slot: the worker's.
         counters: where to count what is held, as "sessions".
         clock: the monotonic time, in seconds.
@@ -41,13 +41,12 @@ class Sessions:
 
     def __init__(
         self,
-        options: Options,
+        topology: Topology,
         slot: int,
         counters: MutableMapping[str, int],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._router: Router = make_router(options)
-        self._num = options.num
+        self._topology = topology
         self._slot = slot
         self._counters = counters
         self._holders: list[Holder] = []
@@ -68,15 +67,18 @@ class Sessions:
         return minted
 
     def _draw(self, make: Make | None) -> str:
+        router, num = self._topology.router, self._topology.num
+        if self._slot >= num:  # there are fewer workers now, and this one is about to end
+            return make() if make else secrets.token_urlsafe(15)
         if make is None:
-            return self._router.mint(self._slot, os.urandom(15)).decode("ascii")
-        for _ in range(_DRAWS * self._num):
+            return router.mint(self._slot, os.urandom(15)).decode("ascii")
+        for _ in range(_DRAWS * num):
             drawn = make()
-            if self._router.owner(drawn.encode()) == self._slot:
+            if router.owner(drawn.encode()) == self._slot:
                 return drawn
         raise StickyError(
-            f"sticky.mint(make=...) called {make!r} {_DRAWS * self._num} times, and none of the "
-            f"ids leads to worker {self._slot} of {self._num} (the last one was {drawn!r}): it "
+            f"sticky.mint(make=...) called {make!r} {_DRAWS * num} times, and none of the "
+            f"ids leads to worker {self._slot} of {num} (the last one was {drawn!r}): it "
             "must make another, random id each time"
         )
 
@@ -97,6 +99,10 @@ class Sessions:
     def last(self) -> bool:
         """Whether there are some that only the app ends, when it likes."""
         return bool(self._holders and self._minted)
+
+    def surely_holds(self, session: str) -> bool:
+        """Whether the app says that it holds this id."""
+        return bool(self._holders or self._servers) and self.hold(session)
 
     def hold(self, session: str) -> bool:
         """Whether the app holds this id; True where nobody can say."""

@@ -96,8 +96,9 @@ class WsgiService(Service):
         app: Any,
         control: Socket,
         inbox: Socket,
+        own_inbox: Socket,
     ) -> None:
-        super().__init__(worker, app, control, inbox)
+        super().__init__(worker, app, control, inbox, own_inbox)
         self.wsgi = as_wsgi(app)
         self.loop = make_loop(self)
         self._lock = allocate_lock()

@@ -323,6 +323,11 @@ class Ledger:
         """How many connections are here, in whatever place."""
         return len(self._heads) + len(self._refused) + self._queued + self._resting
 
+    @property
+    def reloading(self) -> bool:
+        """Whether a reload is under way."""
+        return self._replacing is not None or bool(self._to_replace)
+
     def state_of(self, process: Hashable) -> Process:
         """The state of a process."""
         worker = self._workers.get(process)

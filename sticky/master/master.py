@@ -24,18 +24,20 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .. import channel, logs, spawn
+from .. import channel, inquiry, logs, spawn
 from ..board import Board
 from ..errors import ChannelError, StickyError
 from ..options import Options
 from ..program import Program
 from ..routing import make_router
-from . import ledger
+from . import ledger, systemd
 from .balance import Balance
 from .dispatcher import Dispatcher
 from .ledger import Ledger, Rules, Tell, Why
-from .listeners import Listeners, url
+from .listeners import Listeners
+from .report import Reporter, Seen
 from .signals import Signals, describe, reap, reap_orphans
+from .surroundings import Surroundings
 
 log = logging.getLogger("sticky.master")
 
@@ -109,6 +111,7 @@ class Master:
         descriptors: for each N of an fd://N in the options, the descriptor it has here.
         board: where to count, for others to see.
         most_files: descriptors that this process may have open; 0: as few as it has now.
+        surroundings: systemd, the pid file, ``sticky ctl`` and the like; None: nothing of it.
     """
 
     def __init__(
@@ -119,7 +122,9 @@ class Master:
         descriptors: Mapping[int, int] | None = None,
         board: Board | None = None,
         most_files: int = 0,
+        surroundings: Surroundings | None = None,
     ) -> None:
+        self._around = surroundings or Surroundings()
         if options.seed is None:
             options = dataclasses.replace(options, seed=os.urandom(8))
         self._options = options
@@ -130,6 +135,7 @@ class Master:
         self._worker_class = options.worker_class  # what new processes are told
         rules = {name: getattr(options, name) for name in Rules._fields if name != "first_alone"}
         self._board = board or Board()
+        self._reporter = Reporter(self._board)
         self._ledger = Ledger(Rules(**rules, first_alone=self._auto), self._board.master)
         self._slots = [_Slot() for _ in range(options.num)]
         self._processes: dict[int, _Process] = {}
@@ -177,6 +183,7 @@ class Master:
         self._register(self._signals.fileno(), select.EPOLLIN, self._on_signal)
         if self._launcher is not None:
             self._register(self._launcher.fileno(), select.EPOLLIN, self._on_launcher)
+        self._around.attend(self._register, self._unregister)
         try:
             if self._options.reload:
                 self._start_watcher()
@@ -217,6 +224,8 @@ class Master:
             self._ledger.inboxes({i for i, slot in enumerate(self._slots) if _unread(slot)})
         self._ledger.tick(now)
         self._perform()
+        serving = self._ledger.stage is ledger.Stage.SERVING
+        self._around.tick(now, serving=serving, reloading=self._ledger.reloading)
 
     def _perform(self) -> None:
         """Carry out what was decided, and what that leads to."""
@@ -265,6 +274,7 @@ class Master:
             self._epoll.unregister(fd)
 
     def _close(self) -> None:
+        self._around.close()
         if self._watcher is not None:
             signal.pidfd_send_signal(self._watcher.pidfd, signal.SIGKILL)
             reap(self._watcher.pid)
@@ -292,9 +302,10 @@ class Master:
     def _announce(self) -> None:
         bound = self._listeners.addresses
         self._dispatcher.listen(self._listeners.sockets)
+        self._around.ready(f"{self._options.num} workers at {', '.join(self._listeners.urls)}")
         log.info(
             "Listening at: %s (pid %d), %d worker%s",
-            ", ".join(url(address) for address in bound),
+            ", ".join(self._listeners.urls),
             os.getpid(),
             self._options.num,
             "s" if self._options.num > 1 else "",
@@ -342,9 +353,8 @@ class Master:
         }
         fds = [slot.inbox_end.fileno(), slot.mailbox.fileno(), self._board.fd]
         fds += [other.sibling.fileno() for other in self._slots]
-        environment = os.environ | dict(self._options.env) | {"STICKY_WORKER_ID": str(number)}
-        for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"):
-            environment.pop(name, None)  # those were for us
+        environment = systemd.without(os.environ) | dict(self._options.env)
+        environment["STICKY_WORKER_ID"] = str(number)
         try:
             pid, control = spawn.start(
                 f"worker {number}", spec, fds, environment=environment, stdin=os.devnull
@@ -541,7 +551,7 @@ class Master:
                 if os.getpid() == 1:
                     reap_orphans({process.pid for process in self._processes.values()})
             elif number == signal.SIGHUP:
-                self.reload()
+                self._reload()
             elif number == signal.SIGUSR1:
                 self.reopen_logs()
                 log.info("Stats: %s", json.dumps(self._board.stats()))
@@ -553,8 +563,17 @@ class Master:
                 self._ledger.stop(now, quick=True)
 
     def reload(self) -> None:
-        """Replace all workers by new ones, with what their code is now."""
+        """Replace all workers by new ones, with what their code is now.
+
+        Raises:
+            StickyError: the server stops, or has not started yet.
+        """
+        self._while_serving()
+        self._reload()
+
+    def _reload(self) -> None:
         log.info("Reloading: the workers are replaced one after another")
+        self._around.reloading()
         self._ledger.reload(time.monotonic())
 
     def reopen_logs(self) -> None:
@@ -562,6 +581,86 @@ class Master:
         logs.reopen()
         for process in self._processes.values():
             self._send(process, channel.REOPEN)
+
+    # -- what sticky ctl can have done (Operations) ---------------------------------------------
+
+    def settle(self) -> None:
+        """The ports are open: have everything around it, and be who the server is to run as.
+
+        Raises:
+            StickyError: something of it cannot be had.
+        """
+        try:
+            self._around.settle(self, self._listeners)
+        except StickyError:
+            self._close()
+            raise
+
+    def status(self) -> Mapping[str, Any]:
+        """What there is, slot by slot; report.py says in which words."""
+        book = self._ledger
+        serving = set(self._serving.values())
+        return self._reporter.status(
+            [
+                Seen(p.slot, p.pid, p.row, state.name.lower(), p in serving, p.worker_class)
+                for p, state in [(p, book.state_of(key)) for key, p in self._processes.items()]
+            ],
+            [
+                (book.slot_state(number).name.lower(), len(queue), len(book.resting[number]))
+                for number, queue in enumerate(book.queues)
+            ],
+            time.monotonic(),
+            stage=book.stage.name.lower(),
+            reloading=book.reloading,
+            listening=self._listeners.urls,
+            held=book.held,
+        )
+
+    def stats(self) -> Mapping[str, Any]:
+        """The counters, as ``sticky.stats()`` gives them."""
+        return self._board.stats()
+
+    def why(self, text: str) -> Mapping[str, Any]:
+        """Where an address or a session id goes, and the process that is there.
+
+        Raises:
+            StickyError: it is neither.
+        """
+        found = inquiry.why(text, self._options, len(self._slots))
+        serving = self._serving.get(found["slot"])
+        return {**found, "pid": serving.pid if serving else None}
+
+    def scale(self, n: int) -> None:
+        """Have so many slots."""
+        self._while_serving()
+        self._ledger.scale(n, time.monotonic())
+
+    def drain(self, slot: int) -> None:
+        """Replace the process of a slot by a new one, gracefully."""
+        self._while_serving()
+        self._at(slot)
+        self._ledger.replace(slot, time.monotonic())
+
+    def kill(self, slot: int) -> None:
+        """SIGKILL to the process of a slot, which then gets another."""
+        signal.pidfd_send_signal(self._at(slot).pidfd, signal.SIGKILL)
+
+    def stop(self, *, quick: bool = False) -> None:
+        """End the server: requests in hand are finished, or at once."""
+        self._ledger.stop(time.monotonic(), quick=quick)
+
+    def _at(self, slot: int) -> _Process:
+        if slot >= len(self._slots):
+            raise StickyError(f"there is no slot {slot}: they are 0 to {len(self._slots) - 1}")
+        if slot not in self._serving:
+            raise StickyError(f"slot {slot} has no process that serves it now")
+        return self._serving[slot]
+
+    def _while_serving(self) -> None:
+        if self._ledger.stage is not ledger.Stage.SERVING:
+            raise StickyError("the server stops")
+        if not self._ledger.announced:
+            raise StickyError("the server is starting: not all of its workers have been ready yet")
 
     def _start_watcher(self) -> None:
         """``--reload``: a child that says when files change."""
@@ -574,7 +673,8 @@ class Master:
             "path": list(self._program.path),
             "watch": sorted(folders),
         }
-        pid, control = spawn.start("watcher", spec, environment=os.environ, stdin=os.devnull)
+        environment = systemd.without(os.environ)
+        pid, control = spawn.start("watcher", spec, environment=environment, stdin=os.devnull)
         self._watcher = _Process(-1, pid, control)
         self._register(control.fileno(), select.EPOLLIN, self._on_watcher)
 
@@ -594,7 +694,7 @@ class Master:
             self._watcher = None
         elif message.kind == channel.CHANGED:
             log.info("Changed: %s", ", ".join(json.loads(message.payload)))
-            self.reload()
+            self._reload()
         elif message.kind == channel.FAILED:
             log.error("%s", json.loads(message.payload)["reason"])
             self._unregister(watcher.control.fileno())  # that was all; it is collected at the end
@@ -630,7 +730,9 @@ def run(
         boot, 4 when the app cannot be loaded.
     """
     try:
-        logs.set_up(options)
+        around = Surroundings(options, os.environ, launched=launcher is not None)
+        with around.as_user():
+            logs.set_up(options)
     except StickyError as error:
         sys.stderr.write(f"sticky: {error}\n")
         return error.exit_status
@@ -645,7 +747,8 @@ def run(
             options.max_connections,
         )
     try:
-        master = Master(options, program, launcher, descriptors, board, hard)
+        master = Master(options, program, launcher, descriptors, board, hard, around)
+        master.settle()
     except StickyError as error:
         log.error("%s", error)
         return error.exit_status

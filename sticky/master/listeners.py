@@ -37,7 +37,8 @@ def resolved(binds: Iterable[str], environ: Mapping[str, str]) -> list[str]:
     found = []
     for bind in binds:
         kind, name, _ = parse_bind(bind)
-        numbers = [n for n, other in passed.items() if other == name] if kind == "fd" else []
+        named = kind == "fd" and name
+        numbers = [n for n, other in passed.items() if named and other == name]
         found += [f"fd://{number}" for number in numbers] or [bind]
     return found
 

@@ -1,5 +1,6 @@
 """What is around a server: the supervisor that wants to know how it is, the pid file, who it runs
-as, ``sticky ctl``, the metrics. The master tells it what happens, in a few words, and it does the rest.
+as, ``sticky ctl``, the metrics. The master tells it what happens, in a few words, and it does the
+rest.
 
 The order at the start matters, and is here: umask, log files (as the user), ports, metrics and pid
 file (as root, if that is what we are), then the user for good, then the socket of ``sticky ctl``,

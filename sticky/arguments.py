@@ -17,11 +17,29 @@ _FLAGS = {
     "worker_class": ("-k", "--worker-class"),
     "env": ("-e", "--env"),
     "header": ("--proxy-header",),  # uvicorn's --header is a response header
+    "pid": ("-p", "--pid"),
+    "user": ("-u", "--user"),
+    "group": ("-g", "--group"),
+    "umask": ("-m", "--umask"),
+}
+_OFF = {"ctl": "--no-ctl"}
+"""What turns off an option that has a value otherwise."""
+_METAVARS = {
+    "ctl": "PATH",
+    "pid": "FILE",
+    "metrics": "ADDRESS",
+    "max_memory": "SIZE",
 }
 _MANY = ("bind", "env")
 
 
-_ELSEWHERE = {"--port": "--bind", "--host": "--bind", "--factory": "--interface factory"}
+_ELSEWHERE = {
+    "--port": "--bind",
+    "--host": "--bind",
+    "--factory": "--interface factory",
+    "--control-socket": "--ctl",
+    "--no-control-socket": "--no-ctl",
+}
 """What other servers call it."""
 
 
@@ -58,9 +76,14 @@ def add_options(parser: argparse.ArgumentParser, names: Iterable[str]) -> None:
         else:
             kind = str(field.type).partition(" ")[0].partition("[")[0]
             settings["metavar"] = {"int": "N", "float": "SECONDS"}.get(kind, "VALUE")
+            settings["metavar"] = _METAVARS.get(name, settings["metavar"])
             if name in _MANY:
                 settings["action"] = "append"
         parser.add_argument(*flags, **settings)
+        if name in _OFF:
+            parser.add_argument(
+                _OFF[name], dest=name, action="store_const", const="", help=f"no {name}"
+            )
 
 
 def from_arguments(given: dict[str, Any]) -> dict[str, Any]:

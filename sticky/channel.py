@@ -69,6 +69,7 @@ would be one too many. Nothing announces when that is over, and nothing was sent
 # the system call.
 _FLAGS = int(socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
 _RECEIVE = int(socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC)
+_WAIT = int(socket.MSG_CMSG_CLOEXEC)
 _PEEK = int(socket.MSG_DONTWAIT | socket.MSG_PEEK)
 _CUT_OFF = int(socket.MSG_CTRUNC | socket.MSG_TRUNC)
 _RIGHTS = _SOL_SOCKET, _SCM_RIGHTS = int(socket.SOL_SOCKET), int(socket.SCM_RIGHTS)
@@ -243,14 +244,19 @@ class Reader:
         self._buffers = (self._buffer,)
         self._room = socket.CMSG_SPACE((2 if connections else _MAX_FDS) * _FD.size)
 
-    def receive(self, channel: Socket) -> Message | None:
+    def receive(self, channel: Socket, *, wait: bool = False) -> Message | None:
         """The next message, or None when the other end is closed.
+
+        Args:
+            wait: as long as it takes, where the channel is a blocking one.
 
         Raises:
             BlockingIOError: there is none yet.
             ChannelError: it cannot be read, or its descriptors did not fit in this process.
         """
-        size, ancillary, cut, _ = channel.recvmsg_into(self._buffers, self._room, _RECEIVE)
+        size, ancillary, cut, _ = channel.recvmsg_into(
+            self._buffers, self._room, _WAIT if wait else _RECEIVE
+        )
         if size == HEADER_SIZE and len(ancillary) == 1 and not cut & _CUT_OFF:
             # A connection of which nothing was read, from an IPv4 client: nearly all are.
             level, what, data = ancillary[0]

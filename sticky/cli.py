@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from . import __version__, explaining
+from . import __version__, ctl, explaining
 from .arguments import Parser, add_options, from_arguments
 from .config import FIELDS, as_toml, settings
 from .errors import StickyError
@@ -24,9 +24,10 @@ def _parser(prog: str) -> Parser:
         "one port; every client always reaches the same worker.",
         epilog="Each option can also be given as STICKY_<OPTION> in the environment, and in a "
         "file (-c). Signals: TERM stops gracefully, INT and QUIT at once, HUP reloads, USR1 opens "
-        "log files anew and logs what was counted. Exit "
+        "log files anew and logs what was counted, TTIN and TTOU have one worker more or less, "
+        "USR2 upgrades the server in place. Exit "
         "status: 0 stopped, 1 the port cannot be used, 2 a wrong option, 3 workers cannot boot, "
-        "4 the app cannot be loaded. See also: sticky explain --help",
+        "4 the app cannot be loaded. See also: sticky ctl --help, sticky explain --help",
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )
@@ -49,6 +50,8 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "sticky") -> NoReturn
     try:
         if arguments[:1] == ["explain"]:
             sys.exit(explaining.main(arguments[1:], prog=f"{prog} explain"))
+        if arguments[:1] == ["ctl"]:
+            sys.exit(ctl.main(arguments[1:], prog=f"{prog} ctl"))
         given = vars(_parser(prog).parse_args(arguments))
         program = named(given["target"])
         options = settings(from_arguments(given), config=given.get("config"))

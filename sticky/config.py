@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import OptionError
-from .master.listeners import from_systemd
+from .master.listeners import from_systemd, resolved
 from .options import Options, as_mapping, nearest_option
 
 FIELDS = {field.name: field for field in dataclasses.fields(Options)}
@@ -71,7 +71,10 @@ def settings(
         )
     if not {"bind", "host", "port"} & merged.keys() and (passed := from_systemd(environ)):
         merged["bind"] = passed
-    return Options.make(merged)
+    made = Options.make(merged)
+    if any("fd://" in bind for bind in made.bind):
+        return dataclasses.replace(made, bind=tuple(resolved(made.bind, environ)))
+    return made
 
 
 def from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
@@ -117,7 +120,7 @@ def _check(found: Mapping[str, Any], where: str) -> None:
     """Check the options of one source by themselves, so that the error can say where it is."""
     try:
         # What goes together with these is checked at the end: another source may have them.
-        Options.make({"proxy": True, "session": "sid", **found})
+        Options.make({"proxy": True, "session": "sid", "max_requests": 1, **found})
     except OptionError as error:
         raise OptionError(f"{where}: {error}") from None
 
@@ -145,7 +148,7 @@ def from_text(option: str, text: str, *, source: str = "") -> Any:
         return dict(part.split("=", 1) for part in parts)
     if kind.endswith("| None") and not text:
         return None
-    if option == "sync" and text.lower() in _WORDS:
+    if option in ("sync", "ctl") and text.lower() in _WORDS:
         return _WORDS[text.lower()]
     try:
         if kind.startswith("float"):

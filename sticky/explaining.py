@@ -7,6 +7,7 @@ import ipaddress
 import sys
 from collections.abc import Sequence
 
+from . import inquiry
 from .arguments import Parser, add_options, from_arguments
 from .config import settings
 from .errors import OptionError
@@ -52,16 +53,8 @@ def main(argv: Sequence[str], *, prog: str) -> int:
     head, peer = b"GET / HTTP/1.1\r\n\r\n", given["peer"]
     if given["address"] is None:
         head = _as_head(sys.stdin.buffer.read(options.max_head_size))
-    elif options.proxy:
-        # What a proxy would send for this client.
-        field = (
-            f"for={_quoted(given['address'])}"
-            if options.header == "forwarded"
-            else (given["address"])
-        )
-        head = f"GET / HTTP/1.1\r\n{options.header}: {field}\r\n\r\n".encode()
     else:
-        peer = given["address"]
+        head, peer = inquiry.of_address(given["address"], options, peer)
     try:
         if peer:  # the clients of a unix socket have none
             ipaddress.ip_address(peer)
@@ -89,7 +82,3 @@ def _as_head(text: bytes) -> bytes:
     if b"\r" not in text:
         text = text.replace(b"\n", b"\r\n")
     return text if b"\r\n\r\n" in text else text.rstrip(b"\r\n") + b"\r\n\r\n"
-
-
-def _quoted(address: str) -> str:
-    return f'"[{address}]"' if ":" in address and not address.startswith("[") else address

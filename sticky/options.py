@@ -32,6 +32,9 @@ LOOPS = ("auto", "asyncio", "uvloop")
 DEFAULT_TRUSTED = "127.0.0.1,::1,unix"
 BALANCES = ("address", "least", "round-robin")
 
+# What systemd allows in the name of a descriptor (sd_pid_notify_with_fds(3)), and a URL as well.
+_FD_NAME = re.compile(r"[0-9A-Za-z_][0-9A-Za-z_.@\\-]{0,254}")
+
 # RFC 9110, 5.6.2: the characters a field name is made of.
 _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 
@@ -219,10 +222,11 @@ def _bind(name: str, value: Any) -> tuple[str, ...]:
 
 
 def parse_bind(bind: object) -> tuple[str, str, int]:
-    """What an address to listen on says: (kind, host or path, port or descriptor).
+    """What an address to listen on says: (kind, host, path or name, port or descriptor).
 
     HOST:PORT, [V6]:PORT, :PORT (all IPv4 addresses), HOST (port 8000), unix:PATH and fd://N, as
-    gunicorn writes them.
+    gunicorn writes them; and fd://NAME, as systemd names the sockets that it passes
+    (FileDescriptorName= of systemd.socket(5)), which is descriptor 0 here.
 
     Raises:
         OptionError: it is none of these.
@@ -237,7 +241,14 @@ def parse_bind(bind: object) -> tuple[str, str, int]:
         number = text.removeprefix("fd://")
         if number.isdecimal() and int(number) > 2:
             return "fd", "", int(number)
-        raise _fail("bind", bind, "'fd://' and the number of an open descriptor, from 3")
+        if _FD_NAME.fullmatch(number) and not number.isdecimal():
+            return "fd", number, 0
+        raise _fail(
+            "bind",
+            bind,
+            "'fd://' and the number of an open descriptor, from 3, or the name of one that systemd "
+            "passes",
+        )
     match = re.fullmatch(r"(?:\[([0-9a-fA-F:.%\w]+)\]|([^\s:/\[\]]*))(?::(\d{1,5}))?", text)
     if match is None or not text or int(match[3] or 0) > 65535:
         raise _fail(
@@ -247,6 +258,108 @@ def parse_bind(bind: object) -> tuple[str, str, int]:
             "for example '127.0.0.1:3000'",
         )
     return "tcp", match[1] or match[2] or "0.0.0.0", int(match[3]) if match[3] else 8000
+
+
+def parse_metrics(metrics: object) -> tuple[str, str, int]:
+    """Where the metrics are served: (kind, host or path, port), as ``parse_bind`` gives it. A port
+    alone is one of this machine only: they are nobody else's business.
+
+    Raises:
+        OptionError: it is no such address.
+    """
+    text = metrics if isinstance(metrics, str) else ""
+    port = text.removeprefix(":")
+    if port.isdecimal() and port.isascii():
+        text = f"127.0.0.1:{port}"
+    try:
+        kind, where, number = parse_bind(text)
+        if kind == "fd" or (kind == "tcp" and not re.search(r":\d+$", text)):
+            raise _fail("metrics", metrics, "")
+    except OptionError:
+        raise _fail(
+            "metrics",
+            metrics,
+            "PORT (on 127.0.0.1), HOST:PORT, [IPV6]:PORT or unix:PATH, for example ':9100'",
+        ) from None
+    return kind, where, number
+
+
+def _metrics(name: str, value: Any) -> str | None:
+    if value is None:
+        return None
+    text = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    kind, where, port = parse_metrics(text)
+    if kind == "unix":
+        return f"unix:{where}"
+    return f"[{where}]:{port}" if ":" in where else f"{where}:{port}"
+
+
+def _ctl(name: str, value: Any) -> str:
+    """The path of the socket, or "auto", or "" for none."""
+    if value in ("auto", True):
+        return "auto"
+    if value is False or value in ("", "no"):
+        return ""
+    path = str(Path(value).absolute()) if isinstance(value, str | Path) else ""
+    if not 0 < len(os.fsencode(path)) <= MAX_UNIX_PATH or "\0" in path:
+        raise _fail(
+            name,
+            value,
+            f"the path of a socket, of at most {MAX_UNIX_PATH} bytes, in a directory of mode 0700; "
+            "auto (one of our own), or False (none)",
+        )
+    return path
+
+
+def _pid(name: str, value: Any) -> str | None:
+    if value is None:
+        return None
+    if not isinstance(value, str | Path) or not str(value) or "\0" in str(value):
+        raise _fail(name, value, "the path of a file, for example '/run/app/app.pid'")
+    return str(Path(value).absolute())
+
+
+def _account(name: str, value: Any) -> str | None:
+    """A user or a group: its name, or its number as text. Whether there is one is seen later, on
+    the machine that it has to be on."""
+    if value is None:
+        return None
+    number = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**32 - 1
+    text = str(value) if number else value
+    if not isinstance(text, str) or not re.fullmatch(r"[^\s:/\0-][^\s:/\0]*", text):
+        raise _fail(name, value, f"the name or the number of a {name}, for example 'www-data'")
+    return text
+
+
+def _umask(name: str, value: Any) -> str | None:
+    """Octal digits, whatever it was given as: a number is what Python's or TOML's 0o27 makes."""
+    if value is None:
+        return None
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 0o777:
+        return f"{value:04o}"
+    if isinstance(value, str) and re.fullmatch(r"(0o)?[0-7]{1,4}", value):
+        mask = int(value.removeprefix("0o"), 8)
+        if mask <= 0o777:
+            return f"{mask:04o}"
+    raise _fail(name, value, "an octal number from 0 to 0777, for example '0027'")
+
+
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+_LEAST_MEMORY = 16 << 20
+"""An interpreter alone has this much: with less, every worker would be replaced at once."""
+
+
+def _memory(name: str, value: Any) -> int:
+    """Bytes; 512M is understood, with or without a B or an iB behind."""
+    size = value
+    if isinstance(value, str):
+        match = re.fullmatch(r"(\d{1,15})\s*([KMG]?)(?:i?B)?", value.strip(), re.IGNORECASE)
+        size = int(match[1]) * _UNITS[match[2].upper()] if match else None
+    whole = isinstance(size, int) and not isinstance(size, bool)
+    if not whole or (size and not _LEAST_MEMORY <= size <= 1 << 50):
+        raise _fail(name, value, "bytes, or a number with K, M or G, from 16M; or 0 for no limit")
+    assert isinstance(size, int)
+    return size
 
 
 def _env(name: str, value: Any) -> dict[str, str]:
@@ -344,7 +457,8 @@ class Options:
     bind: tuple[str, ...] = _option(
         (),
         _bind,
-        "where to listen, instead of host and port: HOST:PORT, [IPV6]:PORT, unix:PATH, fd://N; "
+        "where to listen, instead of host and port: HOST:PORT, [IPV6]:PORT, unix:PATH, fd://N, "
+        "fd://NAME (of a socket that systemd passes); "
         "can be given several times (default: 127.0.0.1:8000)",
     )
     num: int = _option(
@@ -497,6 +611,43 @@ class Options:
     )
 
     reload: bool = _option(False, _flag, "restart the workers when a Python file changes")
+    max_requests: int = _option(
+        0, _whole(0, 1_000_000_000), "requests after which a worker is replaced; 0: never"
+    )
+    max_requests_jitter: int = _option(
+        0,
+        _whole(0, 1_000_000_000),
+        "with max_requests: at most so many more, drawn anew for each worker, so that they are not "
+        "all replaced at once",
+    )
+    max_memory: int = _option(
+        0, _memory, "bytes (or 512M, 2G) of memory at which a worker is replaced; 0: never"
+    )
+    spares: int = _option(
+        0, _whole(0, 16), "processes that wait, with the app imported, to take a slot that dies"
+    )
+
+    # The server as a process
+    pid: str | None = _option(None, _pid, "write the master's process id to this file")
+    user: str | None = _option(
+        None, _account, "run as this user, once the ports are bound (only root may)"
+    )
+    group: str | None = _option(
+        None, _account, "run as this group (default: that of the user; only root may)"
+    )
+    umask: str | None = _option(
+        None, _umask, "octal: rights that new files do not get (default: as it is)"
+    )
+    ctl: str = _option(
+        "auto",
+        _ctl,
+        "path of the socket of sticky ctl, in a directory of mode 0700; auto is one of our own",
+    )
+    metrics: str | None = _option(
+        None,
+        _metrics,
+        "serve the counters for Prometheus at HOST:PORT, PORT (on 127.0.0.1) or unix:PATH",
+    )
 
     # Logs
     log_level: str = _option("info", _one_of(*LOG_LEVELS), "least severity that is logged")
@@ -518,6 +669,11 @@ class Options:
             raise OptionError(
                 f"option 'balance' is {self.balance!r}, but 'session' is None: without a session "
                 "id to follow only the address keeps a client with its worker; add session='sid'"
+            )
+        if self.max_requests_jitter and not self.max_requests:
+            raise OptionError(
+                f"option 'max_requests_jitter' is {self.max_requests_jitter}, but 'max_requests' "
+                "is 0: it says by how much that differs; add max_requests or leave it out"
             )
         place, _, name = (self.session or "").partition(":")
         if self.header == {"header": name, "cookie": "cookie"}.get(place):
@@ -566,7 +722,14 @@ class Options:
         return values
 
 
-_ELSEWHERE = {"workers": "num", "proxy_header": "header", "listen": "bind", "reuse_port": "bind"}
+_ELSEWHERE = {
+    "workers": "num",
+    "proxy_header": "header",
+    "listen": "bind",
+    "reuse_port": "bind",
+    "pidfile": "pid",
+    "control_socket": "ctl",
+}
 """Names that options have on the command line or in other servers."""
 
 

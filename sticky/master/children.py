@@ -9,13 +9,14 @@ import contextlib
 import fcntl
 import json
 import os
+import random
 import select
 import signal
 import socket
 import struct
 import termios
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from .. import channel, spawn
@@ -23,9 +24,11 @@ from ..board import Board
 from ..errors import ChannelError
 from ..options import Options
 from ..program import Program
+from . import systemd
 from .agenda import Why
 from .loop import Loop
 from .signals import reap
+from .spares import Spares
 
 _FIONREAD = termios.FIONREAD
 _RESERVE = 2
@@ -77,14 +80,6 @@ class Child:
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self.pidfd, sig)
 
-    def memory(self) -> int:
-        """Bytes of memory that are its own to answer for; 0 where that cannot be read."""
-        try:
-            with open(f"/proc/{self.pid}/statm", "rb") as file:
-                return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-        except (OSError, IndexError, ValueError):
-            return 0
-
     def close(self) -> None:
         """Close what we hold of it."""
         os.close(self.pidfd)
@@ -126,6 +121,7 @@ class Children:
         self.inboxes: list[socket.socket] = []
         self.own_inboxes: dict[int, socket.socket] = {}
         self.by_key: dict[int, Child] = {}
+        self._spares = Spares(options.spares, loop)
         self.grow(options.num)
 
     def grow(self, num: int) -> None:
@@ -171,10 +167,27 @@ class Children:
         self._loop.register(child.control.fileno(), select.EPOLLIN, lambda _: self._on_control(key))
 
     def _spawn(self, number: int, row: int, own: socket.socket) -> Child:
-        program, pairs = self._program, self.pairs[number]
+        pairs, options = self.pairs[number], self._options
+        place = {"slot": number, "row": row}
+        fds = [pairs.inbox_end.fileno(), own.fileno(), pairs.mailbox.fileno(), self._board.fd]
+        fds += [other.sibling.fileno() for other in self.pairs]
+        child = self._spares.take(self.worker_class, json.dumps(place).encode(), fds)
+        if child is not None:
+            child.slot, child.row = number, row
+        else:
+            child = self._begin(f"worker {number}", {"role": "worker", **place}, fds, number, row)
+        if options.max_requests:
+            jitter = random.randint(0, options.max_requests_jitter)  # noqa: S311 - no secret
+            child.limit = options.max_requests + jitter
+        return child
+
+    def _begin(
+        self, label: str, role: dict[str, Any], fds: Sequence[int], slot: int = -1, row: int = 0
+    ) -> Child:
+        """Start a process."""
+        program = self._program
         spec = {
-            "role": "worker",
-            "slot": number,
+            **role,
             "master": os.getpid(),
             "options": self._options.to_json() | {"worker_class": self.worker_class},
             "target": program.target,
@@ -183,31 +196,33 @@ class Children:
             "call": program.call,
             "argv": list(program.argv),
             "path": list(program.path),
-            "row": row,
         }
-        fds = [pairs.inbox_end.fileno(), own.fileno(), pairs.mailbox.fileno(), self._board.fd]
-        fds += [other.sibling.fileno() for other in self.pairs]
-        pid, control = spawn.start(
-            f"worker {number}",
-            spec,
-            fds,
-            environment=self.environment() | {"STICKY_WORKER_ID": str(number)},
-            stdin=os.devnull,
-        )
+        environment = self.environment()
+        if slot >= 0:
+            environment["STICKY_WORKER_ID"] = str(slot)
+        pid, control = spawn.start(label, spec, fds, environment=environment, stdin=os.devnull)
         try:
-            return Child(number, pid, control, row, self.worker_class)
+            return Child(slot, pid, control, row, self.worker_class)
         except OSError:  # without a pidfd its end would not be noticed
             control.close()
             os.kill(pid, signal.SIGKILL)
             reap(pid)
             raise
 
+    # -- spares -------------------------------------------------------------------------------
+
+    def keep_spares(self) -> None:
+        """Have as many processes as the options say that wait for a slot."""
+        if self.worker_class != "auto":
+            self._spares.fill(lambda: self._begin("spare", {"role": "spare"}, ()))
+
+    def drop_spares(self) -> None:
+        """End those that wait: what they have imported is old."""
+        self._spares.drop()
+
     def environment(self) -> dict[str, str]:
         """What workers see."""
-        environment = dict(os.environ) | dict(self._options.env)
-        for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"):
-            environment.pop(name, None)  # those were for us
-        return environment
+        return systemd.without(os.environ) | dict(self._options.env)
 
     # -- what they are told -------------------------------------------------------------------
 
@@ -275,7 +290,8 @@ class Children:
         return child
 
     def close(self) -> None:
-        """Close everything; nobody is ended by that."""
+        """Close everything; no worker is ended by that."""
+        self.drop_spares()
         for child in self.by_key.values():
             child.close()
         for pairs in self.pairs:

@@ -7,25 +7,40 @@ import errno
 import os
 import socket
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ..errors import StickyError
 from ..options import Options, parse_bind
+from . import systemd
 
 
 def inherited(options: Options) -> list[int]:
-    """The descriptors that the options name (fd://N)."""
-    return [number for kind, _, number in map(parse_bind, options.bind) if kind == "fd"]
+    """The descriptors that the options name (fd://N), and those that systemd kept for us."""
+    named = [number for kind, _, number in map(parse_bind, options.bind) if kind == "fd"]
+    kept = [n for n, name in systemd.passed(os.environ).items() if systemd.is_kept(name)]
+    return [number for number in dict.fromkeys([*named, *kept]) if number]
 
 
 def from_systemd(environ: Mapping[str, str]) -> list[str]:
-    """The sockets that systemd passed to this process (sd_listen_fds(3)), as ``bind`` says them."""
-    count = environ.get("LISTEN_FDS", "")
-    if environ.get("LISTEN_PID") != str(os.getpid()) or not count.isdecimal():
-        return []
-    return [f"fd://{3 + number}" for number in range(int(count))]
+    """The sockets that systemd passed to this process (sd_listen_fds(3)), as ``bind`` says them;
+    but those that it only keeps for us count where their address is what ``bind`` says."""
+    passed = systemd.passed(environ).items()
+    return [f"fd://{number}" for number, name in passed if not systemd.is_kept(name)]
+
+
+def resolved(binds: Iterable[str], environ: Mapping[str, str]) -> list[str]:
+    """The same, with the numbers of the descriptors that are named (fd://NAME), where there are
+    such: several may have one name (FileDescriptorName= of systemd.socket(5))."""
+    passed = systemd.passed(environ)
+    found = []
+    for bind in binds:
+        kind, name, _ = parse_bind(bind)
+        named = kind == "fd" and name
+        numbers = [n for n, other in passed.items() if named and other == name]
+        found += [f"fd://{number}" for number in numbers] or [bind]
+    return found
 
 
 def url(address: Any) -> str:
@@ -43,19 +58,33 @@ class Listeners:
         options: the settings.
         descriptors: for each N of an fd://N, the descriptor it has in this process.
 
+    Attributes:
+        sockets: all of them.
+        made: of these, those that this server made, now or before systemd started it anew.
+        again: of these, those that were made before.
+        kept_names: what systemd calls those that it has kept for us, used again or not.
+        names: of those that systemd has passed, the names, by place in ``sockets``.
+
     Raises:
         StickyError: one of them cannot be had; the reason in one line. None stays open.
     """
 
     def __init__(self, options: Options, descriptors: Mapping[int, int]) -> None:
         self.sockets: list[socket.socket] = []
+        self.made: list[socket.socket] = []
+        self.names: dict[int, str] = {}  # of those that systemd has passed, by place
         self._paths: dict[str, tuple[int, int]] = {}  # what we made, by device and inode
         self._options = options
+        self.again: list[socket.socket] = []
+        self.kept_names = [name for name in _passed().values() if systemd.is_kept(name)]
+        self._kept = _kept(descriptors)
         binds = [parse_bind(bind) for bind in options.bind]
         try:
             for kind, where, number in binds or [("tcp", options.host, options.port)]:
                 if kind == "unix":
                     self._open_unix(where)
+                elif kind == "fd" and where:
+                    raise StickyError(f"cannot listen on fd://{where}: {_nameless()}")
                 elif kind == "fd":
                     self._take(number, descriptors.get(number, number))
                 else:
@@ -63,11 +92,37 @@ class Listeners:
         except BaseException:
             self.close()
             raise
+        finally:
+            for sock in self._kept:  # nobody wants to listen there any more
+                sock.close()
+            self._kept.clear()
 
     @property
     def addresses(self) -> list[Any]:
         """The bound addresses, as ``getsockname`` gives them."""
         return [sock.getsockname() for sock in self.sockets]
+
+    @property
+    def urls(self) -> list[str]:
+        """The same as people write them, with the names that systemd gave them."""
+        urls = [url(address) for address in self.addresses]
+        names = [f" ({self.names[at]})" if at in self.names else "" for at in range(len(urls))]
+        return [one + name for one, name in zip(urls, names, strict=True)]
+
+    def give_to(self, user: int, group: int) -> None:
+        """Have the files of unix sockets belong to a user, who is to remove them at the end.
+
+        Raises:
+            OSError: they cannot be given away.
+        """
+        for path, ours in self._paths.items():
+            if _identity(path) == ours:
+                os.chown(path, user, group, follow_symlinks=False)
+
+    def leave_files(self) -> None:
+        """Do not remove the files of unix sockets at the end: somebody else keeps the sockets, and
+        a successor gets them again."""
+        self._paths.clear()
 
     def close(self) -> None:
         """Close all, and remove the files of unix sockets that are still ours."""
@@ -90,6 +145,11 @@ class Listeners:
             if opened and not port:  # the same port for all addresses of one name
                 bound = self.sockets[-opened].getsockname()[1]
                 address = (address[0], bound, *address[2:])
+            if kept := self._find(family, address):
+                self._listen(kept)
+                self.made.append(kept)
+                opened += 1
+                continue
             try:
                 sock = socket.socket(family, socket.SOCK_STREAM)
             except OSError as error:  # a kernel without IPv6
@@ -104,6 +164,7 @@ class Listeners:
                     sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, not both)
                 sock.bind(address)
                 self._listen(sock)
+                self.made.append(sock)
             except OSError as error:
                 sock.close()
                 if error.errno == errno.EADDRNOTAVAIL and (opened or len(found) > 1):
@@ -117,13 +178,32 @@ class Listeners:
         binds = [parse_bind(bind) for bind in self._options.bind] if port else []
         return any(kind == "tcp" and ":" not in host and p == port for kind, host, p in binds)
 
+    def _find(self, family: int, address: Any) -> socket.socket | None:
+        """A listener for this address that we made before, and that systemd has kept."""
+        for sock in self._kept:
+            bound = sock.getsockname()
+            same = bound == address
+            if family != socket.AF_UNIX and sock.family == family:
+                same = bound[0] == address[0] and address[1] in (0, bound[1])
+            if same and sock.family == family:
+                self._kept.remove(sock)
+                self.again.append(sock)
+                return sock
+        return None
+
     def _open_unix(self, path: str) -> None:
+        if Path(path).is_socket() and (kept := self._find(socket.AF_UNIX, path)):
+            self._listen(kept)
+            self._paths[path] = _identity(path)
+            self.made.append(kept)
+            return
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            _remove_stale(path)
+            remove_stale(path)
             sock.bind(path)
             self._paths[path] = _identity(path)
             self._listen(sock)
+            self.made.append(sock)
         except OSError as error:
             sock.close()
             reason = "permission denied" if error.errno == errno.EACCES else _reason(error)
@@ -142,6 +222,8 @@ class Listeners:
                 )
             sock.set_inheritable(False)
             self._listen(sock)
+            if name := _passed().get(number):
+                self.names[len(self.sockets) - 1] = name
         except OSError as error:
             if sock is not None:
                 sock.close()
@@ -159,12 +241,39 @@ class Listeners:
         self.sockets.append(sock)
 
 
+def _passed() -> dict[int, str]:
+    """What systemd passed to this process or, if that was a script, to the one before it."""
+    return systemd.passed(os.environ, to_parent=True)
+
+
+def _kept(descriptors: Mapping[int, int]) -> list[socket.socket]:
+    """The listeners that systemd kept for us, whoever of us made them."""
+    found = []
+    for number, name in _passed().items():
+        ours = number in systemd.passed(os.environ)
+        here = descriptors.get(number, number if ours else -1)
+        if not systemd.is_kept(name) or here < 0:
+            continue
+        with contextlib.suppress(OSError):  # what is none is not ours to judge
+            sock = socket.socket(fileno=here)
+            sock.set_inheritable(False)
+            found.append(sock)
+    return found
+
+
+def _nameless() -> str:
+    """What is said where a name names nothing."""
+    names = sorted(set(_passed().values()) - {""})
+    known = f"; there are {', '.join(names)}" if names else ", and none at all"
+    return f"systemd has passed no socket of this name (FileDescriptorName=){known}"
+
+
 def _identity(path: str) -> tuple[int, int]:
     found = os.lstat(path)
     return found.st_dev, found.st_ino
 
 
-def _remove_stale(path: str) -> None:
+def remove_stale(path: str) -> None:
     """Remove a socket that a server which was killed left behind; nothing else, ever."""
     try:
         if not stat.S_ISSOCK(os.lstat(path).st_mode):

@@ -409,12 +409,14 @@ class Lives:
             worker.outdated = True
         self._go_on(now)
 
-    def worn(self, process: Hashable, now: float) -> None:
-        """The process has served, or holds, as much as it may."""
+    def worn(self, process: Hashable, now: float) -> bool:
+        """The process has served, or holds, as much as it may; whether that was not known yet."""
         worker = self._workers.get(process)
-        if worker is not None and not worker.outdated:
-            worker.outdated = True
-            self._go_on(now)
+        if worker is None or worker.outdated:
+            return False
+        worker.outdated = True
+        self._go_on(now)
+        return True
 
     def _go_on(self, now: float) -> None:
         """Start the successors that are due: of those that leave at once, of the others one."""

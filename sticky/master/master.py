@@ -20,22 +20,24 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .. import channel, logs, spawn
+from .. import channel, inquiry, logs, spawn
 from ..board import Board
 from ..errors import ChannelError, StickyError
 from ..options import MAX_WORKERS, Options
 from ..program import Program
 from ..topology import Topology
-from . import agenda
+from . import agenda, proc, systemd
 from .agenda import Rules, Stage, Tell, Why
 from .balance import Balance
 from .children import Child, Children, Reserve, drained
 from .dispatcher import Dispatcher
 from .ledger import Ledger
-from .listeners import Listeners, url
+from .listeners import Listeners
 from .lives import Process, Slot
 from .loop import Loop
+from .report import Reporter, Seen
 from .signals import Signals, Terminal, describe, reap, reap_orphans
+from .surroundings import Surroundings
 from .waiting import Line
 
 log = logging.getLogger("sticky.master")
@@ -75,6 +77,7 @@ class Master:
         descriptors: for each N of an fd://N in the options, the descriptor it has here.
         board: where to count, for others to see.
         most_files: descriptors that this process may have open; 0: as few as it has now.
+        surroundings: systemd, the pid file, ``sticky ctl`` and the like; None: nothing of it.
     """
 
     def __init__(
@@ -85,7 +88,9 @@ class Master:
         descriptors: Mapping[int, int] | None = None,
         board: Board | None = None,
         most_files: int = 0,
+        surroundings: Surroundings | None = None,
     ) -> None:
+        self._around = surroundings or Surroundings()
         if options.seed is None:
             options = dataclasses.replace(options, seed=os.urandom(8))
         self._options = options
@@ -95,6 +100,7 @@ class Master:
         self._auto = options.worker_class == "auto"
         rules = {name: getattr(options, name) for name in Rules._fields if name in vars(options)}
         self._board = board or Board()
+        self._reporter = Reporter(self._board)
         self._topology = Topology(options, self._board.topology)
         self._ledger = Ledger(
             Rules(**rules, first_alone=self._auto), self._topology, self._board.master
@@ -153,6 +159,7 @@ class Master:
         self._loop.register(self._signals.fileno(), select.EPOLLIN, self._on_signal)
         if self._launcher is not None:
             self._loop.register(self._launcher.fileno(), select.EPOLLIN, self._on_launcher)
+        self._around.attend(self._loop.register, self._loop.unregister)
         try:
             if self._options.reload:
                 self._start_watcher()
@@ -186,6 +193,8 @@ class Master:
             self._look_around(now)
         self._ledger.tick(now)
         self._perform()
+        serving = self._agenda.stage is Stage.SERVING
+        self._around.tick(now, serving=serving, reloading=self._lives.reloading)
 
     def _perform(self) -> None:
         """Carry out what was decided, and what that leads to."""
@@ -226,6 +235,7 @@ class Master:
             case agenda.CloseListeners(drain):
                 self._dispatcher.close(drain=drain)
                 self._listeners.close()
+                self._children.drop_spares()
                 self._ledger.listeners_closed()
             case agenda.Announce():
                 self._announce()
@@ -233,6 +243,7 @@ class Master:
                 self._status = status
 
     def _close(self) -> None:
+        self._around.close()
         if self._watcher is not None:
             self._watcher.send(signal.SIGKILL)
             reap(self._watcher.pid)
@@ -297,9 +308,11 @@ class Master:
     def _announce(self) -> None:
         bound = self._listeners.addresses
         self._dispatcher.listen(self._listeners.sockets)
+        where = ", ".join(self._listeners.urls)
+        self._around.ready(f"{self._topology.num} workers at {where}")
         log.info(
             "Listening at: %s (pid %d), %d worker%s",
-            ", ".join(url(address) for address in bound),
+            where,
             os.getpid(),
             self._topology.num,
             "s" if self._topology.num > 1 else "",
@@ -490,6 +503,31 @@ class Master:
     def _look_around(self, now: float) -> None:
         """See what nothing announces."""
         self._relieve(now)
+        if self._agenda.stage is Stage.SERVING and self._lives.announced:
+            self._see_who_is_worn(now)
+            self._children.keep_spares()
+
+    def _see_who_is_worn(self, now: float) -> None:
+        """``max_requests`` and ``max_memory``."""
+        options = self._options
+        if not (options.max_requests or options.max_memory):
+            return
+        for number in range(self._topology.num):
+            key: Any = self._lives.current(number)
+            if key is None:
+                continue
+            child = self._children.by_key[key]
+            served, memory = self._board.process(child.row)["requests"], 0
+            if options.max_memory:
+                memory = proc.rss(child.pid)
+            if child.limit and served >= child.limit:
+                why = f"has served {served} requests"
+            elif options.max_memory and memory > options.max_memory:
+                why = f"has {memory >> 20} MB of memory"
+            else:
+                continue
+            if self._lives.worn(key, now):
+                log.info("worker %d (pid %d) %s: it is replaced", number, child.pid, why)
 
     # -- signals and the launcher -------------------------------------------------------------
 
@@ -508,14 +546,12 @@ class Master:
             case signal.SIGHUP if self._terminal.is_closed():
                 self._stop("the terminal was closed", now, quick=False)
             case signal.SIGHUP:
-                self.reload()
+                self._reload()
             case signal.SIGUSR1:
                 self.reopen_logs()
                 log.info("Stats: %s", json.dumps(self._board.stats()))
-            case signal.SIGTTIN:
-                self.scale(self._lives.target + 1)
-            case signal.SIGTTOU:
-                self.scale(self._lives.target - 1)
+            case signal.SIGTTIN | signal.SIGTTOU:
+                self._scale_by(1 if number is signal.SIGTTIN else -1)
             case signal.SIGTERM:
                 self._stop("SIGTERM", now, quick=False)
             case signal.SIGINT | signal.SIGQUIT:
@@ -528,29 +564,125 @@ class Master:
             log.info("%s: stopping%s", why, "" if quick else " gracefully")
         self._ledger.stop(now, quick=quick)
 
-    def reload(self) -> None:
-        """Replace all workers by new ones, with what their code is now."""
+    def _reload(self) -> None:
         self._explained = False
         if self._lives.reload(time.monotonic()):
             log.info("Reloading: the workers are replaced one after another")
+            self._around.reloading()
+            self._children.drop_spares()
 
-    def scale(self, num: int) -> None:
-        """Have so many workers."""
-        now = time.monotonic()
-        if not 1 <= num <= MAX_WORKERS:
-            log.warning("%d workers are not possible: from 1 to %d are", num, MAX_WORKERS)
-        elif not self._lives.announced:
-            log.warning("the number of workers can be changed when all of them are ready")
-        else:
-            before = self._lives.target
-            if self._ledger.scale(num, now):
-                log.info("Scaling from %d to %d workers", before, num)
+    def _scale_by(self, step: int) -> None:
+        try:
+            self.scale(self._lives.target + step)
+        except StickyError as error:
+            log.warning("%s", error)
 
     def reopen_logs(self) -> None:
         """Have all processes open their log files anew: they have been renamed."""
         logs.reopen()
         for child in self._children.by_key.values():
             self._children.say(child, channel.REOPEN)
+
+    # -- what sticky ctl can have done (Operations) -------------------------------------------
+
+    def settle(self) -> None:
+        """The ports are open: have everything around it, and be who the server is to run as.
+
+        Raises:
+            StickyError: something of it cannot be had.
+        """
+        try:
+            self._around.settle(self, self._listeners)
+        except StickyError:
+            self._close()
+            raise
+
+    def status(self) -> Mapping[str, Any]:
+        """What there is, slot by slot; report.py says in which words."""
+        lives, waiting = self._lives, self._waiting
+        seen = []
+        for key, child in self._children.by_key.items():
+            state, serves = lives.state_of(key).name.lower(), lives.current(child.slot) == key
+            seen.append(Seen(child.slot, child.pid, child.row, state, serves, child.worker_class))
+        slots = [
+            (lives.slot_state(number).name.lower(), len(line.queue), len(line.resting))
+            for number, line in zip(lives.numbers, waiting.lines, strict=False)
+            if number < lives.target
+        ]
+        return self._reporter.status(
+            seen,
+            slots,
+            time.monotonic(),
+            stage=self._agenda.stage.name.lower(),
+            reloading=lives.reloading,
+            listening=self._listeners.urls,
+            held=waiting.held,
+        )
+
+    def stats(self) -> Mapping[str, Any]:
+        """The counters, as ``sticky.stats()`` gives them."""
+        return self._board.stats()
+
+    def why(self, text: str) -> Mapping[str, Any]:
+        """Where an address or a session id goes, and the process that is there.
+
+        Raises:
+            StickyError: it is neither.
+        """
+        found = inquiry.why(text, self._options, self._topology.num)
+        key: Any = self._lives.current(found["slot"])
+        return {**found, "pid": self._children.by_key[key].pid if key is not None else None}
+
+    def reload(self) -> None:
+        """Replace all workers by new ones, with what their code is now.
+
+        Raises:
+            StickyError: the server stops, or has not started yet.
+        """
+        self._while_serving()
+        self._reload()
+
+    def scale(self, n: int) -> None:
+        """Have so many workers.
+
+        Raises:
+            StickyError: that many are not possible, or not now.
+        """
+        self._while_serving()
+        if not 1 <= n <= MAX_WORKERS:
+            raise StickyError(f"{n} workers are not possible: from 1 to {MAX_WORKERS} are")
+        before = self._lives.target
+        if self._ledger.scale(n, time.monotonic()):
+            log.info("Scaling from %d to %d workers", before, n)
+
+    def drain(self, slot: int) -> None:
+        """Replace the process of a slot by a new one, gracefully."""
+        self._while_serving()
+        self._at(slot)
+        self._lives.replace(slot, time.monotonic())
+
+    def kill(self, slot: int) -> None:
+        """SIGKILL to the process of a slot, which then gets another."""
+        self._at(slot).send(signal.SIGKILL)
+
+    def stop(self, *, quick: bool = False) -> None:
+        """End the server: requests in hand are finished, or at once."""
+        self._stop("sticky ctl", time.monotonic(), quick=quick)
+
+    def _at(self, slot: int) -> Child:
+        if slot >= self._topology.num:
+            last = self._topology.num - 1
+            raise StickyError(f"there is no slot {slot}: they are 0 to {last}")
+        key: Any = self._lives.current(slot)
+        if key is None:
+            raise StickyError(f"slot {slot} has no process that serves it now")
+        return self._children.by_key[key]
+
+    def _while_serving(self) -> None:
+        if self._agenda.stage is not Stage.SERVING:
+            raise StickyError("the server stops")
+        if not self._lives.announced:
+            raise StickyError("the server is starting: not all of its workers have been ready yet")
 
     def _start_watcher(self) -> None:
         """``--reload``: a child that says when files change."""
@@ -563,7 +695,8 @@ class Master:
             "path": list(self._program.path),
             "watch": sorted(folders),
         }
-        pid, control = spawn.start("watcher", spec, environment=os.environ, stdin=os.devnull)
+        environment = systemd.without(os.environ)
+        pid, control = spawn.start("watcher", spec, environment=environment, stdin=os.devnull)
         self._watcher = Child(-1, pid, control)
         self._loop.register(control.fileno(), select.EPOLLIN, self._on_watcher)
 
@@ -583,7 +716,7 @@ class Master:
             self._watcher = None
         elif message.kind == channel.CHANGED:
             log.info("Changed: %s", ", ".join(json.loads(message.payload)))
-            self.reload()
+            self._reload()
         elif message.kind == channel.FAILED:
             log.error("%s", json.loads(message.payload)["reason"])
             # That was all; it is collected at the end.
@@ -614,7 +747,9 @@ def run(
         boot, 4 when the app cannot be loaded.
     """
     try:
-        logs.set_up(options)
+        around = Surroundings(options, os.environ, launched=launcher is not None)
+        with around.as_user():
+            logs.set_up(options)
     except StickyError as error:
         sys.stderr.write(f"sticky: {error}\n")
         return error.exit_status
@@ -629,7 +764,8 @@ def run(
             options.max_connections,
         )
     try:
-        master = Master(options, program, launcher, descriptors, board, hard)
+        master = Master(options, program, launcher, descriptors, board, hard, around)
+        master.settle()
     except StickyError as error:
         log.error("%s", error)
         return error.exit_status

@@ -212,9 +212,12 @@ def main(spec: Mapping[str, Any], fds: Sequence[int]) -> NoReturn:
     signal.signal(signal.SIGINT, _ignore)  # Ctrl-C in a terminal is the master's business
     signal.signal(signal.SIGQUIT, _ignore)
     options = Options.make(spec["options"])
-    logs.set_up(options, worker=spec["slot"])
     unix, packets = int(socket.AF_UNIX), int(socket.SOCK_SEQPACKET)
     control = Socket(unix, packets, 0, spawn.CONTROL_FD)
+    if spec["role"] == "spare":
+        place, fds = _wait_for_slot(spec["target"], options, control)
+        spec = {**spec, **place}
+    logs.set_up(options, worker=spec["slot"])
     inbox, own_inbox, mailbox, memory, *siblings = fds
     board = Board(memory)
     board.close()
@@ -238,6 +241,30 @@ def main(spec: Mapping[str, Any], fds: Sequence[int]) -> NoReturn:
             program.CANNOT_LOAD,
         )
     raise AssertionError("not reached")
+
+
+def _wait_for_slot(
+    target: str | None, options: Options, control: Socket
+) -> tuple[dict[str, Any], list[int]]:
+    """Be a spare: have everything imported that a worker needs, as far as that can be known without
+    running the user's code, and then wait until one is needed."""
+    try:
+        classes.load(options.worker_class)
+        if target:
+            program.load(target, options.app_dir)
+    except BaseException as error:
+        payload = json.dumps({"reason": _explain(error)[-channel.MAX_INLINE // 2 :]})
+        channel.send(control, channel.pack_header(channel.FAILED), payload.encode())
+        os._exit(_CANNOT_BOOT)
+    channel.send(control, channel.pack_header(channel.READY))
+    control.setblocking(True)
+    message = channel.Reader().receive(control, wait=True)
+    control.setblocking(False)
+    if message is None:
+        os._exit(0)
+    place = json.loads(message.payload)
+    os.environ["STICKY_WORKER_ID"] = str(place["slot"])
+    return place, message.fds
 
 
 @contextlib.contextmanager

@@ -725,7 +725,10 @@ class Code:
         master.Signals = world.make_signals
         master.make_router = lambda options: world
         master.Listeners = lambda *_: types.SimpleNamespace(
-            sockets=[world.listener], addresses=[("127.0.0.1", 8000)], close=world.listener.close
+            sockets=[world.listener],
+            addresses=[("127.0.0.1", 8000)],
+            urls=["http://127.0.0.1:8000"],
+            close=world.listener.close,
         )
         master.log = self.dispatcher.log
 

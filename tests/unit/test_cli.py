@@ -57,6 +57,16 @@ FLAGS = {
     "graceful_timeout": (["--graceful-timeout", "0"], 0.0),
     "drain_spread": (["--drain-spread", "3"], 3.0),
     "reload": (["--reload"], True),
+    "max_requests": (["--max-requests", "1000"], 1000),
+    "max_requests_jitter": (["--max-requests-jitter", "50"], 50),
+    "max_memory": (["--max-memory", "512M"], 512 << 20),
+    "spares": (["--spares", "1"], 1),
+    "pid": (["--pid", "/run/app.pid"], "/run/app.pid"),
+    "user": (["--user", "www-data"], "www-data"),
+    "group": (["--group", "33"], "33"),
+    "umask": (["--umask", "027"], "0027"),
+    "ctl": (["--ctl", "/run/app/ctl/socket"], "/run/app/ctl/socket"),
+    "metrics": (["--metrics", ":9100"], "127.0.0.1:9100"),
     "log_level": (["--log-level", "debug"], "debug"),
     "log_config": (["--log-config", "LOG_CONFIG"], "LOG_CONFIG"),
     "access_logfile": (["--access-logfile", "-"], "-"),
@@ -113,6 +123,8 @@ def test_every_option_has_a_flag(name, tmp_path):
         words = [*words, "--proxy"]
     if name == "balance":
         words = [*words, "--session", "sid"]
+    if name == "max_requests_jitter":
+        words = [*words, "--max-requests", "1000"]
     assert getattr(options_of(*words), name) == value
 
 
@@ -128,7 +140,7 @@ def test_the_number_of_workers_has_the_names_people_know(flag):
 
 @pytest.mark.parametrize(
     "bind",
-    ["127.0.0.1:3000", ":3000", "localhost", "[::1]:3000", "[::]", "fd://3"],
+    ["127.0.0.1:3000", ":3000", "localhost", "[::1]:3000", "[::]", "fd://3", "fd://app.socket"],
 )
 def test_every_form_of_an_address_is_taken(bind):
     assert options_of("-b", bind).bind == (bind,)
@@ -180,6 +192,16 @@ def test_the_status_of_the_master_is_that_of_the_command(monkeypatch):
 )
 def test_what_is_wrong_is_said_in_one_line_and_the_status_is_two(words, says, capsys):
     assert says in refused(capsys, *words)
+
+
+def test_the_socket_of_ctl_can_be_left_out(monkeypatch):
+    assert options_of().ctl == "auto"
+    assert options_of("--no-ctl").ctl == ""
+    for text in ("0", "no", "off", "false", ""):
+        monkeypatch.setenv("STICKY_CTL", text)
+        assert options_of().ctl == ""
+    monkeypatch.setenv("STICKY_CTL", "1")
+    assert options_of().ctl == "auto"
 
 
 def test_help_names_every_option_and_its_default(capsys):

@@ -41,6 +41,13 @@ SAMPLES = {
     "sync": ("loaded", "loaded"),
     "defer_accept": (False, "off"),
     "reload": (True, "true"),
+    "max_memory": (512 << 20, "512M"),
+    "pid": ("/run/app.pid", "/run/app.pid"),
+    "user": ("www-data", "www-data"),
+    "group": ("33", "33"),
+    "umask": ("0027", "27"),
+    "ctl": ("", "off"),
+    "metrics": ("127.0.0.1:9100", "9100"),
     "log_level": ("debug", "debug"),
     "access_logfile": ("-", "-"),
     "access_logformat": ("%(h)s", "%(h)s"),
@@ -72,7 +79,7 @@ def test_every_option_has_a_sample(tmp_path):
 @pytest.mark.parametrize("name", sorted(FIELDS))
 def test_every_option_can_be_given_in_each_way_and_the_nearer_one_counts(name, tmp_path):
     value, text = samples(tmp_path)[name]
-    others = {"proxy": True, "session": "sid"}
+    others = {"proxy": True, "session": "sid", "max_requests": 1}
     others.pop(name, None)
     assert getattr(settings({name: value} | others, environ={}), name) == value
     assert getattr(settings(environ={}, **{name: value}, **others), name) == value
@@ -278,6 +285,18 @@ def test_systemds_descriptors_are_for_the_process_that_they_name():
     assert settings(environ=mine, port=3).bind == ()
     for other in ({"LISTEN_PID": "1"}, {"LISTEN_FDS": "x"}, {"LISTEN_FDS": ""}):
         assert listeners.from_systemd(mine | other) == []
+
+
+def test_systemds_descriptors_can_be_named():
+    mine = {"LISTEN_FDS": "4", "LISTEN_PID": str(os.getpid())}
+    mine["LISTEN_FDNAMES"] = "web:admin:web:sticky-127.0.0.1-3000"
+    assert settings(environ=mine, bind="fd://admin").bind == ("fd://4",)
+    assert settings(environ=mine, bind=["fd://web", ":3000"]).bind == ("fd://3", "fd://5", ":3000")
+    # What it has only kept for us counts where we want to listen there.
+    assert settings(environ=mine).bind == ("fd://3", "fd://4", "fd://5")
+    # Whether there is one of the name is seen where the server is started.
+    assert settings(environ=mine, bind="fd://other").bind == ("fd://other",)
+    assert settings(environ={}, bind="fd://web").bind == ("fd://web",)
 
 
 # -- typing errors ---------------------------------------------------------------------------------

@@ -20,7 +20,10 @@ NOT_ON_THE_COMMAND_LINE = ("host", "port")
 def flags() -> dict[str, list[str]]:
     parser = Parser(prog="sticky", allow_abbrev=False)
     add_options(parser, [name for name in FIELDS if name not in NOT_ON_THE_COMMAND_LINE])
-    return {action.dest: list(action.option_strings) for action in parser._actions}
+    found: dict[str, list[str]] = {}
+    for action in parser._actions:
+        found.setdefault(action.dest, []).extend(action.option_strings)
+    return found
 
 
 def table() -> str:
@@ -93,7 +96,7 @@ def test_links_lead_somewhere(page):
 def test_flags_and_variables_that_are_named_exist(page):
     text = re.sub(r"```(dockerfile|ini|nginx).*?```", "", page.read_text(), flags=re.S)
     known = {flag for words in flags().values() for flag in words}
-    known |= {"--check-config", "--print-config", "--config"}
+    known |= {"--check-config", "--print-config", "--config", "--json", "--quick"}
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", text)) <= known
     variables = {f"STICKY_{name.upper()}" for name in FIELDS}
     variables |= {"STICKY_CONFIG", "STICKY_WORKER_ID"}

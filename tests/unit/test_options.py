@@ -36,8 +36,8 @@ VALUES = {
     ),
     "port": whole(0, 65535),
     "bind": (
-        ["127.0.0.1:3000", ":3000", "[::1]:80", "fd://3", ["a:1", "b:2"], ("a:1",), []],
-        ["a:b:3", "a:70000", "unix:", "fd://1", "fd://x", 3, None, {"a"}, [3], "::1", ""],
+        ["127.0.0.1:3000", ":3000", "[::1]:80", "fd://3", "fd://x", ["a:1", "b:2"], ("a:1",), []],
+        ["a:b:3", "a:70000", "unix:", "fd://1", "fd://a b", 3, None, {"a"}, [3], "::1", ""],
     ),
     "num": whole(1, MAX_WORKERS),
     "worker_class": (
@@ -112,6 +112,28 @@ VALUES = {
     "graceful_timeout": seconds(0),
     "drain_spread": seconds(0),
     "reload": FLAG,
+    "max_requests": whole(0, 1_000_000_000),
+    "max_requests_jitter": whole(0, 1_000_000_000),
+    "max_memory": (
+        [0, 16 << 20, "16M", "512m", "2G", "2GiB", "1048576K", "0"],
+        [-1, 1, "15M", "1T", "M", "", "1.5G", 1.5e9, None, True, (1 << 50) + 1],
+    ),
+    "spares": whole(0, 16),
+    "pid": ([None, "app.pid", "/run/app.pid", Path(HERE)], ["", 3, b"/", "a\0"]),
+    "user": ([None, "www-data", "0", 33], ["", "a b", "a:b", "a/b", "-a", -1, True, 2**32, b"a"]),
+    "group": ([None, "www-data", "0", 33], ["", "a b", "a:b", "a/b", "-a", -1, True, 2**32, b"a"]),
+    "umask": (
+        [None, "0", "27", "0027", "0o27", 0o27, "777"],
+        ["", "8", "1777", "0x1f", -1, 0o1000, True, 1.0, b"27"],
+    ),
+    "ctl": (
+        ["auto", "", False, True, "no", "/run/app/ctl/socket", Path("/x")],
+        ["/" + "x" * 107, "a\0b", 3, None, b"/x"],
+    ),
+    "metrics": (
+        [None, 9100, "9100", ":9100", "0.0.0.0:9100", "[::1]:9100", "unix:/run/m"],
+        ["", "localhost", "fd://3", 70000, "a:b", True, "::1", b":1", "unix:"],
+    ),
     "log_level": (["debug", "critical"], ["DEBUG", "loud", None, 10]),
     "log_config": ([None], ["/no/such/file.ini", __file__, "", 3]),
     "access_logfile": ([None, "-", "/tmp/log"], ["", 3]),
@@ -133,7 +155,7 @@ def test_every_option_is_in_the_table_above():
 
 @pytest.mark.parametrize(("name", "value"), GOOD, ids=str)
 def test_what_is_allowed_is_taken(name, value):
-    others = {"proxy": True, "session": "sid"}
+    others = {"proxy": True, "session": "sid", "max_requests": 1}
     Options.make({name: value}, **{other: others[other] for other in others if other != name})
 
 
@@ -251,6 +273,35 @@ def test_hops_without_a_proxy_is_a_contradiction_that_is_named():
         Options(hops=2)
 
 
+def test_jitter_without_what_it_is_of_is_a_contradiction_that_is_named():
+    with pytest.raises(OptionError, match="'max_requests_jitter' is 5, but 'max_requests' is 0"):
+        Options(max_requests_jitter=5)
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "value"),
+    [
+        ("max_memory", "512M", 512 << 20),
+        ("max_memory", "2 GiB", 2 << 30),
+        ("umask", "27", "0027"),
+        ("umask", 0o27, "0027"),
+        ("metrics", 9100, "127.0.0.1:9100"),
+        ("metrics", ":9100", "127.0.0.1:9100"),
+        ("metrics", "[::1]:9100", "[::1]:9100"),
+        ("metrics", "unix:///run/m", "unix:/run/m"),
+        ("user", 33, "33"),
+        ("ctl", False, ""),
+        ("ctl", True, "auto"),
+        ("ctl", "socket", os.path.abspath("socket")),
+        ("pid", "app.pid", os.path.abspath("app.pid")),
+    ],
+)
+def test_what_can_be_written_in_several_ways_is_one_thing(name, given, value):
+    made = Options(**{name: given})
+    assert getattr(made, name) == value
+    assert Options.make(json.loads(json.dumps(made.to_json()))) == made
+
+
 def test_balance_without_a_session_is_a_contradiction_that_is_named():
     with pytest.raises(OptionError, match="'balance' is 'least', but 'session' is None"):
         Options(balance="least")
@@ -305,6 +356,7 @@ def test_all_options_make_the_round_trip_through_json():
         ("unix:///run/app.sock", ("unix", "/run/app.sock", 0)),
         ("unix:" + "x" * 107, ("unix", "x" * 107, 0)),
         ("fd://3", ("fd", "", 3)),
+        ("fd://app.socket", ("fd", "app.socket", 0)),
     ],
 )
 def test_an_address_to_listen_on_is_understood(text, meaning):

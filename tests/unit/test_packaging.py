@@ -209,7 +209,9 @@ def options_table() -> str:
     fields = {field.name: field for field in dataclasses.fields(Options)}
     parser = argparse.ArgumentParser(add_help=False)
     add_options(parser, [name for name in fields if name not in ("host", "port")])
-    flags = {action.dest: action.option_strings for action in parser._actions}
+    flags: dict[str, list[str]] = {}
+    for action in parser._actions:
+        flags.setdefault(action.dest, []).extend(action.option_strings)
     rows = ["| option | flag | default | |", "| --- | --- | --- | --- |"]
     for name, field in fields.items():
         spelled = ", ".join(f"`{flag}`" for flag in flags.get(name, ["--bind"]))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from .. import board, channel, logs
 from ..errors import ChannelError
 from .boundary import Wire
+from .descriptors import Reserve
 from .hub import Watcher
 from .kernel import EPOLLIN, EPOLLOUT, Socket, close
 
@@ -25,6 +26,12 @@ _RETRY = 0.05
 """Seconds until something is sent again that failed for a reason nothing announces the end of."""
 _MOST_AT_ONCE = 16
 """Connections picked up before everything else gets its turn again."""
+_LONGEST_WAIT = 0.5
+"""Seconds until it is looked again, at most, whether there is a descriptor for a connection."""
+_NO_DESCRIPTORS = (
+    "a worker has no file descriptor free: connections wait until there is one; raise the limit "
+    "(ulimit -n, LimitNOFILE=), or lower max_connections"
+)
 _FULL_BATCHES = 4
 """Full batches in a row after which the batch grows."""
 
@@ -49,6 +56,10 @@ class Link:
         self._full = 0
         self._leaving: deque[tuple[Wire, int, int, bool]] = deque()
         self._blocked = False
+        self._asks = False  # to be replaced
+        self._reserve = Reserve()
+        self._patience = 0.0  # while there is no descriptor: until it is looked again
+        self._looks_again = False
         self._watcher = Watcher(self._on_control)
 
     def begin(self) -> None:
@@ -84,21 +95,45 @@ class Link:
             if not service.has_room:
                 self.pause()
                 return
+            reserve = self._reserve
+            if reserve.watched and not reserve.take():
+                self._starve()
+                return
             try:
                 message = self._inbox_reader.receive(self.inbox)
             except BlockingIOError:
                 self._burst, self._full = 1, 0
                 return
             except ChannelError as error:
+                reserve.watched = True
                 service.count(board.LOST)
                 log.error("a connection was lost: %s", error)
                 continue
+            finally:
+                if reserve.watched:
+                    reserve.put_back()
             if message is None:
                 service.orphaned()
+            reserve.seen(message.fds[0])
+            self._patience = 0.0
             self._adopt(message)
         self._full += 1
         if self._full >= _FULL_BATCHES:
             self._burst = min(self._burst * 2, _MOST_AT_ONCE)
+
+    def _starve(self) -> None:
+        """There is no descriptor for a connection: it stays where it is until there is one. The
+        end of a connection announces that; of what the app has open nothing does."""
+        self.service.tell_once("descriptors", _NO_DESCRIPTORS)
+        self.pause()
+        self._patience = min(self._patience * 2 or _RETRY, _LONGEST_WAIT)
+        if not self._looks_again:
+            self._looks_again = True
+            self.service.hub.later(self._patience, self._look_again)
+
+    def _look_again(self) -> None:
+        self._looks_again = False
+        self.room()
 
     def _adopt(self, message: channel.Message, *, asked: bool = False) -> None:
         """Args: asked: for a session that this process may hold, having had the slot before."""
@@ -203,7 +238,7 @@ class Link:
             case channel.END:
                 service.draining.end(replaced=not service.closing)
             case channel.QUIT:
-                service.quit()
+                service.draining.quit()
             case channel.REOPEN:
                 logs.reopen()
                 if service.access_log is not None:
@@ -216,6 +251,22 @@ class Link:
             channel.send(self.control, channel.pack_header(kind), payload)
         except BlockingIOError:
             pass  # the master is behind; it will ask again
+        except OSError:
+            self.service.orphaned()
+
+    def ask_to_leave(self) -> None:
+        """Ask to be replaced. Until the master says END nothing else changes."""
+        if not (self._asks or self.service.closing or self.service.placing.ending):
+            self._asks = True
+            self._ask()
+
+    def _ask(self) -> None:
+        if self.has_left:
+            return
+        try:
+            channel.send(self.control, channel.pack_header(channel.LEAVING))
+        except BlockingIOError:  # nobody would ask again whether we want to
+            self.service.hub.later(_RETRY, self._ask)
         except OSError:
             self.service.orphaned()
 
@@ -261,5 +312,6 @@ class Link:
     def close_after_fork(self) -> None:
         """In a child of the app's."""
         self.has_left = True
+        self._reserve.let_go()
         self.control.close()
         self.inbox.close()

@@ -2,13 +2,16 @@
 
 For WSGI ``app``, for ASGI ``asgi``: / answers the pid; /stream never ends, nor does /wait, which
 answers nothing; both say "finally" and their path. /hang computes, in ``stands_still_here``.
-/thread starts a thread, no daemon, that never ends.
+/thread starts a thread, no daemon, that never ends. ``app_with_sessions`` and
+``asgi_with_sessions`` are the same behind a Socket.IO server, whose handler of "disconnect" takes a
+moment until it says so.
 """
 
 from __future__ import annotations
 
 import atexit
 import os
+import resource
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
@@ -40,8 +43,15 @@ def _others(path: str) -> bytes:
     return str(os.getpid()).encode()
 
 
+def _limit() -> None:
+    """To $FILES descriptors."""
+    if files := os.environ.get("FILES"):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (int(files), int(files)))
+
+
 def app() -> Callable[..., Iterable[bytes]]:
     atexit.register(record, "atexit")
+    _limit()
 
     def stream() -> Iterator[bytes]:
         try:
@@ -70,6 +80,7 @@ def asgi() -> Callable[..., Any]:
     import asyncio
 
     atexit.register(record, "atexit")
+    _limit()
 
     async def stream() -> AsyncIterator[bytes]:
         try:
@@ -101,3 +112,34 @@ def asgi() -> Callable[..., Any]:
         await send({"type": "http.response.body", "body": _others(path)})
 
     return serve
+
+
+def app_with_sessions() -> Any:
+    import socketio
+
+    import sticky
+
+    worker = sticky.current_worker()
+    assert worker is not None
+    mode = worker.options.worker_class
+    sio = socketio.Server(async_mode="threading" if mode == "threads" else mode)
+
+    @sio.event
+    def disconnect(sid: str, reason: str) -> None:
+        sio.sleep(0.1)
+        record("disconnect")
+
+    return socketio.WSGIApp(sio, app())
+
+
+def asgi_with_sessions() -> Any:
+    import socketio
+
+    sio = socketio.AsyncServer(async_mode="asgi")
+
+    @sio.event
+    async def disconnect(sid: str, reason: str) -> None:
+        await sio.sleep(0.1)
+        record("disconnect")
+
+    return socketio.ASGIApp(sio, asgi())

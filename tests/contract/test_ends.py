@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
+import select
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +18,7 @@ from tests.harness import Kind, wait_until
 from tests.process.clients import Client, head
 from tests.process.lone import Lone
 
+POLLING = "/socket.io/?EIO=4&transport=polling"
 POST = head("Content-Length: 5", target="/wait", method="POST")
 
 
@@ -44,10 +47,12 @@ def worker(kind: Kind, tmp_path: Path, recorded: Recorded) -> Iterator[Lone]:
         yield lone
 
 
-def start(kind: Kind, folder: Path, recorded: Recorded, **options: object) -> Lone:
-    app = {"wsgi": "app", "asgi": "asgi"}[kind.interface]
-    env = {"RECORD": str(recorded.file)}
-    return Lone(kind, f"tests.ending_apps:{app}", folder, env=env, **options)
+def start(
+    kind: Kind, folder: Path, recorded: Recorded, *, suffix: str = "", **more: str
+) -> Lone:
+    app = {"wsgi": "app", "asgi": "asgi"}[kind.interface] + suffix
+    env = {"RECORD": str(recorded.file), **more}
+    return Lone(kind, f"tests.ending_apps:{app}", folder, env=env)
 
 
 def last_of_the_app(kind: Kind) -> list[str]:
@@ -187,6 +192,89 @@ def test_a_thread_of_the_apps_that_never_ends_does_not_keep_the_worker(
         assert worker.ended() == 0
     assert recorded.lines() == last_of_the_app(kind)
     assert "Traceback" not in worker.log()
+
+
+# -- it has sessions ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def sociable(kind: Kind, tmp_path: Path, recorded: Recorded) -> Iterator[Lone]:
+    """A worker with a Socket.IO server."""
+    with start(kind, tmp_path, recorded, suffix="_with_sessions") as lone:
+        yield lone
+
+
+def open_session(worker: Lone) -> str:
+    """The target of the requests of a new session, of which no request is under way."""
+    with worker.client(head(target=POLLING)) as client:
+        target = f"{POLLING}&sid={json.loads(client.answer().body[1:])['sid']}"
+    with worker.client(head("Content-Length: 2", target=target, method="POST") + b"40") as client:
+        assert client.answer().status == 200
+    with worker.client(head(target=target)) as client:
+        assert client.answer().body.startswith(b"40{")
+    return target
+
+
+def test_a_session_ends_with_its_worker_and_its_requests_are_answered_400(
+    sociable: Lone, recorded: Recorded
+) -> None:
+    target = open_session(sociable)
+    post = head("Content-Length: 1", target=target, method="POST") + b"3"
+    with (
+        sociable.client(head(target="/stream")) as stream,
+        sociable.client(post[:10]) as late,
+        sociable.client(head(target=target)) as poll,
+    ):
+        stream.read(20)
+        sociable.say(channel.CLOSING)
+        sociable.say(channel.END)
+        answer = poll.answer()
+        assert b"1" not in (answer.status, answer.body)  # which is a CLOSE packet, and final
+        recorded.wait_for("disconnect")
+        late.send(post[10:])
+        assert late.answer().status == 400
+        sociable.say(channel.QUIT)
+        assert sociable.ended() == 0
+    assert recorded.lines().count("disconnect") == 1
+    assert "Traceback" not in sociable.log()
+
+
+@pytest.mark.parametrize("order", [channel.END, channel.QUIT])
+def test_a_worker_ends_when_the_apps_disconnect_handlers_have_ended(
+    sociable: Lone, recorded: Recorded, order: int
+) -> None:
+    for _ in range(3):
+        open_session(sociable)
+    sociable.say(order)
+    assert sociable.ended() == 0
+    lines = recorded.lines()
+    assert lines.count("disconnect") == 3
+    assert lines[-1] == "atexit"
+    assert "Traceback" not in sociable.log()
+
+
+# -- it has no descriptors ---------------------------------------------------------------------
+
+
+def test_a_worker_without_descriptors_leaves_connections_where_they_are(
+    kind: Kind, tmp_path: Path, recorded: Recorded
+) -> None:
+    with (
+        start(kind, tmp_path, recorded, FILES="64") as worker,
+        contextlib.ExitStack() as opened,
+    ):
+        clients = [opened.enter_context(worker.client(head())) for _ in range(100)]
+        worker.expect(channel.NOTICE)  # those that are answered stay, so there is no room
+        while clients:
+            answered = select.select([client.sock for client in clients], [], [], 20)[0]
+            assert answered, f"{len(clients)} wait; log:\n{worker.log()}"
+            for client in [client for client in clients if client.sock in answered]:
+                assert client.answer().status == 200
+                client.close()
+                clients.remove(client)
+            worker.place()
+        assert "lost" not in worker.log()
+        assert "Traceback" not in worker.log()
 
 
 # -- it hangs ----------------------------------------------------------------------------------

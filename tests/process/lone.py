@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,7 @@ class Lone:
         self._log = folder / "log"
         self._reader = channel.Reader()
         self._status: int | None = None
+        self._waiting: deque[tuple[socket.socket, Any]] = deque()
 
     def __enter__(self) -> Lone:
         with contextlib.ExitStack() as opened:
@@ -104,6 +106,8 @@ class Lone:
                 os.kill(self.pid, signal.SIGKILL)
                 self.ended()
         self.control.close()
+        for connection, _ in self._waiting:
+            connection.close()
 
     # -- what the master does ---------------------------------------------------------------------
 
@@ -112,12 +116,22 @@ class Lone:
         channel.send(self.control, channel.pack_header(kind))
 
     def client(self, data: bytes = b"") -> Client:
-        """A client, whose connection lies in the inbox."""
+        """A client, whose connection lies in the inbox, or will when there is room (``place``)."""
         client = Client(self.port, data)
-        connection, address = self._listener.accept()
-        with connection:
-            channel.hand_over(self._inbox, connection.fileno(), address)
+        self._waiting.append(self._listener.accept())
+        self.place()
         return client
+
+    def place(self) -> None:
+        """Put into the inbox what there is room for."""
+        while self._waiting:
+            connection, address = self._waiting[0]
+            try:
+                channel.hand_over(self._inbox, connection.fileno(), address)
+            except BlockingIOError:
+                return
+            connection.close()
+            self._waiting.popleft()
 
     def expect(self, kind: int, timeout: float = 20.0) -> channel.Message:
         """The next message of this kind; those before it are of no interest."""

@@ -166,8 +166,11 @@ class Server:
         self._pidfd = -1
         self._status: int | None = None
         self._lock = threading.Lock()
-        self._in_worker = worker.current_worker() is not None
-        if not self._in_worker:  # what a worker serves, and how, is decided already
+        current = worker.current_worker()
+        self._in_worker = current is not None
+        if current is not None:  # what a worker serves, and how, is decided already
+            self.options = current.options
+        else:
             self.options = settings(options, config=config, **more)
             self._program = find(factory)
 

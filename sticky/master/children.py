@@ -72,7 +72,8 @@ class Child:
         self.inbox_end: socket.socket | None = None
         self.failure: dict[str, Any] | None = None
         self.killed_because: Why | None = None
-        self.unsaid: deque[int] = deque()  # there was no room on the control pair
+        # For what there was no room on the control pair: kind, payload, descriptors.
+        self.unsaid: deque[tuple[int, bytes, tuple[int, ...]]] = deque()
         self.limit = 0  # of requests, after which it is replaced
 
     def send(self, sig: signal.Signals) -> None:
@@ -131,7 +132,8 @@ class Children:
             self.pairs.append(pairs)
             self.inboxes.append(pairs.inbox)
             for child in self.by_key.values():
-                self._tell(child, channel.SIBLING, {"slot": number}, pairs.sibling.fileno())
+                where = json.dumps({"slot": number}).encode()
+                self.say(child, channel.SIBLING, where, pairs.sibling.fileno())
 
     def start(self, number: int) -> int:
         """Start a process for a slot; its key.
@@ -226,15 +228,19 @@ class Children:
 
     # -- what they are told -------------------------------------------------------------------
 
-    def say(self, child: Child, kind: int) -> None:
-        """Tell a process something; as soon as there is room for it."""
+    def say(self, child: Child, kind: int, payload: bytes = b"", *fds: int) -> None:
+        """Tell a process something; as soon as there is room for it.
+
+        Args:
+            fds: descriptors that go with it, which stay open.
+        """
         if child.unsaid:
-            child.unsaid.append(kind)
+            child.unsaid.append((kind, payload, fds))
             return
         try:
-            channel.send(child.control, channel.pack_header(kind))
+            channel.send(child.control, channel.pack_header(kind), payload, *fds)
         except BlockingIOError:
-            child.unsaid.append(kind)
+            child.unsaid.append((kind, payload, fds))
             self._loop.register(
                 child.control.fileno(),
                 select.EPOLLIN | select.EPOLLOUT,
@@ -250,15 +256,10 @@ class Children:
             self._loop.register(
                 child.control.fileno(), select.EPOLLIN, lambda _: self._on_control(key)
             )
-            for kind in unsaid:
-                self.say(child, kind)
+            for kind, payload, fds in unsaid:
+                self.say(child, kind, payload, *fds)
         if events & ~select.EPOLLOUT:
             self._on_control(key)
-
-    def _tell(self, child: Child, kind: int, content: Any, *fds: int) -> None:
-        payload = json.dumps(content).encode()
-        with contextlib.suppress(OSError):
-            channel.send(child.control, channel.pack_header(kind), payload, *fds)
 
     # -- their inboxes ------------------------------------------------------------------------
 

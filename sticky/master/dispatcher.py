@@ -58,7 +58,7 @@ def _accept_unnamed(accept: Callable[[], tuple[int, Any]]) -> tuple[int, Any]:
 class Connection:
     """One connection that the master holds for longer than a moment."""
 
-    __slots__ = ("address", "kind", "moves", "prefix", "sock", "unheld")
+    __slots__ = ("address", "kind", "moves", "prefix", "since", "sock", "unheld")
 
     def __init__(
         self, sock: Socket, address: channel.Address, prefix: bytes = b"", moves: int = 0
@@ -68,6 +68,7 @@ class Connection:
         self.prefix = prefix
         self.moves = moves
         self.unheld = False
+        self.since = 0  # when it was decided where it goes, as a message carries it
         self.kind = channel.CONNECTION  # or REST
 
 
@@ -328,6 +329,7 @@ class Dispatcher:
     def _put(self, connection: Connection, line: Line) -> None:
         starved = False
         rest = connection.kind == channel.REST
+        connection.since = channel.stamp(self._clock())
         if self._waiting.is_idle(line) or (line.open and not rest and not line.queue):
             try:
                 self._send(connection, line)
@@ -353,7 +355,7 @@ class Dispatcher:
             connection.prefix,
             moves=connection.moves,
             unheld=connection.unheld,
-            since=channel.stamp(self._clock()),
+            since=connection.since,
         )
         self.counters["passed_on"] += connection.kind == channel.REST
 
@@ -444,7 +446,8 @@ class Dispatcher:
                 ),
                 now,
             )
-            for connection, _ in returned:
+            for connection, since in returned:
+                connection.since = since
                 self._watch_queued(connection)
         else:
             for connection, _ in returned:

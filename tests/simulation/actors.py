@@ -5,21 +5,24 @@ from __future__ import annotations
 import json
 import math
 import random
+from collections import deque
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from sticky import channel
-from sticky.master.ledger import LAST_HEAD
+from sticky.master.waiting import LAST_HEAD
 from sticky.rules import NEED_MORE
 
-from .kernel import LARGE, Control, Flag, Parcel, Request, Wire, demand
+from .kernel import LARGE, Control, Flag, Inbox, Parcel, Request, Wire, demand
 
 if TYPE_CHECKING:
     from .history import World
 
 LIMIT = 1024
 """The longest head, in bytes."""
+KEYS = 12
+"""So many clients are told apart by what they send."""
 
 
 def nothing() -> None:
@@ -30,9 +33,9 @@ class Client:
     """Connects, sends requests in one piece or several (or never all of it), and may leave.
 
     It is a proxy that shares its connection between clients: each request may belong elsewhere. A
-    head is the number of its slot, the length of the body, some letters and a line end; "!" begins
-    a malformed one, "?" one without the header. What the master can tell from the bytes is in
-    World.route.
+    head is a number that says whose it is, the length of the body, some letters, perhaps the id of
+    a session, and a line end; "!" begins a malformed one, "?" one without the header. What the
+    master can tell from the bytes is in World.route.
     """
 
     def __init__(self, world: World, wire: Wire) -> None:
@@ -41,7 +44,7 @@ class Client:
         self.steps: list[tuple[float, Callable[..., object] | None, tuple[Any, ...]]] = []
         self.waiting = False  # for an answer, before it goes on
         self.moves_left = -1  # until it vanishes
-        self.first_slot = wire.slot
+        self.first_key = wire.request.key
         wire.on_answer = self.answered
         wire.on_served = self.served
         wire.on_move = self.moved
@@ -51,8 +54,8 @@ class Client:
         number = rng.choice((2, 3, 5, 8)) if rng.random() < weather.shared else 1
         wire.requests = []
         for _ in range(number if self.world.proxy else 1):
-            slot = rng.randrange(self.world.options.num) if wire.requests else self.first_slot
-            wire.requests.append(self.draw_request(slot))
+            key = rng.randrange(KEYS) if wire.requests else self.first_key
+            wire.requests.append(self.draw_request(key))
             if wire.requests[-1].wrong:
                 break
         for number, request in enumerate(wire.requests):
@@ -70,17 +73,22 @@ class Client:
         self.act()
         self.world.listener.connect(wire)
 
-    def draw_request(self, slot: int) -> Request:
+    def draw_request(self, key: int) -> Request:
         rng, weather = self.rng, self.world.weather
         if rng.random() < weather.bad_heads and self.world.proxy:
             bad = [(400, b"!bad\n"), (400, b"?\n"), (431, b"0" * LIMIT)]
             if not self.wire.requests:
                 bad.append((400, b"\x16\x03\x01"))
             wrong, head = rng.choice(bad)
-            return Request(slot, wrong, head, len(head))
+            return Request(key, wrong, head, len(head))
         body = rng.choice((1, 20, 2 * LARGE)) if rng.random() < weather.bodies else 0
-        head = b"%d %d %s\n" % (slot, body, rng.choice((b"GET", b"PUT", b"POST", b"OPTIONS")))
-        return Request(slot, None, head, len(head) + body)
+        method = rng.choice((b"GET", b"PUT", b"POST", b"OPTIONS"))
+        session = bool(self.wire.requests) and rng.random() < weather.sessions
+        if session and not self.wire.requests[0].wrong:
+            key = self.first_key  # and the id leads to the same slot
+            method += b" %d.%d" % (key, self.wire.number)
+        head = b"%d %d %s\n" % (key, body, method)
+        return Request(key, None, head, len(head) + body, session)
 
     def send(self, request: Request, *, whole: bool) -> None:
         rng, weather = self.rng, self.world.weather
@@ -149,54 +157,84 @@ class Held:
     """A connection in a worker, and what was read of it and not used."""
 
     def __init__(self, parcel: Parcel) -> None:
-        self.wire, self.prefix, self.moves, rest = parcel
+        self.wire, self.prefix, self.moves, rest, self.unheld, _ = parcel
         self.buffer = bytearray(self.prefix)
         self.first = not rest  # the master chose who serves this request
+        self.asks = False  # but whether its session is held here is to be looked at
         self.state = "looking"  # then serving or leaving
         self.woken = False  # it will be looked at
         self.patience = 10  # how often its body is asked for
         self.timed: object = None  # what its time is running for
+        self.right = False  # its request is to be served here
 
 
 class Worker:
     """One worker process of a slot."""
 
-    def __init__(self, world: World, slot: int, pid: int, worker_class: str) -> None:
-        self.world, self.slot, self.pid = world, slot, pid
+    def __init__(
+        self, world: World, slot: int, pid: int, worker_class: str, row: int, own: Inbox
+    ) -> None:
+        self.world, self.slot, self.pid, self.row = world, slot, pid, row
         self.worker_class = self.asked_class = worker_class
+        self.generation = world.generation
         self.kernel, self.rng = world.kernel, world.rng
-        self.inbox = world.inboxes[slot]
+        self.inbox, self.own = world.inboxes[slot], own
         self.alive = True
+        self.collected = False
         self.status: int | None = None
         self.closing = False
         self.ending = False
         self.ready = False  # it has said so
         self.hung_until = 0.0
+        self.stopped = False  # it does not even hear SIGABRT
         self.not_begun: list[Held] = []
         self.begun: list[Held] = []
         self.picking = False
+        self.looking = world.sessions or world.num > 1  # at further requests of a connection
+        self.lingers = False  # the sessions that it holds are asked for
         # What the master has been told, and when, on the clock that runs only while it does.
         self.known_ready: float | None = None
         self.ready_at = 0.0
         self.started = self.kernel.ran
         self.pinged = 0.0
         self.unanswered: float | None = None
+        self.mail: deque[int] = deque()  # what it was sent and has not read
         self.told: list[int] = []
+        self.owed: deque[int] = deque()  # what it was to be told, and there was no room
+        self.quit_said: float | None = None
+        self.aborted: float | None = None
         self.killed = False
+        self.by_design = False  # killed without having had its time
+        self.leaving: float | None = None  # since when it asks to be replaced
         self.replaced: float | None = None  # when its successor was ready
+        self.changed = 0.0  # when it became, or was no more, one to be asked for sessions
         self.failure_status = 3
         self.right_class: str | None = None
         self.corrected = False  # it is of the class that the one before it has named
+        self.siblings: set[int] = set(range(len(world.inboxes)))
         self.pidfd: Flag | None = None
         self.control = Control(self.kernel)
+        self.control.capacity = world.control_capacity
         self.control.hear = self.hear
         self.control.seen = self.seen
-        self.control.back = world.takes_back
+        self.control.back = partial(world.takes_back, self)
         self.control.rest = partial(world.takes_rest, self)
+        own.number, own.worker = slot, self
+        own.is_read = lambda: not self.collected
         self.boot()
 
     def __repr__(self) -> str:
         return f"worker {self.pid} of slot {self.slot}"
+
+    @property
+    def doomed(self) -> bool:
+        """Whether it was sent what it will die of."""
+        return self.killed or self.aborted is not None
+
+    @property
+    def serves(self) -> bool:
+        """Whether it is ready to, as far as the master can know."""
+        return self.known_ready is not None and not self.doomed
 
     def later(self, delay: float, what: Callable[..., object], *arguments: Any) -> None:
         """Do something after this time, if then alive; hung, when it hangs no longer."""
@@ -224,9 +262,12 @@ class Worker:
             self.later(delay, self.fail, 4, right)
             return
         fate = rng.random()
-        if not self.world.announced:
+        bad = weather.bad_boots
+        if self.world.options.reload and not self.world.announced:
+            bad = weather.bad_code / (1 + self.generation)
+        elif not self.world.announced:
             fate *= 5  # or most histories would end before they have begun
-        if fate >= weather.bad_boots:
+        if fate >= bad:
             if rng.random() < weather.slow_boots:
                 delay = self.world.options.boot_timeout * rng.choice((0.5, 0.9, 1.0, 1.1))
             self.later(delay, self.is_ready)
@@ -248,7 +289,10 @@ class Worker:
         self.ready = True
         self.control.say(channel.READY, {"worker_class": self.worker_class})
         self.inbox.readers.append(self.wake)
+        self.own.readers.append(self.wake)
         self.wake()
+        if rng.random() < weather.terms:
+            self.later(rng.choice((0.0, 0.1, 0.5, 3.0)), self.ask_to_leave)
         if rng.random() < weather.deaths:
             fate = rng.choice((self.crash, self.crash, self.retire, self.hang))
             self.later(rng.choice((0.0, 0.1, 0.5, 3.0, 12.0)), fate)
@@ -272,10 +316,17 @@ class Worker:
         self.kernel.say(self, "ends by itself")
         self.end()
 
+    def ask_to_leave(self) -> None:
+        """It was sent SIGTERM. It goes on until it is told END."""
+        if not self.ending:
+            self.kernel.say(self, "asks to be replaced")
+            self.control.say(channel.LEAVING)
+
     def hang(self) -> None:
         pause = self.rng.choice((0.3, 2.0, 10.0, 1e9))
         self.kernel.say(self, "hangs for", pause, "s")
         self.hung_until = self.kernel.now + pause
+        self.stopped = self.rng.random() < 0.5
         if self.rng.random() < 0.1:
             self.die(-9)
 
@@ -292,6 +343,7 @@ class Worker:
             held.wire.move("worker", "ended", "lost with its worker")
         if self.ready:
             self.inbox.readers.remove(self.wake)
+            self.own.readers.remove(self.wake)
         # Its descriptors are closed, and then it can be waited for: in this order, soon after.
         self.control.end()
         if self.rng.random() < 0.5:
@@ -302,6 +354,12 @@ class Worker:
     def ended(self) -> None:
         if self.pidfd is not None:
             self.pidfd.raise_()
+
+    def abort(self) -> None:
+        """SIGABRT."""
+        self.aborted = self.kernel.now
+        if not self.stopped:
+            self.kernel.at(self.rng.choice((0.0, 0.01, 0.5)), self.die, -6)
 
     def kill(self) -> None:
         """SIGKILL."""
@@ -317,8 +375,14 @@ class Worker:
 
     def pick_up(self) -> None:
         self.picking = False
-        while self.inbox.messages and not self.ending and self.has_room():
+        while self.own.messages:
+            held = Held(self.own.take())
+            held.asks = True
+            self.not_begun.append(held)
+            self.begin(held)
+        while self.inbox.messages and self.takes_new and self.has_room():
             held = Held(self.inbox.take())
+            held.asks = self.world.sessions and not held.unheld and self.others_may_hold
             if held.first:
                 self.not_begun.append(held)
                 self.later(self.rng.choice((0.0, 0.01, 0.1)), self.begin, held)
@@ -329,6 +393,22 @@ class Worker:
             if self.rng.random() < 0.3:
                 self.wake()
                 return
+
+    @property
+    def takes_new(self) -> bool:
+        """Whether what comes for the slot is this process's."""
+        replaced = self.world.sessions and self.world.board.is_replaced(self.row)
+        return not (self.ending or replaced)
+
+    @property
+    def others_may_hold(self) -> bool:
+        """Whether another process may hold sessions that lead here."""
+        board = self.world.board
+        return self.ending or board.has_others(self.row) or bool(self.world.epoch)
+
+    def holds(self, wire: Wire) -> bool:
+        """Whether the session of the wire's request is held here."""
+        return self.world.holders.get(wire.number) is self
 
     def has_room(self) -> bool:
         return len(self.not_begun) < self.world.options.prefetch
@@ -364,7 +444,7 @@ class Worker:
         size = len(wire.data) if rng.random() < 0.7 else rng.randrange(len(wire.data) + 1)
         held.buffer += wire.read(size)
         verdict = self.world.verdict(bytes(held.buffer))
-        looking = self.world.options.num > 1
+        looking = self.looking
         odds = self.world.weather.disagreement
         if verdict < 0 and odds:
             odds = 0.5
@@ -377,8 +457,29 @@ class Worker:
         elif verdict < 0:
             demand(wire.wrong == 400, wire, "is refused by", self)
             self.close(held, "refused by its worker")
-        elif verdict != self.slot and looking and not held.first:
-            self.leave(held)
+        elif (held.asks or not held.first) and looking:
+            self.place(held, verdict)
+        else:
+            self.serve(held)
+
+    def place(self, held: Held, slot: int) -> None:
+        """Serve a request of which the master has not said that it is to be served here, or have
+        it placed."""
+        wire, board = held.wire, self.world.board
+        session = wire.request.session
+        others = self.world.sessions and self.others_may_hold
+        if slot != self.slot:
+            if session and others and self.holds(wire):
+                self.serve(held)
+            else:
+                self.leave(held, unheld=session and others and held.first)
+        elif others and session:
+            if self.holds(wire):
+                self.serve(held)
+            else:
+                self.leave(held, unheld=True)
+        elif others and not self.closing and (self.ending or board.is_replaced(self.row)):
+            self.leave(held)  # a new session would begin in the wrong process
         else:
             self.serve(held)
 
@@ -404,6 +505,10 @@ class Worker:
 
     def serve(self, held: Held) -> None:
         held.state = "serving"
+        held.right = not self.looking or self.world.slot_of(held.wire.request.key) == self.slot
+        if held.first:
+            held.right = held.asks or held.wire.destined == self.slot
+        self.world.judge_session(held.wire, self, alone=not held.unheld and not held.asks)
         if self.rng.random() < self.world.weather.long_requests:
             self.later(self.rng.choice((1.0, 5.0, 20.0)), self.finish, held)
         else:
@@ -411,7 +516,7 @@ class Worker:
 
     def finish(self, held: Held) -> None:
         wire, buffer = held.wire, held.buffer
-        demand(wire.slot == self.slot, wire, "was served by", self)
+        demand(held.right or self.holds(wire), wire, "was served by", self)
         demand(wire.answer is None, wire, "was served and refused")
         self.world.served[self.slot] += 1
         if not self.world.proxy:
@@ -427,11 +532,14 @@ class Worker:
             else:
                 self.later(0.2, self.finish, held)
             return
+        if self.world.sessions and not wire.served:
+            self.world.holders[wire.number] = self
         wire.use(bytes(buffer[:size]))
         del buffer[:size]
         if wire.moves:
             self.kernel.note("served after", min(wire.moves, 3), "moves")
         held.first, held.moves, held.patience, held.state = False, 0, 10, "looking"
+        held.asks = held.unheld = False
         if self.closing or self.rng.random() < self.world.weather.closers:
             self.close(held, "served")
         else:
@@ -446,25 +554,27 @@ class Worker:
         self.begun.remove(held)
         held.wire.on_stir, held.wire.leaving = nothing, False
 
-    def leave(self, held: Held) -> None:
+    def leave(self, held: Held, *, unheld: bool = False) -> None:
         """It belongs elsewhere. Between this decision and the message anything may happen."""
         held.state, held.wire.leaving = "leaving", True
         held.wire.on_move()
         self.tempt_fate()
-        self.later(self.rng.choice((0.0, 0.0, 0.01, 0.02)), self.hand_back, held)
+        self.later(self.rng.choice((0.0, 0.0, 0.01, 0.02)), self.hand_back, held, unheld)
 
-    def hand_back(self, held: Held) -> None:
+    def hand_back(self, held: Held, unheld: bool = False) -> None:
         wire, note = held.wire, self.kernel.note
         if wire.reset and self.rng.random() < 0.3:
             self.close(held, "left")
             return
         if self.control.failing or self.control.full:
             note("hand back", "starved" if self.control.failing else "has to wait")
-            self.later(0.05, self.hand_back, held)
+            self.later(0.05, self.hand_back, held, unheld)
             return
         note("hand back")
         if len(held.buffer) > LARGE:
             note("hand back of much")
+        if unheld:
+            note("hand back, unheld")
         if wire.wrong:
             note("hand back of a", wire.wrong)
         if self.ending:
@@ -478,7 +588,8 @@ class Worker:
         wire.moved += 1
         wire.moves += 1
         wire.move("worker", "moving")
-        self.control.say(channel.HAND_BACK, Parcel(wire, bytes(held.buffer), held.moves))
+        parcel = Parcel(wire, bytes(held.buffer), held.moves, unheld=unheld)
+        self.control.say(channel.HAND_BACK, parcel)
         self.tempt_fate()
         self.end_when_done()
 
@@ -506,21 +617,31 @@ class Worker:
     # -- what it is told ----------------------------------------------------------------------
 
     def hear(self, kind: int) -> None:
-        """The master says something; it is read when there is time."""
+        """The master says something; it is read when there is time, and in order."""
+        demand(self.owed, self, "hears of", kind, "for nothing")
+        owed = self.owed.popleft()
+        demand(kind == owed, self, "hears of", kind, "before", owed)
         self.told.append(kind)
+        self.mail.append(kind)
         self.control.unread += 1
+        self.later(self.rng.choice((0.0, 0.0, 0.02)), self.read_mail)
+
+    def is_told(self, kind: int) -> None:
+        """The master has decided to tell it something, though there may be no room for it."""
+        self.owed.append(kind)
         if kind == channel.PING:
             self.pinged = self.kernel.ran
             if self.unanswered is None:
                 self.unanswered = self.kernel.ran
         self.world.told(self, kind)
-        self.later(self.rng.choice((0.0, 0.0, 0.02)), self.obey, kind)
 
-    def obey(self, kind: int) -> None:
+    def read_mail(self) -> None:
         if not self.ready:
-            self.later(0.1, self.obey, kind)  # it reads nothing before it is
+            self.later(0.1, self.read_mail)  # it reads nothing before it is
             return
+        kind = self.mail.popleft()
         self.control.unread -= 1
+        self.control.stir()
         if kind == channel.PING:
             self.control.say(channel.PONG, {})
         elif kind == channel.CLOSING:
@@ -529,12 +650,22 @@ class Worker:
                 self.later(self.rng.choice((0.01, 0.1)), self.crash)
         elif kind == channel.END:
             self.end()
-        elif kind == channel.QUIT:
+        elif kind == channel.QUIT and self.rng.random() >= self.world.weather.deaf:
             self.later(self.rng.choice((0.0, 0.1)), self.die, 0)
+        elif kind == channel.RESCALED:
+            self.looking = True
+        elif kind == channel.SIBLING:
+            self.siblings.add(len(self.siblings))
 
     def end(self) -> None:
+        if self.ending:  # once more: nobody asks for its sessions now
+            self.lingers = False
+            self.end_when_done()
+            return
         replaced = not self.closing
-        self.ending = self.closing = True
+        self.ending = True
+        self.lingers = self.world.sessions and replaced
+        self.closing = self.closing or not self.lingers
         for held in list(self.begun):
             if held.state != "looking":
                 continue
@@ -549,19 +680,29 @@ class Worker:
         self.end_when_done()
 
     def end_when_done(self) -> None:
-        if self.ending and not (self.not_begun or self.begun):
+        if not self.ending or self.not_begun or self.begun:
+            return
+        wires, holders = self.world.wires, self.world.holders
+        held = [n for n, who in holders.items() if who is self and wires[n].place != "ended"]
+        if self.lingers and held:
+            self.later(0.25, self.end_when_done)
+        else:
             self.later(0.01, self.die, 0)
 
     def seen(self, kind: int) -> None:
         """The master has read what this worker said."""
         if kind == channel.READY and self.asked_class == "auto":
             self.world.known_class = self.worker_class
-        if kind == channel.READY and not self.killed:
+        if kind == channel.READY and self.doomed:
+            self.kernel.note("ready, and killed already")
+        elif kind == channel.READY:
             self.known_ready = self.pinged = self.kernel.ran
-            self.ready_at = self.kernel.now
+            self.ready_at = self.changed = self.kernel.now
             self.world.is_ready(self)
         elif kind == channel.PONG:
             self.unanswered = None
+        elif kind == channel.LEAVING:
+            self.world.is_leaving(self)
 
 
 class Weather:
@@ -587,6 +728,11 @@ class Weather:
         self.closers = often(0, 0, 0.1)
         self.pipelined = often(0, 0.3, 1.0)
         self.disagreement = often(0, 0, 0.1, 0.97)
+        self.sessions = often(0, 0, 0.7)
+        self.terms = often(0, 0, 0.4)
+        self.scaling = often(0, 0, 0.6)
+        self.deaf = often(0, 0, 0.3)
+        self.bad_code = often(0, 1.0)
 
     def move(self) -> None:
         """Much is shared, and little is in the way of it."""

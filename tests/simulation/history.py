@@ -6,6 +6,7 @@ Replay one with ``python -m tests.simulation --seed N``, and run many with ``--h
 from __future__ import annotations
 
 import errno
+import functools
 import math
 import random
 import signal
@@ -16,21 +17,30 @@ from functools import partial
 from typing import Any
 
 from sticky import channel
-from sticky.master.ledger import (
-    BACKOFF_FIRST,
-    BACKOFF_LAST,
-    LAST_HEAD,
-    LINGER,
-    LONGEST_STEP,
-    QUIT_GRACE,
-    RETRY,
-)
+from sticky.core import pick, siphash
+from sticky.master.agenda import LONGEST_STEP, RETRY
+from sticky.master.lives import ABORT_GRACE, BACKOFF_FIRST, BACKOFF_LAST, QUIT_GRACE
+from sticky.master.waiting import LAST_HEAD, LINGER
 from sticky.options import Options
 from sticky.program import Program
 from sticky.rules import MALFORMED, MISSING, NEED_MORE
 
-from .actors import LIMIT, Client, Weather, Worker
-from .kernel import Broken, Code, Control, Flag, Inbox, Kernel, Listener, Wire, demand, failing
+from .actors import KEYS, LIMIT, Client, Weather, Worker
+from .kernel import (
+    ANY,
+    Broken,
+    Code,
+    Control,
+    Flag,
+    Inbox,
+    OUT,
+    InboxEnd,
+    Kernel,
+    Listener,
+    Wire,
+    demand,
+    failing,
+)
 
 MOMENT = 0.002
 """Timers of epoll count milliseconds, and round up."""
@@ -38,6 +48,15 @@ BLUR = 0.05
 """The ledger looks at its clock less often than we do, and each look costs up to a millisecond."""
 LAST_BREATH = 0.1
 """Seconds in which a process that was killed has ended, and its end was noticed."""
+LOOK_AROUND = 1.0
+"""Seconds between two looks at what lies in inboxes for too long."""
+SEED = b"12345678"
+
+
+@functools.cache
+def pick_slot(key: int, num: int) -> int:
+    """The slot of a client among so many."""
+    return pick(siphash(SEED, b"%d" % key), num)
 
 
 class _SlotSeen:
@@ -46,11 +65,28 @@ class _SlotSeen:
     def __init__(self) -> None:
         self.worker: Worker | None = None
         self.successor: Worker | None = None
+        self.previous: Worker | None = None
+        self.wait_until = 0.0  # before then no other successor is started
+        self.passed_over = 0  # times that another slot's process was replaced though this is due
         self.due = 0.0
         self.ended = 0.0
         self.backoff = self.backoff_before = 0.0
         self.needed = math.inf  # since when it has had something to serve, in a stop
         self.corrects = False  # its next process is started because the last one said how
+
+
+class Watcher:
+    """The process that says when files change."""
+
+    def __init__(self, world: World) -> None:
+        self.pid = 4999
+        self.alive = True
+        self.pidfd: Flag | None = None
+        self.control = Control(world.kernel)
+        self.control.seen = lambda kind: world.reload() if kind == channel.CHANGED else None
+
+    def ended(self) -> None:
+        """Nobody asks."""
 
 
 class World:
@@ -62,13 +98,15 @@ class World:
         self.draw()
         num, weather = self.options.num, self.weather
         self.proxy = self.options.proxy
-        self.kernel = kernel = Kernel(rng, 7 + 6 * num + self.spare, weather.stall)
+        self.sessions = self.options.session is not None
+        self.kernel = kernel = Kernel(rng, 7 + 10 * num + self.spare, weather.stall)
         if trace:
             kernel.trace = [str(self.options), str(weather)]
         kernel.between_turns = self.check
         kernel.unwatched = self.unwatched
         self.listener = Listener(kernel)
         self.inboxes: list[Inbox] = []
+        self.cells = memoryview(bytearray(16)).cast("Q")
         self.signals = Flag(kernel)
         self.sent_signals: list[signal.Signals] = []
         self.launcher = Control(kernel) if rng.random() < 0.4 else None
@@ -86,7 +124,14 @@ class World:
             self.right_class = rng.choice(("eventlet", "eventlet", "asgi"))
             for seen in self.slots[1:]:
                 seen.due = math.inf  # the first one starts alone
-        self.reloaded = False
+        self.generation = 0  # of the code
+        self.given_up = 0  # the latest that could not be started
+        self.target = num  # so many slots there are to be
+        self.terminal_closed = False
+        self.watcher: Watcher | None = None
+        self.holders: dict[int, Worker] = {}  # of the session of a connection
+        self.sheds = False  # in this turn
+        self.chosen = 0.0  # when the number of slots was another one
         self.served = [0] * num
         self.decisions = 0
         self.announced = False
@@ -102,12 +147,14 @@ class World:
         self.status = 0
         self.empty_since = math.inf
         self.heads_before = 0
-        self.queued_before = 0
         self.until = kernel.now + rng.choice((2.0, 4.0, 4.0, 12.0))
         self._write_script()
         code.install(kernel, self)
         self.master = code.master.Master(self.options, Program("app:make"), self.launcher)
         self.ledger = self.master._ledger
+        self.lives, self.lines = self.master._lives, self.master._waiting.lines
+        self.board = self.master._board
+        self._listen_in()
 
     def draw(self) -> None:
         """The circumstances: weather, settings, how many descriptors and messages there may be."""
@@ -116,11 +163,14 @@ class World:
         moving = rng.random() < 0.5  # most of what can happen to a move needs many of them
         if moving:
             self.weather.move()
+        sessions = moving and rng.random() < self.weather.sessions
         self.options = Options(
             num=rng.choice((2, 2, 3, 4) if moving else (1, 1, 2, 2, 3, 4)),
             proxy=moving or rng.random() < 0.7,
             worker_class=rng.choice(("auto", "eventlet")),
-            seed=b"12345678",
+            seed=SEED,
+            session="sid" if sessions else None,
+            reload=rng.random() < 0.15,
             max_head_size=LIMIT,
             head_timeout=rng.choice((0.2, 2.0, 10.0)),
             max_pending_heads=rng.choice((1, 2, 5, 1000)),
@@ -139,6 +189,7 @@ class World:
             self.options = replace(self.options, timeout=30.0, boot_timeout=60.0, **changes)
         self.spare = rng.choice((4, 12, 1000))
         self.capacity = rng.choice((1, 2, 4, 8))
+        self.control_capacity = rng.choice((1, 2, 100, 100))
 
     def _write_script(self) -> None:
         """What will happen, as far as it does not depend on what the master does."""
@@ -148,10 +199,9 @@ class World:
             moment = rng.random() * span * 1.05
             if rng.random() < 0.2:
                 moment = max(0.0, span - rng.choice((0.01, 0.2)))  # just before the stop
-            only = rng.randrange(self.options.num) if rng.random() < 0.5 else None
+            only = rng.randrange(KEYS) if rng.random() < 0.5 else None
             for _ in range(rng.choice((1, 2, 5, 20))):
-                slot = rng.randrange(self.options.num) if only is None else only
-                wire = self.make_wire(slot)
+                wire = self.make_wire(rng.randrange(KEYS) if only is None else only)
                 delay = rng.choice((0.0, 0.0, 0.1, 1.0))
                 kernel.at(moment + delay * rng.random(), Client(self, wire).connect)
         if rng.random() < weather.starvation:
@@ -165,13 +215,89 @@ class World:
             stops.append((more, rng.choice((signal.SIGTERM, signal.SIGINT, signal.SIGQUIT))))
         while rng.random() < weather.reloads:
             stops.append((rng.random() * span * 1.05, signal.SIGHUP))
+        if rng.random() < weather.reloads:  # and many in a row
+            pause, begin = rng.choice((0.0, 0.02, 0.2)), rng.random() * span
+            stops += [(begin + n * pause, signal.SIGHUP) for n in range(rng.choice((3, 16)))]
+        while rng.random() < weather.scaling:
+            moment = rng.random() * span * 1.05
+            way = rng.choice((signal.SIGTTIN, signal.SIGTTIN, signal.SIGTTOU))
+            stops += [(moment, way)] * rng.choice((1, 1, 2, 4))
+            if rng.random() < 0.3:
+                stops.append((moment, rng.choice((signal.SIGHUP, signal.SIGTTOU, signal.SIGTTIN))))
         while rng.random() < 0.1:
-            stops.append((rng.random() * span * 1.05, signal.SIGUSR1))
+            nothing = rng.choice((signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM))
+            stops.append((rng.random() * span * 1.05, nothing))
+        if rng.random() < 0.03:
+            kernel.at(rng.random() * span, self.close_terminal)
+        if self.options.reload:
+            for _ in range(rng.choice((0, 1, 3))):
+                kernel.at(rng.random() * span, self.save)
         for delay, number_ in stops:
             kernel.at(delay, self.send_signal, number_)
 
-    def make_wire(self, slot: int) -> Wire:
-        wire = Wire(self.kernel, len(self.wires), slot)
+    def _listen_in(self) -> None:
+        """Hear what the master decides before anything comes of it."""
+        children, topology, waiting = self.master._children, self.master._topology, self.ledger.waiting
+        say, room, change, queue = children.say, children._room, topology.change, waiting.queue
+        later = False
+
+        def said(child: Any, kind: int, *more: Any) -> None:
+            worker = self.workers[child.pid]
+            if not later:
+                worker.is_told(kind)
+            say(child, kind, *more)
+            if not worker.alive:
+                worker.owed.clear()
+
+        def there_is_room(child: Any, events: int) -> None:
+            nonlocal later
+            later = True
+            try:
+                room(child, events)
+            finally:
+                later = False
+
+        def changes(num: int) -> None:
+            self.rescales(num)
+            change(num)
+
+        def queues(connection: Any, line: Any, *more: Any, **how: Any) -> None:
+            full = waiting.queued >= self.options.max_queued
+            there = [list(one.queue) for one in (*waiting.lines, *waiting._own.values()) if full]
+            shed = self.board.master["shed"]
+            queue(connection, line, *more, **how)
+            if self.board.master["shed"] > shed:
+                self.judge_shed(connection, line, there)
+
+        def fails(number: int, now: float) -> None:
+            self.not_started(number)
+            not_started(number, now)
+
+        not_started = self.lives.not_started
+        self.lives.not_started = fails
+        children.say, children._room = said, there_is_room
+        topology.change, waiting.queue = changes, queues
+
+    @property
+    def num(self) -> int:
+        """How many slots there are."""
+        return self.cells[0] or self.options.num
+
+    @property
+    def epoch(self) -> int:
+        """How often that has changed."""
+        return self.cells[1]
+
+    def slot_of(self, key: int) -> int:
+        """The slot of a client now."""
+        return pick_slot(key, self.num)
+
+    def key_of(self, slot: int) -> int:
+        """A client of this slot."""
+        return next(key for key in range(KEYS) if self.slot_of(key) == slot)
+
+    def make_wire(self, key: int) -> Wire:
+        wire = Wire(self.kernel, len(self.wires), key)
         self.wires.append(wire)
         self.unjudged.append(wire)
         return wire
@@ -184,8 +310,27 @@ class World:
             self.sent_signals.append(number)
             self.signals.raise_()
 
-    def change_code(self) -> None:
-        """Before a reload; it may be for another worker class now."""
+    def close_terminal(self) -> None:
+        """The next SIGHUP says so."""
+        self.terminal_closed = True
+        self.send_signal(signal.SIGHUP)
+
+    def save(self) -> None:
+        """A file of the program is saved."""
+        if self.watcher is not None and self.watcher.alive:
+            self.watcher.control.say(channel.CHANGED, ["app.py"])
+
+    def reload(self) -> None:
+        """The master learned that there is newer code; it may be for another worker class now."""
+        if self.stop_at < math.inf:
+            return
+        self.generation += 1
+        if not self.announced:
+            first = self.slots[0].worker
+            alone = self.options.worker_class == "auto" and not (first and first.serves)
+            for seen in self.slots[: 1 if alone else self.target]:
+                if seen.worker is None:
+                    seen.due = min(seen.due, self.kernel.now)
         if self.options.worker_class == "auto" and self.rng.random() < 0.3:
             self.right_class = "asgi" if self.right_class == "eventlet" else "eventlet"
 
@@ -216,13 +361,19 @@ class World:
 
     # -- what the master's modules call -------------------------------------------------------
 
-    def make_inbox(self) -> tuple[Inbox, Any]:
-        inbox = Inbox(self.kernel, len(self.inboxes), self.capacity, self.options.max_moves)
-        self.inboxes.append(inbox)
+    def make_inbox(self) -> tuple[Inbox, InboxEnd]:
+        """One of a slot or of a process: of which is known when one is started with it."""
+        inbox = Inbox(self.kernel, self.capacity, self.options.max_moves)
         inbox.judge_rest = self.judge_rest
-        end = Flag(self.kernel)
-        end.messages = inbox.messages  # type: ignore[attr-defined]
-        return inbox, end
+        try:
+            return inbox, InboxEnd(self.kernel, inbox)
+        except OSError:
+            inbox.close()
+            raise
+
+    def follow(self, cells: memoryview) -> None:
+        """Router.follow: the number of slots is to be read here."""
+        self.cells = cells
 
     def make_signals(self, numbers: object) -> Any:
         world = self
@@ -235,10 +386,13 @@ class World:
                 world.signals.up = False
                 arrived, world.sent_signals = world.sent_signals, []
                 for number in arrived:
-                    if number == signal.SIGHUP:
-                        world.reloaded = True
-                        world.change_code()
-                    elif number not in (signal.SIGCHLD, signal.SIGUSR1):
+                    if number == signal.SIGHUP and world.terminal_closed:
+                        world.stop(quick=False)
+                    elif number == signal.SIGHUP:
+                        world.reload()
+                    elif number in (signal.SIGTTIN, signal.SIGTTOU):
+                        world.scale(1 if number == signal.SIGTTIN else -1)
+                    elif number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
                         world.stop(quick=number != signal.SIGTERM)
                 return arrived
 
@@ -247,34 +401,46 @@ class World:
 
         return Signals()
 
-    def start(self, label: str, spec: Mapping[str, Any], *_: object, **__: object) -> Any:
+    def start(self, label: str, spec: Mapping[str, Any], fds: Any = (), **__: object) -> Any:
         """spawn.start."""
+        if label == "watcher":
+            self.watcher = Watcher(self)
+            return self.watcher.pid, self.watcher.control
         slot: int = spec["slot"]
+        shared, own = (self.kernel.files[fd] for fd in fds[:2])
+        assert isinstance(shared, InboxEnd)
+        assert isinstance(own, InboxEnd)
+        for number, pairs in enumerate(self.master._children.pairs):
+            if number >= len(self.inboxes):
+                self.inboxes.append(pairs.inbox)
+                pairs.inbox.number = number
+                pairs.inbox.is_read = partial(self.is_served, number)
+        demand(self.inboxes[slot] is shared.inbox, "slot", slot, "has another inbox now")
+        demand(own.inbox.worker is None, "slot", slot, "has the own inbox of another process")
         seen = self.slots[slot]
         now = self.kernel.now
         if seen.worker is None:
             early = now < seen.due - MOMENT and self.stop_at == math.inf
-            if early and self.reloaded and seen.ended == now:
+            if early and self.generation and seen.ended == now:
                 # It ended when its successor had just been decided on: that one comes at once.
                 early, seen.backoff = False, seen.backoff_before
             demand(not early, "slot", slot, "is started", seen.due - now, "s early")
         else:
-            demand(self.reloaded, "slot", slot, "has a process already:", seen.worker)
+            demand(self.is_due(seen) or seen.corrects, "slot", slot, "has a process:", seen.worker)
             demand(seen.successor is None, "slot", slot, "has a successor:", seen.successor)
             # A reload may have been decided in the moment before.
             demand(self.stop_at >= now, "a successor is started in a stop")
+            self.judge_turn(seen)
         demand(not self.quick or self.stop_at == now, "a process is started in a quick stop")
         corrects, seen.corrects = seen.corrects, False
         worker_class: str = spec["options"]["worker_class"]
         demand(worker_class == self.known_class, "it starts a", worker_class, self.known_class)
         if now < self.cramped:
-            self.not_started(slot)
             raise failing(errno.EAGAIN)
         if not self.kernel.room:
-            self.not_started(slot)
             raise failing(errno.EMFILE)
         pid = 5000 + len(self.workers)
-        worker = Worker(self, slot, pid, worker_class)
+        worker = Worker(self, slot, pid, worker_class, spec["row"], own.inbox)
         worker.corrected = corrects
         self.workers[pid] = worker
         if seen.worker is None:
@@ -285,7 +451,7 @@ class World:
         return pid, worker.control
 
     def pidfd_open(self, pid: int) -> int:
-        worker = self.workers[pid]
+        worker: Any = self.workers.get(pid, self.watcher)
         try:
             worker.pidfd = Flag(self.kernel)
         except OSError:
@@ -303,30 +469,52 @@ class World:
 
     def kill(self, pidfd: int, number: int) -> None:
         """signal.pidfd_send_signal."""
+        if self.watcher is not None and self.watcher.pidfd and self.watcher.pidfd.fd == pidfd:
+            self.watcher.alive = False
+            return
         (worker,) = (w for w in self.workers.values() if w.pidfd and w.pidfd.fd == pidfd)
-        self.kernel.say(worker, "is killed")
-        demand(number == signal.SIGKILL)
+        self.kernel.say(worker, "gets", signal.Signals(number).name)
         demand(not worker.killed, worker, "is killed twice")
-        self.judge_kill(worker)
+        if number == signal.SIGABRT:
+            demand(worker.aborted is None, worker, "is aborted twice")
+            self.judge_abort(worker)
+            worker.changed = self.kernel.now
+            worker.abort()
+            return
+        demand(number == signal.SIGKILL)
+        if worker.aborted is None:
+            self.judge_kill(worker)
+            worker.by_design = True
+        else:
+            late = self.kernel.now - worker.aborted - ABORT_GRACE
+            demand(late >= -MOMENT, worker, "has had no time to say where it hangs")
         worker.kill()
 
     def reap(self, pid: int) -> int:
+        if pid not in self.workers:
+            return -9
         worker = self.workers[pid]
         demand(not worker.alive, worker, "is waited for, and lives")
         assert worker.status is not None
         said = worker.control.said
         demand(not said or worker.pidfd is None, worker, "was not heard out:", said)
+        demand(not worker.own.messages, worker, "leaves what lay in its own inbox")
+        worker.collected, worker.changed = True, self.kernel.now
         seen = self.slots[worker.slot]
         how = self.says_how(worker)
         if how:
             self.kernel.note("another worker class")
             assert worker.right_class is not None
             self.known_class = worker.right_class
+        if seen.previous is worker:
+            seen.previous = None
         if seen.successor is worker:
             seen.successor = None
             seen.corrects = how
             if how:
                 self.kernel.note("another worker class in a reload")
+            elif not worker.by_design:
+                self.fails_to_succeed(seen, worker.generation)
         elif seen.worker is worker:
             seen.worker, seen.successor = seen.successor, None
             if seen.worker is None:
@@ -336,29 +524,110 @@ class World:
             demand(worker.replaced is not None, worker, "is nobody's")
         return worker.status
 
+    def fails_to_succeed(self, seen: _SlotSeen, generation: int) -> None:
+        """A successor has not become ready."""
+        self.given_up = max(self.given_up, generation)
+        seen.backoff = min(seen.backoff * 2 or BACKOFF_FIRST, BACKOFF_LAST)
+        seen.wait_until = self.kernel.now + seen.backoff
+
     def not_started(self, slot: int) -> None:
         self.kernel.say("slot", slot, "could not start a process")
         if self.slots[slot].worker is None:
             self.gone(slot, None)
+        else:
+            self.fails_to_succeed(self.slots[slot], self.generation)
 
     def gone(self, slot: int, worker: Worker | None) -> None:
         """A process has ended (or could not even start): what is due now."""
         seen, now = self.slots[slot], self.kernel.now
         seen.ended = now
         was_ready = worker is not None and worker.known_ready is not None
+        generation = worker.generation if worker is not None else self.generation
         if self.stop_at < math.inf:
             seen.due = now + BACKOFF_FIRST
         elif worker is not None and self.says_how(worker):
             seen.due = now
+        elif slot >= self.target:
+            seen.due = math.inf
+        elif worker is not None and worker.by_design:
+            seen.due = now  # it was not needed, and is again
+        elif not was_ready and not self.announced and self.options.reload:
+            self.kernel.note("waits for other code")
+            seen.due = now if generation < self.generation else math.inf
         elif not was_ready and not self.announced:
             self.status = worker.failure_status if worker is not None else 3
             self.stop(quick=True)
+        elif not was_ready and slot >= self.num:
+            self.kernel.note("there cannot be more slots")
+            self.retire(self.num)
         else:
             lived = was_ready and worker is not None and now - worker.ready_at >= BACKOFF_LAST
             doubled = seen.backoff * 2 or BACKOFF_FIRST
             seen.backoff_before = seen.backoff
             seen.backoff = BACKOFF_FIRST if lived else min(doubled, BACKOFF_LAST)
             seen.due = now + seen.backoff
+
+    def scale(self, step: int) -> None:
+        """The master learned that there are to be more slots or fewer."""
+        if self.stop_at < math.inf or not self.announced or self.target + step < 1:
+            return
+        if self.target + step <= self.num:
+            self.retire(self.target + step)
+            return
+        self.kernel.note("scaled up")
+        self.target += step
+        for number in range(self.num, self.target):
+            if number == len(self.slots):
+                self.slots.append(_SlotSeen())
+                self.served.append(0)
+            seen = self.slots[number]
+            if seen.worker is None:
+                seen.due = min(seen.due, self.kernel.now)
+
+    def retire(self, num: int) -> None:
+        """Slots from this number on are none any more, or do not come to be any."""
+        self.target, now = num, self.kernel.now
+        for seen in self.slots[num:]:
+            seen.due = math.inf
+            worker = seen.worker
+            if worker is not None and worker.known_ready is not None:
+                self.kernel.note("retired")
+                worker.replaced = worker.changed = now
+                seen.previous, seen.worker, seen.successor = worker, seen.successor, None
+
+    def rescales(self, num: int) -> None:
+        """There are so many slots now."""
+        demand(num == self.target, "there are", num, "slots, not", self.target)
+        self.kernel.note("more slots" if num > self.num else "fewer slots")
+        self.chosen = self.kernel.now
+        if num > self.num:
+            lacking = [n for n in range(num) if not self.is_served(n)]
+            demand(not lacking, "there are", num, "slots, without a process in", lacking)
+        for wire in self.unjudged:
+            if wire.heir is not None and wire.heir >= num:
+                wire.heir = ANY
+
+    def is_served(self, slot: int) -> bool:
+        """Whether a process reads the inbox of this slot, as far as the master can know."""
+        worker = self.slots[slot].worker
+        return worker is not None and worker.serves
+
+    def is_due(self, seen: _SlotSeen) -> bool:
+        """Whether the slot's process is to be replaced."""
+        worker = seen.worker
+        if worker is None or not worker.serves or seen.successor is not None:
+            return False
+        newer = self.generation > self.given_up and worker.generation < self.generation
+        return newer or worker.leaving is not None
+
+    def judge_turn(self, chosen: _SlotSeen) -> None:
+        """The slot's process is replaced: is it its turn?"""
+        chosen.passed_over = 0
+        for seen in self.slots:
+            if seen is not chosen and self.is_due(seen) and seen.wait_until <= self.kernel.now:
+                seen.passed_over += 1
+                many = 3 * len(self.slots)
+                demand(seen.passed_over <= many, seen.worker, "is passed over again and again")
 
     def says_how(self, worker: Worker) -> bool:
         """Whether it is to be started once more at once, as another class."""
@@ -369,25 +638,41 @@ class World:
     def route(self, buffer: bytearray, length: int, host: str) -> int:
         """Router.route: what the peeked bytes say."""
         wire = self.wires[int(host)]
-        verdict = wire.slot
+        verdict = self.slot_of(wire.request.key)
         if self.proxy:
             head = bytes(buffer[:length])
             expected = wire.stream[wire.used : wire.used + length]
             demand(head == expected, wire, "is routed by", head, "not", bytes(expected))
             verdict = self.verdict(head)
         if verdict >= 0:
-            self.decisions += 1
-            wire.decided = self.decisions
+            self.decide(wire)
+            wire.destined = verdict
+            if wire.asked is not None:  # who has ended
+                wire.asked, wire.unheld = None, True
         return verdict
 
-    @staticmethod
-    def verdict(head: bytes) -> int:
+    def decide(self, wire: Wire) -> None:
+        """Where it goes."""
+        self.decisions += 1
+        wire.decided = self.decisions
+        wire.got = self.kernel.now
+
+    def session(self, head: bytes, length: int) -> bytes:
+        """Router.session."""
+        words = bytes(head[:length]).partition(b"\n")[0].split()
+        return words[3] if len(words) > 3 else b""
+
+    def owner(self, session: bytes, num: int = 0) -> int:
+        """Router.owner."""
+        return pick_slot(int(session.partition(b".")[0]), num or self.num)
+
+    def verdict(self, head: bytes) -> int:
         """What these bytes say of whose request it is."""
         if head[:1] == b"!":
             return MALFORMED
         if b"\n" not in head:
             return NEED_MORE
-        return MISSING if head[:1] == b"?" else int(head[:1])
+        return MISSING if head[:1] == b"?" else self.slot_of(int(head.split()[0]))
 
     def explain(self, *_: object) -> tuple[int, bytes, str]:
         """Router.explain."""
@@ -404,17 +689,46 @@ class World:
         """A worker is told something."""
         self.kernel.say(worker, "is told", kind)
         if kind == channel.END and self.stop_at == math.inf:
+            if worker.replaced is None and self.kernel.now >= self.quit_at(worker) - MOMENT:
+                self.gives_up_waiting(worker)
             demand(worker.replaced is not None, worker, "is told to end, and has no successor")
         elif kind == channel.END:
             demand(not self.listener.open, worker, "is told to end before the listeners closed")
             waiting = self.waiting()
             waiting += [wire for wire in self.unjudged if wire.place == "moving"]
             demand(not waiting, worker, "is told to end while these wait:", waiting)
-            self.inboxes[worker.slot].told_end = self.ends = True
+            self.ends = True
+            if worker.slot < len(self.inboxes):
+                self.inboxes[worker.slot].told_end = True
         elif kind == channel.QUIT:
-            demand(self.quick or self.time_over, worker, "is told to quit in a graceful stop")
+            demand(worker.quit_said is None, worker, "is told to quit twice")
+            worker.quit_said = self.kernel.now
+            timely = self.kernel.now >= self.quit_at(worker) - MOMENT
+            demand(self.quick or self.time_over or timely, worker, "is told to quit, and has time")
         elif kind == channel.CLOSING:
             demand(self.stop_at < math.inf, worker, "is told to close, and nothing stops")
+
+    def quit_at(self, worker: Worker) -> float:
+        """When its time for ending by itself is over."""
+        begins = [when for when in (worker.replaced, worker.leaving) if when is not None]
+        return min(begins, default=math.inf) + self.options.graceful_timeout
+
+    def gives_up_waiting(self, worker: Worker) -> None:
+        """It has asked to be replaced, and nobody has become ready in time."""
+        self.kernel.note("nobody was ready in time")
+        seen, now = self.slots[worker.slot], self.kernel.now
+        worker.replaced = worker.changed = now
+        seen.previous, seen.worker, seen.successor = worker, seen.successor, None
+        if seen.worker is None:
+            seen.due = max(now, seen.wait_until)
+            seen.ended = now
+
+    def is_leaving(self, worker: Worker) -> None:
+        """The master learned that a worker asks to be replaced."""
+        if self.stop_at == math.inf and worker.serves and worker.replaced is None:
+            self.kernel.note("leaving")
+            if worker.leaving is None:
+                worker.leaving = self.kernel.now
 
     def is_ready(self, worker: Worker) -> None:
         """The master learned that one more worker is ready."""
@@ -424,23 +738,71 @@ class World:
         if seen.successor is worker:
             old, seen.worker, seen.successor = seen.worker, worker, None
             assert old is not None
-            old.replaced = now
+            old.replaced = old.changed = now
+            seen.backoff = 0.0
+            if old.known_ready is not None:
+                if seen.previous is not None:
+                    seen.previous.changed = now
+                seen.previous = old
         if worker.slot == 0 and not self.announced:
             for other in self.slots[1:]:
                 other.due = now if other.due == math.inf else other.due
-        everyone = all(s.worker and s.worker.known_ready is not None for s in self.slots)
+        everyone = all(self.is_served(number) for number in range(self.num))
         self.announced = self.announced or everyone
+        self.inboxes[worker.slot].opened = now
 
-    def takes_back(self, wire: Wire) -> None:
+    def takes_back(self, worker: Worker, wire: Wire, unheld: bool) -> None:
         """The master has read that a worker hands a connection back."""
         self.handed_back["moved"] += 1
         self.handed_back["bytes_carried"] += len(wire.carried)
         self.handed_back["moved_too_often"] += wire.moved > self.options.max_moves
+        wire.unheld, wire.asked = unheld, None
+        if unheld and wire.moved <= self.options.max_moves and not self.ends and not self.quick:
+            wire.asked = self.next_holder(worker, wire)
+            if wire.asked is not None:
+                self.kernel.note("asked for a session")
+                wire.moved -= 1  # it only asks, until somebody has it
+                wire.unheld = False
+                self.decide(wire)
 
-    def takes_rest(self, worker: Worker, wire: Wire) -> None:
+    def next_holder(self, worker: Worker, wire: Wire) -> Worker | None:
+        """Who is to be asked next for the session of a connection's request."""
+        nums = (self.num, *self.master._topology._earlier)
+        chain: list[Worker] = []
+        for slot in dict.fromkeys(pick_slot(wire.request.key, num) for num in nums):
+            seen = self.slots[slot]
+            chain += [w for w in (seen.worker, seen.previous) if w is not None and w.serves]
+        if worker in chain:
+            chain = chain[chain.index(worker) + 1 :]
+        return next((one for one in chain if one is not worker), None)
+
+    def judge_session(self, wire: Wire, worker: Worker, *, alone: bool) -> None:
+        """A worker serves a request: if it is of a session that it does not hold, nobody does who
+        could have been asked."""
+        holder = self.holders.get(wire.number)
+        if not self.sessions or not wire.request.session or holder in (None, worker):
+            return
+        assert holder is not None
+        self.kernel.note("a session was lost")
+        if not holder.serves or holder.collected or not holder.alive or self.ends or self.quick:
+            return
+        seen = self.slots[holder.slot]
+        reachable = holder in (seen.worker, seen.previous)
+        settled = max(holder.changed, self.chosen, self.began(worker)) < wire.turn_since
+        demand(not (reachable and settled), wire, "of", holder, "is answered by", worker)
+
+    @staticmethod
+    def began(worker: Worker) -> float:
+        """When a worker began to serve."""
+        return worker.changed
+
+    def takes_rest(self, worker: Worker, wire: Wire, _: bool) -> None:
         """The master has read that a worker gives away a connection at rest."""
         heir = self.slots[worker.slot].worker
-        wire.orphan = heir in (None, worker) or heir.known_ready is None
+        retired = worker.slot >= self.num
+        wire.heir = ANY if retired else worker.slot
+        wire.orphan = not retired and (heir in (None, worker) or not heir.serves)
+        wire.got = self.kernel.now
         self.kernel.note("rest without an heir" if wire.orphan else "rest with an heir")
 
     def announce(self, kind: int) -> None:
@@ -454,12 +816,10 @@ class World:
         now = self.kernel.now
         if self.stop_at == math.inf:
             self.stop_at = now
-            self.stop_by = now + self.options.graceful_timeout
-            if quick:
-                self.stop_by = now + QUIT_GRACE
+            self.stop_by = now + (0.0 if quick else self.options.graceful_timeout)
             self.stalled_before = self.kernel.stalled
         elif quick:
-            self.stop_by = min(self.stop_by, now + QUIT_GRACE)
+            self.stop_by = min(self.stop_by, now)
         self.quick = self.quick or quick
 
     @property
@@ -472,47 +832,63 @@ class World:
         alive = [w for w in self.workers.values() if w.alive and w.replaced is not None]
         return bool(alive) or any(seen.successor for seen in self.slots)
 
-    def places(self) -> list[tuple[str, int, Any]]:
-        """Every connection that the ledger knows, and where it is."""
-        book = self.ledger
-        found = [("head", -1, c) for c in book._heads]
-        found += [("refused", -1, c) for c in book._refused]
-        for slot, queue in enumerate(book.queues):
-            found += [("queue", slot, c) for c in queue]
-            found += [("rest", slot, c) for c in book.resting[slot]]
-        return found
+    def places(self) -> list[tuple[str, Any, Any, float]]:
+        """Every connection that the ledger knows, where it is, and until when."""
+        return list(self.ledger.waiting.places())
+
+    def all_inboxes(self) -> list[Inbox]:
+        """Those of the slots, and those of the processes."""
+        own = [worker.own for worker in self.workers.values() if not worker.collected]
+        return self.inboxes + own
 
     def waiting(self) -> list[Wire]:
         """Every connection that is still to be given to a worker."""
-        lying = [parcel.wire for inbox in self.inboxes for parcel in inbox.messages]
-        return lying + [held.sock.wire for place, _, held in self.places() if place != "refused"]
+        lying = [parcel.wire for inbox in self.all_inboxes() for parcel in inbox.messages]
+        return lying + [held.sock.wire for place, _, held, _ in self.places() if place != "refused"]
 
     # -- the promises -------------------------------------------------------------------------
 
     def judge_kill(self, worker: Worker) -> None:
-        """A worker is killed: was it late, by time in which the master ran?"""
-        options, ran = self.options, self.kernel.ran
-        if self.quick or self.time_over:
-            return
-        if worker.known_ready is None and not self.listener.open and not self.waiting():
-            return
-        if worker.replaced is not None and worker.known_ready is None:
-            return
-        if worker.replaced is not None:
-            age = self.kernel.now - worker.replaced
-            demand(age >= options.graceful_timeout - MOMENT, worker, "had only", age, "s to end")
+        """A worker is killed at once: it has nothing in hand, and is not needed."""
+        demand(worker.known_ready is None, worker, "is killed, and was not told to end before")
+        needed = self.stop_at == math.inf and worker.slot < self.target
+        demand(not needed or worker.replaced is not None, worker, "is killed, and needed")
+
+    def judge_abort(self, worker: Worker) -> None:
+        """A worker is to be killed: was it late, by time in which the master ran?"""
+        options, ran, now = self.options, self.kernel.ran, self.kernel.now
+        if worker.quit_said is not None:
+            age = now - worker.quit_said
+            demand(age >= QUIT_GRACE - MOMENT, worker, "had only", age, "s to quit")
         elif worker.known_ready is None:
             age = ran - worker.started
             demand(age >= options.boot_timeout - MOMENT, worker, "had only", age, "s to start")
         else:
+            demand(worker.replaced is None, worker, "is killed, and was not told to quit")
             demand(options.timeout, worker, "is killed, but it may be silent for ever")
             demand(worker.unanswered is not None, worker, "is killed, but it owes no answer")
-            age = ran - worker.unanswered
+            age = ran - (worker.unanswered or 0.0)
             demand(age >= options.timeout - MOMENT, worker, "had only", age, "s to answer")
+
+    def judge_shed(self, connection: Any, line: Any, there: list[list[Any]]) -> None:
+        """One was refused because too many wait: was it the newest of the longest line?"""
+        self.kernel.note("shed")
+        self.sheds = True
+        refused = next(reversed(self.ledger.waiting._refused))
+        lines = (*self.ledger.waiting.lines, *self.ledger.waiting._own.values())
+        before = [
+            [*queue, connection] if one is line else queue
+            for one, queue in zip(lines, there, strict=False)
+        ]
+        if line not in lines[: len(there)]:
+            before.append([connection])
+        longest = max(len(queue) for queue in before)
+        fair = any(len(queue) == longest and queue[-1] is refused for queue in before)
+        demand(fair, refused.sock.wire, "is refused, and not the newest of the longest line")
 
     def judge_rest(self, wire: Wire, slot: int) -> None:
         """A wire at rest is handed over: is it its turn, and is there somebody to have it?"""
-        demand(not self.ledger.queues[slot], wire, "overtakes at rest, in slot", slot)
+        demand(not self.lines[slot].queue, wire, "overtakes at rest, in slot", slot)
         demand(not wire.orphan, wire, "has no heir")
         demand(self.stop_at >= self.kernel.now, wire, "is passed on in a stop")
 
@@ -527,8 +903,8 @@ class World:
 
     def is_silent_for_too_long(self, wire: Wire) -> bool:
         """Whether a wire on which nothing was sent may be closed without a word."""
-        late = self.kernel.now - wire.since >= self.options.queue_timeout - MOMENT
-        queued = wire.waits == "queue" and late
+        late = self.kernel.now - wire.got >= self.options.queue_timeout - MOMENT
+        queued = wire.waits in ("queue", "inbox") and late
         return queued or self.is_late_head(wire) or self.quick or self.time_over
 
     def judge_answer(self, wire: Wire) -> None:
@@ -543,16 +919,18 @@ class World:
             demand(wire.waits == "head" or wire.waits is None, wire, "got 408 from", wire.waits)
             demand(self.is_late_head(wire), wire, "got 408 after", waited, "s")
         elif status == 503:
-            late = wire.waits == "queue" and waited >= options.queue_timeout - MOMENT
+            waited = now - wire.got
+            late = waited >= options.queue_timeout - MOMENT
+            late = late and wire.waits in ("queue", "inbox", None)
             still = not (wire.fin or wire.reset or self.kernel.cut)
-            if late and still and self.listener.open:
-                inbox = self.inboxes[wire.slot]
-                full = not inbox.writable or inbox.failing
-                retried = now - self.fed_at > RETRY + MOMENT
+            if late and still and self.listener.open and wire.waits == "queue":
+                inbox = wire.asked.own if wire.asked else self.inboxes[wire.destined]
+                full = not inbox.writable or inbox.failing or not inbox.is_read()
+                retried = now - max(self.fed_at, inbox.opened) > RETRY + MOMENT
                 demand(full or not retried, wire, "got 503 though its inbox had room")
             over = self.quick or self.time_over or self.ends
             too_often = wire.moved > options.max_moves
-            crowded = self.kernel.starved_at == now
+            crowded = self.kernel.starved_at == now or self.sheds
             if wire.moved:
                 names = {"moves": too_often, "crowds": crowded, "a stop": over}
                 why = next((name for name, holds in names.items() if holds), "time")
@@ -575,40 +953,126 @@ class World:
         kernel, listener = self.kernel, self.listener
         now = kernel.now
         demand(timeout >= 0, "a timeout of", timeout)
-        demand(not self.ledger.take(), "something was decided and not done")
+        demand(not self.ledger.agenda.take(), "something was decided and not done")
         if self.master._status is not None:
             return
-        demand(kernel.watched.keys() == self.master._handlers.keys(), "handlers without events")
+        handlers = self.master._loop._handlers
+        demand(kernel.watched.keys() == handlers.keys(), "handlers without events")
         deadlines = self.check_places(now, timeout)
         deadlines += self.check_processes(now)
         if self.stop_at < math.inf:
             deadlines.append((max(self.stop_by, now + RETRY), "the stop"))
             self.check_stop(now)
+        else:
+            deadlines += self.check_replacing(now)
+        self.check_roster()
         self.check_accepting(now, timeout)
-        for inbox in self.inboxes:
-            queue = self.ledger.queues[inbox.number] or self.ledger.resting[inbox.number]
-            watched = inbox.fd in kernel.watched
-            demand(queue or not watched, inbox, "is watched for nothing")
-            demand(watched or not queue or timeout <= RETRY + MOMENT, inbox, "is not watched")
+        self.check_inboxes(now, timeout)
         for deadline, what in deadlines:
             late = now + timeout - deadline
             demand(
                 late <= MOMENT or not timeout, "it would sleep", late, "s past a deadline of", what
             )
         listener.accepted = 0
+        self.sheds = False
+
+    def check_roster(self) -> None:
+        """Who serves a slot is the same for the master, for everybody else, and in fact."""
+        board, lives = self.board, self.lives
+        by_key = self.master._children.by_key
+        shown = {slot: row for slot, row in board._shown()}
+        demand(len(shown) == len(list(board._shown())), "a slot is shown twice:", shown)
+        demand(lives.target == self.target, "there will be", lives.target, "slots")
+        living = {child.row for child in by_key.values()}
+        demand(living >= set(shown.values()), "rows are shown of processes that have ended")
+        for number, seen in enumerate(self.slots):
+            worker = seen.worker if self.is_served(number) else None
+            key = lives.current(number)
+            current = self.workers[by_key[key].pid] if key is not None else None
+            demand(current is worker, "slot", number, "is served by", current, "not", worker)
+            key = lives.previous(number)
+            previous = self.workers[by_key[key].pid] if key is not None else None
+            before = seen.previous if seen.previous and not seen.previous.doomed else None
+            demand(previous is before, "slot", number, "was served by", previous, "not", before)
+            if worker is not None:
+                demand(shown.get(number) == worker.row, worker, "is not shown")
+                others = board.has_others(worker.row)
+                demand(others == (before is not None), worker, "has others:", others, before)
+            else:
+                row = shown.get(number)
+                doomed = seen.worker.row if seen.worker is not None else None
+                demand(row in (None, doomed), "slot", number, "is shown with row", row)
+        siblings = len(self.master._children.pairs)
+        for worker in self.workers.values():
+            if worker.alive and not worker.collected and worker.pidfd is not None:
+                coming = [*worker.mail, *worker.owed].count(channel.SIBLING)
+                known = len(worker.siblings) + coming
+                demand(known == siblings, worker, "knows", known, "of", siblings)
+
+    def check_replacing(self, now: float) -> list[tuple[float, object]]:
+        """Who is to be replaced is, in turn, and who asks for it at once."""
+        deadlines: list[tuple[float, object]] = []
+        if not self.announced:
+            return deadlines
+        replacing = False
+        due = []
+        for number, seen in enumerate(self.slots):
+            leaving = seen.worker is not None and seen.worker.leaving is not None
+            replacing = replacing or (seen.successor is not None and not leaving)
+            if self.is_due(seen) and seen.wait_until > now:
+                deadlines.append((seen.wait_until, "a replacement"))
+            elif self.is_due(seen):
+                demand(not leaving, seen.worker, "asks to be replaced, and is not")
+                due.append(number)
+        ours = any(s.successor is not None for s in self.slots)
+        demand(not due or replacing or ours, "slots", due, "are to be replaced, and are not")
+        if self.target > self.num:
+            lacking = [n for n in range(self.target) if not self.is_served(n)]
+            demand(lacking, "there are to be", self.target, "slots, and not", self.num)
+        return deadlines
+
+    def check_inboxes(self, now: float, timeout: float) -> None:
+        """Where nobody reads nothing lies; and nothing lies for long."""
+        waiting = self.ledger.waiting
+        by_key = self.master._children.by_key
+        own = {self.workers[by_key[key].pid]: line for key, line in waiting._own.items()}
+        for inbox in self.all_inboxes():
+            line = own.get(inbox.worker) if inbox.worker else waiting.lines[inbox.number]
+            demand(inbox.is_read() or not inbox.messages, inbox, "is not read, and holds some")
+            some = line is not None and (line.queue or line.resting)
+            watched = inbox.fd in self.kernel.watched
+            demand(some or not watched, inbox, "is watched for nothing")
+            open = line is not None and line.open
+            demand(open or not watched, inbox, "is watched, and nobody reads it")
+            retried = timeout <= RETRY + MOMENT
+            demand(watched or not some or not open or retried, inbox, "is not watched")
+            for parcel in list(inbox.messages)[:1]:
+                late = now - parcel.wire.got - self.options.queue_timeout
+                bound = LOOK_AROUND + 2 * MOMENT
+                if parcel.rest:
+                    late = now - parcel.wire.since - self.options.queue_timeout
+                demand(late <= bound, parcel.wire, "lies in an inbox", late, "s too long")
+        for worker in self.workers.values():
+            if worker.owed and worker.alive and not self.kernel.cut and timeout:
+                watch = self.kernel.watched.get(worker.control.fd)
+                demand(watch and watch[0] & OUT, worker, "is not told", worker.owed)
 
     def check_places(self, now: float, timeout: float) -> list[tuple[float, object]]:
         """Every connection is in one place, for no longer than it may be there."""
         options = self.options
         places = self.places()
-        held = {connection.sock.wire for _, _, connection in places}
+        held = {connection.sock.wire for _, _, connection, _ in places}
         demand(len(held) == len(places), "a connection is in two places:", places)
         heads = queued = 0
         deadlines: list[tuple[float, object]] = []
-        for place, slot, connection in places:
+        for place, line, connection, _ in places:
             wire = connection.sock.wire
             demand(wire.place == "master", wire, "is", place, "and", wire.place)
-            demand(slot in (-1, wire.slot), wire, "is queued for", slot)
+            if place == "queue":
+                right = line.slot == wire.destined if line.process is None else wire.asked
+                demand(right, wire, "is queued for", line)
+            elif place == "rest":
+                demand(wire.heir in (ANY, line.slot), wire, "is queued for", line)
             demand((place == "refused") == (wire.answer is not None), wire, "is", place)
             # That its client has left is told again when it could not be handed over just then.
             wire.overlooked += place in ("queue", "rest") and (wire.fin or wire.reset)
@@ -618,6 +1082,8 @@ class World:
             if place != wire.waits:
                 if place == "refused":
                     self.judge_answer(wire)
+                if place == "queue" and wire.waits == "inbox":
+                    self.kernel.note("back in the queue")
                 if wire.moved or place == "rest":
                     self.kernel.note(place, "after a move")
                 wire.waits, wire.since = place, now
@@ -629,7 +1095,7 @@ class World:
             elif place in ("queue", "rest"):
                 queued += place == "queue"
                 demand((place == "rest") == (wire.heir is not None), wire, "is in", place)
-                deadline = wire.since + options.queue_timeout
+                deadline = (wire.since if place == "rest" else wire.got) + options.queue_timeout
             else:
                 deadline = wire.since + LINGER
             late = deadline < now - MOMENT and timeout  # with none, it is about to be refused
@@ -649,7 +1115,7 @@ class World:
                     starved = starved or options.head_timeout == 0
                     if wire.heir is not None:
                         late = now - wire.since >= options.queue_timeout - MOMENT
-                        late = late and wire.waits == "rest"
+                        late = late and wire.waits in ("rest", "inbox")
                         starved = starved or late or wire.orphan or self.stop_at <= now
                         self.kernel.note("rest closed because of", "time" if late else "more")
                     elif not wire.stream:
@@ -657,7 +1123,12 @@ class World:
                     demand(wire.fin or wire.reset or starved, wire, "was dropped for nothing")
                 wire.waits = None
         demand(heads <= options.max_pending_heads, "too many heads:", heads)
-        self.heads_before, self.queued_before = heads, queued
+        demand(queued <= options.max_queued, "too many are queued:", queued)
+        self.heads_before = heads
+        for inbox in self.all_inboxes():
+            for parcel in inbox.messages:
+                if parcel.wire.waits != "inbox":
+                    parcel.wire.waits, parcel.wire.since = "inbox", now
         return deadlines
 
     def check_processes(self, now: float) -> list[tuple[float, object]]:
@@ -674,22 +1145,29 @@ class World:
             if worker is None:
                 due = seen.due
                 if not serving:
-                    content = self.inboxes[number].messages or self.ledger.queues[number]
+                    content = self.lines[number].queue
                     seen.needed = min(seen.needed, now) if content else math.inf
                     due = max(due, seen.needed + RETRY)
                 if not self.quick and not self.time_over:
                     demand(due > now - MOMENT, "slot", number, "has no process")
                     deadlines.append((due, "a start"))
         for worker in self.workers.values():
-            if worker.killed or not worker.alive or self.quick:
+            if worker.killed or not worker.alive:
                 continue
-            if worker.replaced is not None:
-                deadline = worker.replaced + options.graceful_timeout
+            deadline = None
+            if worker.aborted is not None:
+                deadline = worker.aborted + ABORT_GRACE
+            elif worker.quit_said is not None:
+                deadline = worker.quit_said + QUIT_GRACE
+            elif worker.replaced is not None:
+                deadline = self.quit_at(worker)
+            if deadline is not None:
                 demand(deadline > now - MOMENT, worker, "was to end", now - deadline, "s ago")
-                demand(channel.END in worker.told, worker, "was not told that it is replaced")
                 deadlines.append((deadline, worker))
-                continue
-            if channel.END in worker.told:
+            if worker.replaced is not None:
+                told = channel.END in (*worker.told, *worker.owed)
+                demand(told, worker, "was not told that it is replaced")
+            if deadline is not None or self.quick or channel.END in (*worker.told, *worker.owed):
                 continue
             if worker.known_ready is None:
                 limits = [worker.started + options.boot_timeout]
@@ -707,18 +1185,15 @@ class World:
         return deadlines
 
     def check_accepting(self, now: float, timeout: float) -> None:
-        """Accepting pauses only at the limit (or when starved), and is resumed."""
-        listener, options = self.listener, self.options
+        """Accepting pauses only when starved, and is resumed."""
+        listener = self.listener
         on = listener.fd in self.kernel.watched
         demand(self.announced or not on, "it accepts before all workers are ready")
         if not listener.open or not self.announced:
             return
         starving = now < listener.starved_at + RETRY + MOMENT
-        queued = self.queued_before
-        if on:
-            demand(queued < options.max_queued, "accepting goes on with", queued, "queued")
-        elif queued <= options.max_queued // 2:
-            demand(starving, "accepting pauses with", queued, "queued")
+        if not on:
+            demand(starving, "accepting pauses")
             demand(timeout <= RETRY + MOMENT, "it does not come back to accept")
 
     def check_stop(self, now: float) -> None:
@@ -732,7 +1207,8 @@ class World:
         if late and not self.quick and not self.time_over:
             for worker in self.workers.values():
                 if worker.alive and worker.known_ready is not None:
-                    demand(channel.END in worker.told, worker, "was not told to end")
+                    told = channel.END in (*worker.told, *worker.owed)
+                    demand(told or worker.doomed, worker, "was not told to end")
 
     # -- the whole of it ----------------------------------------------------------------------
 
@@ -745,12 +1221,14 @@ class World:
         for worker in self.workers.values():
             demand(not worker.alive, worker, "is left behind")
         late = kernel.now - self.stop_by - (kernel.stalled - self.stalled_before)
+        late -= QUIT_GRACE + ABORT_GRACE
         demand(late <= LAST_BREATH, "the stop took", late, "s too long")
         demand(not kernel.files or kernel.files.keys() <= self.left_open(), "descriptors leak")
         counted = self.master._dispatcher.counters
         for what, number in self.handed_back.items():
             demand(counted[what] == number, "it counted", counted[what], what, "not", number)
-        passed_on = sum(inbox.passed_on for inbox in self.inboxes)
+        own = [worker.own for worker in self.workers.values()]
+        passed_on = sum(inbox.passed_on for inbox in self.inboxes + own)
         demand(counted["passed_on"] == passed_on, "it counted", counted["passed_on"], passed_on)
         if self.quick or kernel.now >= self.stop_by:
             return

@@ -3,17 +3,19 @@
 The master and its dispatcher run here as they are, on top of this: descriptors (the
 lowest free number first, and only so many), epoll (level- and edge-triggered, and what it does to
 a registration whose file lives on elsewhere), a listener with its backlog, client sockets, the
-inboxes of the slots, control pairs, pidfds, signals, and a clock that moves only in
+inboxes of slots and processes, control pairs, pidfds, signals, and a clock that moves only in
 ``epoll.poll``.
 
-``load`` makes fresh copies of the three modules that decide, with their system calls replaced, and
-with their source text changed first where a test wants to see that the change is noticed.
+``Code`` makes fresh copies of the master's modules, with their system calls replaced, and with
+their source text changed first where a test wants to see that the change is noticed.
 """
 
 from __future__ import annotations
 
+import builtins
 import errno
 import heapq
+import importlib
 import itertools
 import json
 import logging
@@ -32,9 +34,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import sticky.channel
-import sticky.master.dispatcher
-import sticky.master.ledger
-import sticky.master.master
+from sticky.master.agenda import LONGEST_STEP
 
 IN, OUT, ERR, HUP = select.EPOLLIN, select.EPOLLOUT, select.EPOLLERR, select.EPOLLHUP
 RDHUP, ET = select.EPOLLRDHUP, select.EPOLLET
@@ -46,6 +46,8 @@ LARGE = 64
 """A prefix of more bytes than this goes in a memfd, which takes one more descriptor."""
 CONTROL = 4
 """Hand backs that fit in a control pair."""
+ANY = -2
+"""The slot of a connection at rest that any slot may have."""
 
 
 class Broken(AssertionError):
@@ -190,7 +192,7 @@ class Kernel:
             self._advance(self._agenda[0][0])
             if self.stirred:
                 ready = self._ready()
-        self.ran += min(self.now - self._last, sticky.master.ledger.LONGEST_STEP)
+        self.ran += min(self.now - self._last, LONGEST_STEP)
         self._last = self.now
         self.cut = False
         if len(ready) > 1:
@@ -254,10 +256,11 @@ class File:
 class Request(NamedTuple):
     """One request of a connection: a head that ends with a line end, and a body."""
 
-    slot: int  # where it belongs
+    key: int  # whose it is: says the slot, together with the number of slots
     wrong: int | None  # the status that it deserves, if it does not deserve to be served
     head: bytes
     size: int  # of head and body
+    session: bool = False  # it is of the session that the connection's first request began
 
 
 class Parcel(NamedTuple):
@@ -267,6 +270,8 @@ class Parcel(NamedTuple):
     prefix: bytes
     moves: int
     rest: bool = False  # nothing of a next request was read
+    unheld: bool = False  # who could have held its session does not
+    since: int = 0
 
 
 class Wire:
@@ -278,16 +283,21 @@ class Wire:
     waits in the kernel (``data``): whoever holds the connection is asked for what is carried.
     """
 
-    def __init__(self, kernel: Kernel, number: int, slot: int) -> None:
+    def __init__(self, kernel: Kernel, number: int, key: int) -> None:
         self.kernel = kernel
         self.number = number
-        self.requests = [Request(slot, None, b"", 0)]  # what the client means to send
+        self.requests = [Request(key, None, b"", 0)]  # what the client means to send
         self.served = 0  # of the requests
         self.moved = 0  # times, for the request whose turn it is
         self.moves = 0  # in all
         self.overlooked = 0  # turns in which it was queued though its client had left
         self.leaving = False  # its worker is about to hand it back
-        self.heir: int | None = None  # at rest, and on its way to the successor in this slot
+        self.destined = -1  # the slot that was decided on
+        self.asked: Any = None  # the worker that is to be asked for its session
+        self.unheld = False  # nobody is left to be asked
+        self.got = kernel.now  # when the master had it, with a whole head or at rest
+        self.turn_since = kernel.now  # of the request whose turn it is
+        self.heir: int | None = None  # at rest, and on its way to this slot, or to any (ANY)
         self.orphan = False  # at rest, and there was no successor
         self.stream = bytearray()
         self.used = 0
@@ -313,11 +323,6 @@ class Wire:
     def request(self) -> Request:
         """The request whose turn it is; the last one again, when all were served."""
         return self.requests[min(self.served, len(self.requests) - 1)]
-
-    @property
-    def slot(self) -> int:
-        """Where it belongs now."""
-        return self.request.slot if self.heir is None else self.heir
 
     @property
     def wrong(self) -> int | None:
@@ -351,6 +356,8 @@ class Wire:
         self.used += len(piece)
         self.served += 1
         self.moved = 0
+        self.unheld = False
+        self.turn_since = self.kernel.now
         self.on_served()
 
     # What the client does.
@@ -506,13 +513,19 @@ class Listener(File):
 
 
 class Inbox(File):
-    """The master's end of a slot's inbox, and what lies in it."""
+    """The master's end of an inbox, and what lies in it.
+
+    Attributes:
+        number: of the slot whose it is.
+        worker: the process whose own it is.
+    """
 
     name = "inbox"
 
-    def __init__(self, kernel: Kernel, number: int, capacity: int, max_moves: int) -> None:
+    def __init__(self, kernel: Kernel, capacity: int, max_moves: int) -> None:
         super().__init__(kernel)
-        self.number = number
+        self.number = -1
+        self.worker: Any = None
         self.capacity = capacity
         self.max_moves = max_moves
         self.messages: deque[Parcel] = deque()
@@ -520,8 +533,10 @@ class Inbox(File):
         self.readers: list[Callable[[], object]] = []
         self.last = 0
         self.told_end = False
+        self.opened = 0.0  # when somebody began to read it
         self.passed_on = 0
         self.judge_rest: Callable[[Wire, int], object] = lambda wire, number: None
+        self.is_read: Callable[[], object] = lambda: True
 
     @property
     def writable(self) -> bool:
@@ -531,7 +546,9 @@ class Inbox(File):
     def ready(self) -> int:
         return OUT if self.writable else 0
 
-    def put(self, fd: int, prefix: bytes, moves: int, *, rest: bool = False) -> None:
+    def put(
+        self, fd: int, prefix: bytes, moves: int, since: int, *, rest: bool, unheld: bool
+    ) -> None:
         """A connection is handed over."""
         sock = self.kernel.files[fd]
         assert isinstance(sock, Socket)
@@ -542,12 +559,21 @@ class Inbox(File):
         demand(fd not in self.kernel.watched, wire, "is handed over without leaving epoll")
         demand(wire.place == "master", wire, "is handed over from", wire.place)
         demand(wire.answer is None, wire, "is handed over after it was refused")
-        demand(wire.slot == self.number, wire, "is handed to slot", self.number, "not", wire.slot)
+        demand(rest == (wire.heir is not None), wire, "is said to rest:", rest)
+        if rest:
+            demand(wire.heir in (ANY, self.number), wire, "rests, and goes to slot", self.number)
+        else:
+            demand(wire.asked is self.worker, wire, "goes to", self.worker, "not", wire.asked)
+            right = self.worker or wire.destined == self.number
+            demand(right, wire, "is handed to slot", self.number, "not", wire.destined)
+            demand(unheld == wire.unheld, wire, "is said to be unheld:", unheld)
+        demand(self.is_read(), wire, "goes where nobody reads:", self)
+        late = sticky.channel.age(since, self.kernel.now) - (self.kernel.now - wire.got)
+        demand(rest or abs(late) < 0.002, wire, "is said to have come", late, "s before it did")
         if len(self.messages) >= self.capacity:
             raise BlockingIOError(errno.EAGAIN, "full")
         if self.failing is not None:
             raise failing(self.failing)
-        demand(rest == (wire.heir is not None), wire, "is said to rest:", rest)
         demand(not self.told_end, wire, "comes after its worker was told that nothing would")
         if rest:
             self.judge_rest(wire, self.number)
@@ -556,7 +582,7 @@ class Inbox(File):
             demand(wire.decided > self.last, wire, "overtakes another in slot", self.number)
             self.last = wire.decided
         wire.move("master", "inbox")
-        self.messages.append(Parcel(wire, prefix, moves, rest))
+        self.messages.append(Parcel(wire, prefix, moves, rest, unheld, since))
         for wake in self.readers:
             wake()
 
@@ -564,9 +590,29 @@ class Inbox(File):
         """The worker picks one up."""
         parcel = self.messages.popleft()
         parcel.wire.move("inbox", "worker")
-        parcel.wire.heir = None
+        parcel.wire.heir = parcel.wire.asked = None
         self.stir()
         return parcel
+
+    def read_back(self) -> Parcel:
+        """The master does, because nobody reads it, or nobody does so in time."""
+        parcel = self.messages.popleft()
+        parcel.wire.move("inbox", "master")
+        if not self.is_read():  # they will come once more
+            self.last = min(self.last, parcel.wire.decided - 1)
+        self.kernel.note("read back" if not self.is_read() else "overstayed")
+        self.stir()
+        return parcel
+
+
+class InboxEnd(File):
+    """Where an inbox is read; the master has this end, too."""
+
+    name = "inbox end"
+
+    def __init__(self, kernel: Kernel, inbox: Inbox) -> None:
+        super().__init__(kernel)
+        self.inbox = inbox
 
 
 class Control(File):
@@ -580,15 +626,22 @@ class Control(File):
         self.hear: Callable[[int], object] = lambda kind: None
         self.seen: Callable[[int], object] = lambda kind: None
         self.refused: Callable[[], object] = lambda: None
-        self.back: Callable[[Wire], object] = lambda wire: None
-        self.rest: Callable[[Wire], object] = lambda wire: None
+        self.back: Callable[[Wire, bool], object] = lambda wire, unheld: None
+        self.rest: Callable[[Wire, bool], object] = lambda wire, unheld: None
         self.unread = 0
+        self.capacity = 100
         self.failing: int | None = None
         self.reset = False
         self.alive = True
 
     def ready(self) -> int:
-        return (IN if self.said or not self.alive else 0) | (0 if self.alive else HUP | RDHUP)
+        found = (IN if self.said or not self.alive else 0) | (0 if self.alive else HUP | RDHUP)
+        return found | (0 if self.is_full else OUT)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the master can say no more just now."""
+        return self.alive and self.unread >= self.capacity
 
     def say(self, kind: int, content: Any = None) -> None:
         """The other side says something."""
@@ -610,7 +663,7 @@ class Control(File):
         if not self.alive:
             self.refused()
             raise failing(errno.EPIPE)
-        if self.unread >= 100:
+        if self.is_full:
             raise BlockingIOError(errno.EAGAIN, "full")
         self.hear(kind)
 
@@ -645,48 +698,79 @@ class _Over:
         return value
 
 
+_NAMES = (
+    *("topology", "master.agenda", "master.waiting", "master.lives", "master.ledger"),
+    *("master.loop", "master.children", "master.dispatcher", "master.balance", "master.master"),
+)
 _SOURCES = {
-    name: Path(f"{module.__file__}").read_text()
-    for name, module in (
-        ("ledger", sticky.master.ledger),
-        ("dispatcher", sticky.master.dispatcher),
-        ("master", sticky.master.master),
-    )
+    f"sticky.{name}": Path(f"{importlib.import_module(f'sticky.{name}').__file__}").read_text()
+    for name in _NAMES
+}
+_COMPILED = {
+    name: compile(source, f"<{name}>", "exec", dont_inherit=True)
+    for name, source in _SOURCES.items()
 }
 
 
 class Code:
-    """Fresh copies of ledger, dispatcher and master.
+    """Fresh copies of the modules that the master is made of, which know each other and not the
+    originals.
 
     Args:
         changes: by module, what to replace in its source text, and with what.
     """
 
     def __init__(self, changes: Mapping[str, tuple[str, str]] | None = None) -> None:
-        for name, source in _SOURCES.items():
-            if changes and name in changes:
-                old, new = changes[name]
-                assert source.count(old) == 1, f"{name} has this {source.count(old)} times: {old}"
-                source = source.replace(old, new)
-            module = types.ModuleType(f"sticky.master.{name}")
-            module.__dict__.update(__package__="sticky.master", __file__=f"sticky/master/{name}.py")
-            exec(compile(source, f"<sticky/master/{name}.py>", "exec"), module.__dict__)
-            setattr(self, name, module)
-        self.master.ledger = self.ledger
-        for module in (self.master, self.dispatcher):  # what they import from the ledger by name
-            for name, value in vars(sticky.master.ledger).items():
-                if value is getattr(module, name, None) and hasattr(value, "__module__"):
-                    setattr(module, name, getattr(self.ledger, name))
-        self.master.Dispatcher = self.dispatcher.Dispatcher
-        told = {tell.name: kind for tell, kind in sticky.master.master._TOLD.items()}
-        self.master._TOLD = {tell: told[tell.name] for tell in self.ledger.Tell}
+        self._changed = {}
+        for name, (old, new) in (changes or {}).items():
+            whole = "sticky.topology" if name == "topology" else f"sticky.master.{name}"
+            source = _SOURCES[whole]
+            assert source.count(old) == 1, f"{name} has this {source.count(old)} times: {old}"
+            self._changed[whole] = compile(source.replace(old, new), f"<{whole}>", "exec")
+        self._loaded: dict[str, types.ModuleType] = {}
+        self._builtins = {**vars(builtins), "__import__": self._import}
+        self.topology = self._load("sticky.topology")
+        self.children = self._load("sticky.master.children")
+        self.dispatcher = self._load("sticky.master.dispatcher")
+        self.loop = self._load("sticky.master.loop")
+        self.master = self._load("sticky.master.master")
 
-    ledger: types.ModuleType
-    dispatcher: types.ModuleType
-    master: types.ModuleType
+    def _load(self, name: str) -> types.ModuleType:
+        module = self._loaded.get(name)
+        if module is None:
+            module = self._loaded[name] = types.ModuleType(name)
+            package = name.rpartition(".")[0]
+            module.__dict__.update(__package__=package, __builtins__=self._builtins)
+            exec(self._changed.get(name, _COMPILED[name]), module.__dict__)
+        return module
+
+    def _import(
+        self,
+        name: str,
+        names: Any = None,
+        local: Any = None,
+        wanted: Any = (),
+        level: int = 0,
+    ) -> Any:
+        """What ``import`` does in the copies."""
+        if level:
+            package = names["__package__"].rsplit(".", level - 1)[0]
+            whole = f"{package}.{name}" if name else package
+            if whole in _SOURCES:
+                return self._load(whole)
+            found = {one: f"{whole}.{one}" for one in wanted or ()}
+            if any(one in _SOURCES for one in found.values()):
+                return types.SimpleNamespace(
+                    **{
+                        one: self._load(full) if full in _SOURCES else importlib.import_module(full)
+                        for one, full in found.items()
+                    }
+                )
+        return builtins.__import__(name, names, local, wanted, level)
 
     def install(self, kernel: Kernel, world: Any) -> None:
         """Put a kernel under the copies. ``world`` says what the master meets in it."""
+        log = _Log(kernel)
         channel = _Over(
             sticky.channel,
             inbox=world.make_inbox,
@@ -695,42 +779,45 @@ class Code:
             send=_send,
             hand_over=_hand_over,
             send_connection=_send_connection,
+            oldest=_oldest,
             Reader=_Reader,
         )
-        self.dispatcher.channel = channel
-        self.dispatcher.hand_over = _hand_over
-        self.dispatcher.Socket = lambda family, kind, protocol, fd: kernel.files[fd]
-        self.dispatcher.log = _Log(kernel)
-        self.dispatcher.os = _Over(os, close=lambda fd: kernel.files[fd].close())
-        master = self.master
-        master._AT_ONCE = 2
-        master.logs = types.SimpleNamespace(reopen=lambda: None)
-        master.channel = channel
-        master.select = _Over(select, epoll=lambda: _Epoll(kernel))
-        master.time = _Over(time, monotonic=lambda: kernel.now)
-        master.signal = _Over(signal, pidfd_send_signal=world.kill)
-        master.os = _Over(
+        system = _Over(
             os,
             environ={},
             open=lambda *_: File(kernel).fd,
             dup=lambda _: File(kernel).fd,
             pidfd_open=world.pidfd_open,
-            close=self.dispatcher.os.close,
+            close=lambda fd: kernel.files[fd].close(),
             getpid=lambda: 4242,
             kill=world.kill_pid,
         )
-        master.fcntl = types.SimpleNamespace(ioctl=_ioctl)
-        master.spawn = types.SimpleNamespace(start=world.start)
+        spawn = types.SimpleNamespace(start=world.start)
+        self.topology.make_router = lambda options: world
+        self.loop.select = _Over(select, epoll=lambda: _Epoll(kernel))
+        dispatcher = self.dispatcher
+        dispatcher.channel, dispatcher.hand_over = channel, _hand_over
+        dispatcher.Socket = lambda family, kind, protocol, fd: kernel.files[fd]
+        dispatcher.log, dispatcher.os = log, system
+        children = self.children
+        children.channel, children.os, children.spawn = channel, system, spawn
+        children.signal = _Over(signal, pidfd_send_signal=world.kill)
+        children.fcntl = types.SimpleNamespace(ioctl=_ioctl)
+        children.reap = world.reap
+        master = self.master
+        master._AT_ONCE = 2
+        master.logs = types.SimpleNamespace(reopen=lambda: None, printable=lambda text, _: text)
+        master.channel, master.os, master.spawn, master.log = channel, system, spawn, log
+        master.time = _Over(time, monotonic=lambda: kernel.now)
         master.reap = world.reap
         master.Signals = world.make_signals
-        master.make_router = lambda options: world
+        master.Terminal = lambda: types.SimpleNamespace(is_closed=lambda: world.terminal_closed)
         master.Listeners = lambda *_: types.SimpleNamespace(
             sockets=[world.listener],
             addresses=[("127.0.0.1", 8000)],
             urls=["http://127.0.0.1:8000"],
             close=world.listener.close,
         )
-        master.log = self.dispatcher.log
 
 
 class _Epoll:
@@ -759,44 +846,59 @@ class _Log:
 
 
 class _Message:
-    __slots__ = ("address", "fds", "kind", "moves", "payload")
-    unheld = False
+    __slots__ = ("address", "fds", "kind", "moves", "payload", "since", "unheld")
 
     def __init__(self, kind: int, payload: bytes) -> None:
         self.kind, self.payload = kind, payload
         self.fds: list[int] = []
+        self.unheld, self.since = False, 0
 
 
 class _Reader:
-    def receive(self, control: Control) -> _Message | None:
-        if control.reset:  # told once, and before what was said
-            control.reset = False
+    def receive(self, source: Control | InboxEnd) -> _Message | None:
+        if isinstance(source, InboxEnd):
+            if not source.inbox.messages:
+                raise BlockingIOError(errno.EAGAIN, "nothing lies there")
+            _has_room_for(source.inbox.messages[0], source.kernel)
+            parcel = source.inbox.read_back()
+            kind = sticky.channel.REST if parcel.rest else sticky.channel.CONNECTION
+            return _connection(kind, parcel)
+        if source.reset:  # told once, and before what was said
+            source.reset = False
             raise failing(errno.ECONNRESET)
-        if not control.said:
-            if control.alive:
+        if not source.said:
+            if source.alive:
                 raise BlockingIOError(errno.EAGAIN, "nothing said")
             return None
-        kind, content = control.said.popleft()
-        control.seen(kind)
+        kind, content = source.said.popleft()
+        source.seen(kind)
         if not isinstance(content, Parcel):
             return _Message(kind, json.dumps(content).encode())
-        wire, kernel = content.wire, control.kernel
-        demand(kernel.room >= 1 + (len(content.prefix) > LARGE), wire, "is cut off")
-        wire.move("moving", "master")
-        (control.rest if content.rest else control.back)(wire)
-        wire.sock = Socket(kernel, wire)
-        message = _Message(kind, content.prefix)
-        message.moves = content.moves
-        message.fds, message.address = [wire.sock.fd], (str(wire.number), 0)
-        return message
+        _has_room_for(content, source.kernel)
+        content.wire.move("moving", "master")
+        (source.rest if content.rest else source.back)(content.wire, content.unheld)
+        return _connection(kind, content)
+
+
+def _has_room_for(parcel: Parcel, kernel: Kernel) -> None:
+    demand(kernel.room >= 1 + (len(parcel.prefix) > LARGE), parcel.wire, "is cut off")
+
+
+def _connection(kind: int, parcel: Parcel) -> _Message:
+    wire = parcel.wire
+    wire.sock = Socket(wire.kernel, wire)
+    message = _Message(kind, parcel.prefix)
+    message.moves, message.unheld, message.since = parcel.moves, parcel.unheld, parcel.since
+    message.fds, message.address = [wire.sock.fd], (str(wire.number), 0)
+    return message
 
 
 def _send(channel: Control, kind: int, payload: bytes = b"", *fds: int) -> None:
     channel.put(kind)
 
 
-def _hand_over(inbox: Inbox, fd: int, address: object) -> None:
-    inbox.put(fd, b"", 0)
+def _hand_over(inbox: Inbox, fd: int, address: object, since: int) -> None:
+    inbox.put(fd, b"", 0, since, rest=False, unheld=False)
 
 
 def _send_connection(
@@ -808,14 +910,19 @@ def _send_connection(
     *,
     moves: int = 0,
     unheld: bool = False,
+    since: int = 0,
 ) -> None:
     memfd = File(inbox.kernel) if len(prefix) > LARGE else None
     try:
-        inbox.put(fd, prefix, moves, rest=kind == sticky.channel.REST)
+        inbox.put(fd, prefix, moves, since, rest=kind == sticky.channel.REST, unheld=unheld)
     finally:
         if memfd is not None:
             memfd.close()
 
 
-def _ioctl(end: Any, request: int, buffer: bytes) -> bytes:
-    return struct.pack("i", 300 * len(end.messages))
+def _oldest(end: InboxEnd) -> int | None:
+    return end.inbox.messages[0].since if end.inbox.messages else None
+
+
+def _ioctl(end: InboxEnd, request: int, buffer: bytes) -> bytes:
+    return struct.pack("i", 300 * len(end.inbox.messages))

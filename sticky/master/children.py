@@ -41,7 +41,12 @@ class Pairs:
 
     def __init__(self) -> None:
         self.inbox, self.inbox_end = channel.inbox()
-        self.sibling, self.mailbox = channel.pair()
+        try:
+            self.sibling, self.mailbox = channel.pair()
+        except OSError:
+            self.inbox.close()
+            self.inbox_end.close()
+            raise
 
     def close(self) -> None:
         """Close all of them."""

@@ -382,7 +382,8 @@ class Lives:
                     slot.corrects = again
                 else:
                     lived = started and now - worker.ready_at >= BACKOFF_LAST
-                    self._vacant(worker.slot, now, status, started=started, lived=lived)
+                    old = worker.generation < self._wanted
+                    self._vacant(worker.slot, now, status, started=started, lived=lived, old=old)
         self._go_on(now)
         self._proceed()
         return again
@@ -522,6 +523,7 @@ class Lives:
             worker = self._workers.get(slot.current)
             if worker is not None and worker.state is Process.READY:
                 slot.previous, slot.current = slot.current, slot.successor
+                slot.successor = None
                 self._shuts(number, True)
                 self._end(slot.previous)
                 if not worker.doomed:
@@ -563,8 +565,22 @@ class Lives:
         self._shuts(number, False)
 
     def _vacant(
-        self, number: int, now: float, status: int, *, started: bool = False, lived: bool = False
+        self,
+        number: int,
+        now: float,
+        status: int,
+        *,
+        started: bool = False,
+        lived: bool = False,
+        old: bool = False,
     ) -> None:
+        """The slot has no process any more.
+
+        Args:
+            started: the last one has been ready;
+            lived: for a while;
+            old: there is newer code than it had.
+        """
         slot = self._slots[number]
         stage = self.agenda.stage
         if stage in (Stage.ENDING, Stage.OVER):
@@ -578,6 +594,8 @@ class Lives:
             slot.becomes(Slot.BACKOFF)  # UP -> BACKOFF
         elif not started and not self.announced and self.rules.reload:
             slot.becomes(Slot.BACKOFF)  # UP -> BACKOFF, until there is other code
+            if old:  # there is already
+                slot.start_at = self.agenda.remind(now)
         elif not started and not self.announced:
             slot.becomes(Slot.FATAL)  # UP -> FATAL
             self._fails(now, status)

@@ -192,6 +192,7 @@ class Master:
             self._looked_around = now
             self._look_around(now)
         self._ledger.tick(now)
+        self._agenda.remind(self._looked_around + _LOOK_AROUND)
         self._perform()
         serving = self._agenda.stage is Stage.SERVING
         self._around.tick(now, serving=serving, reloading=self._lives.reloading)

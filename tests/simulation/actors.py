@@ -201,9 +201,11 @@ class Worker:
         self.mail: deque[int] = deque()  # what it was sent and has not read
         self.told: list[int] = []
         self.owed: deque[int] = deque()  # what it was to be told, and there was no room
+        self.draining = False  # it is to end because the server does
         self.quit_said: float | None = None
         self.aborted: float | None = None
         self.killed = False
+        self.unneeded = False  # its slot was none any more, before it was ready
         self.by_design = False  # killed without having had its time
         self.leaving: float | None = None  # since when it asks to be replaced
         self.replaced: float | None = None  # when its successor was ready

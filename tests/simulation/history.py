@@ -126,6 +126,8 @@ class World:
                 seen.due = math.inf  # the first one starts alone
         self.generation = 0  # of the code
         self.given_up = 0  # the latest that could not be started
+        self.step = 0  # by so many slots it is to be more
+        self.gave_up_at = 0.0
         self.target = num  # so many slots there are to be
         self.terminal_closed = False
         self.watcher: Watcher | None = None
@@ -239,23 +241,23 @@ class World:
         """Hear what the master decides before anything comes of it."""
         children, topology, waiting = self.master._children, self.master._topology, self.ledger.waiting
         say, room, change, queue = children.say, children._room, topology.change, waiting.queue
-        later = False
+        again = 0  # so many things are said that could not be said before
 
         def said(child: Any, kind: int, *more: Any) -> None:
+            nonlocal again
             worker = self.workers[child.pid]
-            if not later:
+            if again:
+                again -= 1
+            else:
                 worker.is_told(kind)
             say(child, kind, *more)
             if not worker.alive:
                 worker.owed.clear()
 
         def there_is_room(child: Any, events: int) -> None:
-            nonlocal later
-            later = True
-            try:
-                room(child, events)
-            finally:
-                later = False
+            nonlocal again
+            again = len(child.unsaid) if events & OUT else 0
+            room(child, events)
 
         def changes(num: int) -> None:
             self.rescales(num)
@@ -269,10 +271,28 @@ class World:
             if self.board.master["shed"] > shed:
                 self.judge_shed(connection, line, there)
 
+        def scales(num: int, now: float) -> Any:
+            self.scale(num)
+            return scale(num, now)
+
         def fails(number: int, now: float) -> None:
             self.not_started(number)
             not_started(number, now)
 
+        def relieves(now: float) -> None:
+            Inbox.relieving = True
+            try:
+                relieve(now)
+            finally:
+                Inbox.relieving = False
+
+        def obeys(number: signal.Signals) -> None:
+            self.obeys(number)
+            obey(number)
+
+        obey, self.master._obey_signal = self.master._obey_signal, obeys
+        relieve, scale = self.master._relieve, self.ledger.scale
+        self.master._relieve, self.ledger.scale = relieves, scales
         not_started = self.lives.not_started
         self.lives.not_started = fails
         children.say, children._room = said, there_is_room
@@ -385,21 +405,23 @@ class World:
             def arrived(self) -> list[signal.Signals]:
                 world.signals.up = False
                 arrived, world.sent_signals = world.sent_signals, []
-                for number in arrived:
-                    if number == signal.SIGHUP and world.terminal_closed:
-                        world.stop(quick=False)
-                    elif number == signal.SIGHUP:
-                        world.reload()
-                    elif number in (signal.SIGTTIN, signal.SIGTTOU):
-                        world.scale(1 if number == signal.SIGTTIN else -1)
-                    elif number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
-                        world.stop(quick=number != signal.SIGTERM)
                 return arrived
 
             def close(self) -> None:
                 world.signals.close()
 
         return Signals()
+
+    def obeys(self, number: signal.Signals) -> None:
+        """The master does what a signal says."""
+        if number == signal.SIGHUP and self.terminal_closed:
+            self.stop(quick=False)
+        elif number == signal.SIGHUP:
+            self.reload()
+        elif number in (signal.SIGTTIN, signal.SIGTTOU):
+            self.step = 1 if number == signal.SIGTTIN else -1
+        elif number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+            self.stop(quick=number != signal.SIGTERM)
 
     def start(self, label: str, spec: Mapping[str, Any], fds: Any = (), **__: object) -> Any:
         """spawn.start."""
@@ -426,7 +448,8 @@ class World:
                 early, seen.backoff = False, seen.backoff_before
             demand(not early, "slot", slot, "is started", seen.due - now, "s early")
         else:
-            demand(self.is_due(seen) or seen.corrects, "slot", slot, "has a process:", seen.worker)
+            due = self.is_due(seen) or seen.corrects or self.gave_up_at == now
+            demand(due, "slot", slot, "has a process:", seen.worker)
             demand(seen.successor is None, "slot", slot, "has a successor:", seen.successor)
             # A reload may have been decided in the moment before.
             demand(self.stop_at >= now, "a successor is started in a stop")
@@ -501,6 +524,12 @@ class World:
         demand(not worker.own.messages, worker, "leaves what lay in its own inbox")
         worker.collected, worker.changed = True, self.kernel.now
         seen = self.slots[worker.slot]
+        if worker.pidfd is None:  # it is as if it had not been started
+            if seen.worker is worker:
+                seen.worker = None
+            else:
+                seen.successor = None
+            return worker.status
         how = self.says_how(worker)
         if how:
             self.kernel.note("another worker class")
@@ -526,7 +555,7 @@ class World:
 
     def fails_to_succeed(self, seen: _SlotSeen, generation: int) -> None:
         """A successor has not become ready."""
-        self.given_up = max(self.given_up, generation)
+        self.given_up, self.gave_up_at = max(self.given_up, generation), self.kernel.now
         seen.backoff = min(seen.backoff * 2 or BACKOFF_FIRST, BACKOFF_LAST)
         seen.wait_until = self.kernel.now + seen.backoff
 
@@ -567,15 +596,17 @@ class World:
             seen.backoff = BACKOFF_FIRST if lived else min(doubled, BACKOFF_LAST)
             seen.due = now + seen.backoff
 
-    def scale(self, step: int) -> None:
-        """The master learned that there are to be more slots or fewer."""
-        if self.stop_at < math.inf or not self.announced or self.target + step < 1:
+    def scale(self, num: int) -> None:
+        """The master decides that there are to be more slots or fewer."""
+        demand(num == self.target + self.step, "there are to be", num, "slots: who said so?")
+        if self.stop_at < math.inf or not self.announced:
             return
-        if self.target + step <= self.num:
-            self.retire(self.target + step)
+        fewer = num < self.target
+        if fewer:
+            self.retire(num)
             return
         self.kernel.note("scaled up")
-        self.target += step
+        self.target = num
         for number in range(self.num, self.target):
             if number == len(self.slots):
                 self.slots.append(_SlotSeen())
@@ -590,6 +621,9 @@ class World:
         for seen in self.slots[num:]:
             seen.due = math.inf
             worker = seen.worker
+            for starting in (worker, seen.successor):
+                if starting is not None and starting.known_ready is None:
+                    starting.unneeded = True
             if worker is not None and worker.known_ready is not None:
                 self.kernel.note("retired")
                 worker.replaced = worker.changed = now
@@ -610,7 +644,7 @@ class World:
     def is_served(self, slot: int) -> bool:
         """Whether a process reads the inbox of this slot, as far as the master can know."""
         worker = self.slots[slot].worker
-        return worker is not None and worker.serves
+        return worker is not None and worker.serves and not worker.draining
 
     def is_due(self, seen: _SlotSeen) -> bool:
         """Whether the slot's process is to be replaced."""
@@ -646,6 +680,7 @@ class World:
             verdict = self.verdict(head)
         if verdict >= 0:
             self.decide(wire)
+            wire.returned = False
             wire.destined = verdict
             if wire.asked is not None:  # who has ended
                 wire.asked, wire.unheld = None, True
@@ -692,12 +727,12 @@ class World:
             if worker.replaced is None and self.kernel.now >= self.quit_at(worker) - MOMENT:
                 self.gives_up_waiting(worker)
             demand(worker.replaced is not None, worker, "is told to end, and has no successor")
-        elif kind == channel.END:
+        elif kind == channel.END and (worker.replaced is None or channel.END in worker.told):
             demand(not self.listener.open, worker, "is told to end before the listeners closed")
             waiting = self.waiting()
             waiting += [wire for wire in self.unjudged if wire.place == "moving"]
             demand(not waiting, worker, "is told to end while these wait:", waiting)
-            self.ends = True
+            self.ends = worker.draining = True
             if worker.slot < len(self.inboxes):
                 self.inboxes[worker.slot].told_end = True
         elif kind == channel.QUIT:
@@ -818,6 +853,7 @@ class World:
             self.stop_at = now
             self.stop_by = now + (0.0 if quick else self.options.graceful_timeout)
             self.stalled_before = self.kernel.stalled
+            self.target = self.num
         elif quick:
             self.stop_by = min(self.stop_by, now)
         self.quick = self.quick or quick
@@ -852,11 +888,16 @@ class World:
         """A worker is killed at once: it has nothing in hand, and is not needed."""
         demand(worker.known_ready is None, worker, "is killed, and was not told to end before")
         needed = self.stop_at == math.inf and worker.slot < self.target
-        demand(not needed or worker.replaced is not None, worker, "is killed, and needed")
+        fair = worker.unneeded or worker.replaced is not None
+        demand(not needed or fair, worker, "is killed, and needed")
 
     def judge_abort(self, worker: Worker) -> None:
         """A worker is to be killed: was it late, by time in which the master ran?"""
         options, ran, now = self.options, self.kernel.ran, self.kernel.now
+        silent = options.timeout and worker.unanswered is not None
+        silent = silent and ran - (worker.unanswered or 0.0) >= options.timeout - MOMENT
+        if silent and worker.replaced is None and not worker.draining:
+            return
         if worker.quit_said is not None:
             age = now - worker.quit_said
             demand(age >= QUIT_GRACE - MOMENT, worker, "had only", age, "s to quit")
@@ -866,9 +907,7 @@ class World:
         else:
             demand(worker.replaced is None, worker, "is killed, and was not told to quit")
             demand(options.timeout, worker, "is killed, but it may be silent for ever")
-            demand(worker.unanswered is not None, worker, "is killed, but it owes no answer")
-            age = ran - (worker.unanswered or 0.0)
-            demand(age >= options.timeout - MOMENT, worker, "had only", age, "s to answer")
+            demand(silent, worker, "is killed, and owes", worker.unanswered, "at", ran)
 
     def judge_shed(self, connection: Any, line: Any, there: list[list[Any]]) -> None:
         """One was refused because too many wait: was it the newest of the longest line?"""
@@ -905,7 +944,8 @@ class World:
         """Whether a wire on which nothing was sent may be closed without a word."""
         late = self.kernel.now - wire.got >= self.options.queue_timeout - MOMENT
         queued = wire.waits in ("queue", "inbox") and late
-        return queued or self.is_late_head(wire) or self.quick or self.time_over
+        over = self.quick or self.time_over
+        return queued or self.sheds or self.is_late_head(wire) or over
 
     def judge_answer(self, wire: Wire) -> None:
         """A wire was refused in this turn: was there a reason, the one it was told?"""
@@ -961,7 +1001,8 @@ class World:
         deadlines = self.check_places(now, timeout)
         deadlines += self.check_processes(now)
         if self.stop_at < math.inf:
-            deadlines.append((max(self.stop_by, now + RETRY), "the stop"))
+            if now < self.stop_by:
+                deadlines.append((max(self.stop_by, now + RETRY), "the stop"))
             self.check_stop(now)
         else:
             deadlines += self.check_replacing(now)
@@ -1123,7 +1164,8 @@ class World:
                     demand(wire.fin or wire.reset or starved, wire, "was dropped for nothing")
                 wire.waits = None
         demand(heads <= options.max_pending_heads, "too many heads:", heads)
-        demand(queued <= options.max_queued, "too many are queued:", queued)
+        returned = sum(place == "queue" and c.sock.wire.returned for place, _, c, _ in places)
+        demand(queued - returned <= options.max_queued, "too many are queued:", queued)
         self.heads_before = heads
         for inbox in self.all_inboxes():
             for parcel in inbox.messages:

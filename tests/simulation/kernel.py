@@ -295,6 +295,7 @@ class Wire:
         self.destined = -1  # the slot that was decided on
         self.asked: Any = None  # the worker that is to be asked for its session
         self.unheld = False  # nobody is left to be asked
+        self.returned = False  # it waits again, after it lay in an inbox
         self.got = kernel.now  # when the master had it, with a whole head or at rest
         self.turn_since = kernel.now  # of the request whose turn it is
         self.heir: int | None = None  # at rest, and on its way to this slot, or to any (ANY)
@@ -521,6 +522,7 @@ class Inbox(File):
     """
 
     name = "inbox"
+    relieving = False  # the master looks for what lies there for too long
 
     def __init__(self, kernel: Kernel, capacity: int, max_moves: int) -> None:
         super().__init__(kernel)
@@ -598,9 +600,11 @@ class Inbox(File):
         """The master does, because nobody reads it, or nobody does so in time."""
         parcel = self.messages.popleft()
         parcel.wire.move("inbox", "master")
-        if not self.is_read():  # they will come once more
+        parcel.wire.waits = "inbox"
+        if not Inbox.relieving:  # they will come once more
             self.last = min(self.last, parcel.wire.decided - 1)
-        self.kernel.note("read back" if not self.is_read() else "overstayed")
+            parcel.wire.returned = True
+        self.kernel.note("overstayed" if Inbox.relieving else "read back")
         self.stir()
         return parcel
 
@@ -774,7 +778,7 @@ class Code:
         channel = _Over(
             sticky.channel,
             inbox=world.make_inbox,
-            pair=lambda: (File(kernel), File(kernel)),
+            pair=lambda: _pair(kernel),
             pack_header=lambda kind, *_, **__: kind,
             send=_send,
             hand_over=_hand_over,
@@ -818,6 +822,15 @@ class Code:
             urls=["http://127.0.0.1:8000"],
             close=world.listener.close,
         )
+
+
+def _pair(kernel: Kernel) -> tuple[File, File]:
+    first = File(kernel)
+    try:
+        return first, File(kernel)
+    except OSError:
+        first.close()
+        raise
 
 
 class _Epoll:

@@ -188,7 +188,7 @@ class Master:
             for key in list(self._children.by_key):
                 self._on_control(key, sys.maxsize)  # what was handed back by now
             self._ledger.inboxes(self._children.filled())
-        if now - self._looked_around >= _LOOK_AROUND:
+        if now >= self._looked_around + _LOOK_AROUND:
             self._looked_around = now
             self._look_around(now)
         self._ledger.tick(now)

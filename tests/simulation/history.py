@@ -149,6 +149,8 @@ class World:
         self.status = 0
         self.empty_since = math.inf
         self.heads_before = 0
+        self.queued_before = 0
+        self.returned = 0  # from an inbox that nobody reads, in this turn
         self.until = kernel.now + rng.choice((2.0, 4.0, 4.0, 12.0))
         self._write_script()
         code.install(kernel, self)
@@ -385,11 +387,16 @@ class World:
         """One of a slot or of a process: of which is known when one is started with it."""
         inbox = Inbox(self.kernel, self.capacity, self.options.max_moves)
         inbox.judge_rest = self.judge_rest
+        inbox.when_read_back = self.one_returns
         try:
             return inbox, InboxEnd(self.kernel, inbox)
         except OSError:
             inbox.close()
             raise
+
+    def one_returns(self) -> None:
+        """It was in an inbox, and may wait again."""
+        self.returned += 1
 
     def follow(self, cells: memoryview) -> None:
         """Router.follow: the number of slots is to be read here."""
@@ -443,6 +450,7 @@ class World:
         now = self.kernel.now
         if seen.worker is None:
             early = now < seen.due - MOMENT and self.stop_at == math.inf
+            early = early and slot < self.target  # else it was decided before, and is undone
             if early and self.generation and seen.ended == now:
                 # It ended when its successor had just been decided on: that one comes at once.
                 early, seen.backoff = False, seen.backoff_before
@@ -680,7 +688,6 @@ class World:
             verdict = self.verdict(head)
         if verdict >= 0:
             self.decide(wire)
-            wire.returned = False
             wire.destined = verdict
             if wire.asked is not None:  # who has ended
                 wire.asked, wire.unheld = None, True
@@ -779,7 +786,8 @@ class World:
                 if seen.previous is not None:
                     seen.previous.changed = now
                 seen.previous = old
-        if worker.slot == 0 and not self.announced:
+        auto = self.options.worker_class == "auto"
+        if worker.slot == 0 and auto and not self.announced:
             for other in self.slots[1:]:
                 other.due = now if other.due == math.inf else other.due
         everyone = all(self.is_served(number) for number in range(self.num))
@@ -1089,9 +1097,10 @@ class World:
             demand(watched or not some or not open or retried, inbox, "is not watched")
             for parcel in list(inbox.messages)[:1]:
                 late = now - parcel.wire.got - self.options.queue_timeout
-                bound = LOOK_AROUND + 2 * MOMENT
                 if parcel.rest:
                     late = now - parcel.wire.since - self.options.queue_timeout
+                late = min(late, now - parcel.wire.put)  # after a time in which we did not run
+                bound = LOOK_AROUND + 2 * MOMENT
                 demand(late <= bound, parcel.wire, "lies in an inbox", late, "s too long")
         for worker in self.workers.values():
             if worker.owed and worker.alive and not self.kernel.cut and timeout:
@@ -1164,9 +1173,9 @@ class World:
                     demand(wire.fin or wire.reset or starved, wire, "was dropped for nothing")
                 wire.waits = None
         demand(heads <= options.max_pending_heads, "too many heads:", heads)
-        returned = sum(place == "queue" and c.sock.wire.returned for place, _, c, _ in places)
-        demand(queued - returned <= options.max_queued, "too many are queued:", queued)
-        self.heads_before = heads
+        most = max(options.max_queued, self.queued_before + self.returned)
+        demand(queued <= most, "too many are queued:", queued)
+        self.heads_before, self.queued_before, self.returned = heads, queued, 0
         for inbox in self.all_inboxes():
             for parcel in inbox.messages:
                 if parcel.wire.waits != "inbox":

@@ -295,7 +295,7 @@ class Wire:
         self.destined = -1  # the slot that was decided on
         self.asked: Any = None  # the worker that is to be asked for its session
         self.unheld = False  # nobody is left to be asked
-        self.returned = False  # it waits again, after it lay in an inbox
+        self.put = kernel.now  # in an inbox
         self.got = kernel.now  # when the master had it, with a whole head or at rest
         self.turn_since = kernel.now  # of the request whose turn it is
         self.heir: int | None = None  # at rest, and on its way to this slot, or to any (ANY)
@@ -539,6 +539,7 @@ class Inbox(File):
         self.passed_on = 0
         self.judge_rest: Callable[[Wire, int], object] = lambda wire, number: None
         self.is_read: Callable[[], object] = lambda: True
+        self.when_read_back: Callable[[], object] = lambda: None
 
     @property
     def writable(self) -> bool:
@@ -584,6 +585,7 @@ class Inbox(File):
             demand(wire.decided > self.last, wire, "overtakes another in slot", self.number)
             self.last = wire.decided
         wire.move("master", "inbox")
+        wire.put = self.kernel.now
         self.messages.append(Parcel(wire, prefix, moves, rest, unheld, since))
         for wake in self.readers:
             wake()
@@ -603,8 +605,8 @@ class Inbox(File):
         parcel.wire.waits = "inbox"
         if not Inbox.relieving:  # they will come once more
             self.last = min(self.last, parcel.wire.decided - 1)
-            parcel.wire.returned = True
         self.kernel.note("overstayed" if Inbox.relieving else "read back")
+        self.when_read_back()
         self.stir()
         return parcel
 

@@ -190,6 +190,18 @@ def take_over(options: Options) -> None:
             logger.propagate = False
 
 
+def flush() -> None:
+    """Write what could not be written before, as far as it can be now: the lines of this process's
+    logs, the access log's, too. For whoever has a loop that comes by now and then."""
+    outlet.flush()
+
+
+def finish(seconds: float = 1.0) -> None:
+    """The same before the process ends, and wait for the readers, at most so long. An exit does it
+    by itself; ``os._exit`` does not."""
+    outlet.finish(seconds)
+
+
 def reopen() -> None:
     """Open every log file of this process anew, by its name: it may have been renamed meanwhile.
 

@@ -64,6 +64,7 @@ class Outlet:
         self._on_lost = on_lost
         self._own = own
         self._opened = -1  # the description of our own of what is not
+        self._sock: Socket | None = None
         self._kept: deque[bytes] = deque()
         self._size = 0
         self._lost = 0
@@ -179,6 +180,9 @@ class Outlet:
         if self._opened >= 0:
             os.close(self._opened)
             self._opened = -1
+        if self._sock is not None:
+            self._sock.close()
+            self._sock = None
 
     # -- how it is written --------------------------------------------------------------------
 
@@ -203,7 +207,7 @@ class Outlet:
         default = getdefaulttimeout()
         setdefaulttimeout(None)  # with one, a socket object sets O_NONBLOCK, which others would see
         try:
-            sock = Socket(fileno=os.dup(self._fd))
+            self._sock = sock = Socket(fileno=os.dup(self._fd))
         finally:
             setdefaulttimeout(default)
         flags = MSG_DONTWAIT | MSG_NOSIGNAL

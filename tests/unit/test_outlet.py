@@ -9,6 +9,9 @@ import fcntl
 import os
 import pty
 import socket
+import subprocess
+import sys
+import textwrap
 import threading
 import time
 import tty
@@ -180,6 +183,21 @@ def test_the_end_waits_for_a_reader_but_not_for_ever(out, ends):
         out.write(LINE)
     outlet.finish(0.01)  # nobody reads any more
     assert outlet.pending()
+
+
+def test_an_exit_waits_for_a_reader():
+    code = f"""
+        import sys, types
+        from sticky import outlet
+        outlet.time = types.SimpleNamespace(monotonic=lambda: 0.0)  # so long a second lasts
+        out = outlet.Outlet(1, print)
+        for _ in range(2000):
+            out.write({LINE!r})
+        """
+    ended = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE, timeout=60
+    )
+    assert ended.stdout == LINE * 2000
 
 
 def test_a_reader_that_is_gone_is_no_error_and_nobody_to_wait_for(out, ends):

@@ -190,6 +190,15 @@ def take_over(options: Options) -> None:
             logger.propagate = False
 
 
+AGAIN = 0.1
+"""Seconds until whoever has a loop calls ``flush`` again, while lines are ``pending``."""
+
+
+def pending() -> bool:
+    """Whether there are lines of this process's logs that could not be written yet."""
+    return outlet.pending()
+
+
 def flush() -> None:
     """Write what could not be written before, as far as it can be now: the lines of this process's
     logs, the access log's, too. For whoever has a loop that comes by now and then."""

@@ -79,8 +79,9 @@ class PatientHandler(logging.Handler):
         self._outlet.flush()
 
     def close(self) -> None:
-        """Close what is ours."""
-        self._outlet.close()
+        """What is written from now on is written all the same: when an app configures ``logging``,
+        that closes all handlers that are there, and leaves them where they are."""
+        self.flush()
         super().close()
 
 
@@ -131,7 +132,7 @@ def _make_patient() -> None:
     """Have the handlers that a ``log_config`` has given our loggers wait for nobody."""
     for handler in _handlers("sticky", "sticky.master", "sticky.worker", "sticky.access", None):
         if type(handler) is logging.StreamHandler:
-            if handler.stream and handler.stream in (sys.stdout, sys.stderr):
+            if handler.stream and handler.stream in (sys.__stdout__, sys.__stderr__):
                 handler.setStream(_PatientStream(handler.stream.fileno(), handler))
         elif isinstance(handler, logging.FileHandler):
             _Failures(handler)

@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import json
 import logging
+import logging.config
 import os
 import sys
 
@@ -137,6 +138,15 @@ def test_only_our_logger_is_set_up_and_nobody_ever_waits(worker, logger, pipe, m
     logger.handlers[0].close()
 
 
+def test_an_app_that_configures_logging_does_not_silence_ours(logger, pipe, monkeypatch):
+    with open(pipe[1], "w", closefd=False) as stderr:
+        monkeypatch.setattr(sys, "stderr", stderr)
+        logs.set_up(Options(num=1))
+    logging.config.dictConfig({"version": 1, "disable_existing_loggers": False})
+    logging.getLogger("sticky.master").error("an error")
+    assert "an error\n" in read(pipe[0])
+
+
 def test_without_a_standard_error_nothing_is_written_and_nothing_fails(logger, monkeypatch):
     monkeypatch.setattr(sys, "stderr", None)
     logs.set_up(Options(num=1))
@@ -199,6 +209,7 @@ def configured(logger, tmp_path):
 def test_a_configured_handler_of_a_standard_stream_never_waits(name, configured, pipe, monkeypatch):
     with open(pipe[1], "w", closefd=False) as stream:
         monkeypatch.setattr(sys, name, stream)
+        monkeypatch.setattr(sys, f"__{name}__", stream)
         logger = configured({"class": "logging.StreamHandler", "stream": f"ext://sys.{name}"})
         number = 2 * outlet.MOST // 500
         for index in range(number):

@@ -132,7 +132,7 @@ def _make_patient() -> None:
     """Have the handlers that a ``log_config`` has given our loggers wait for nobody."""
     for handler in _handlers("sticky", "sticky.master", "sticky.worker", "sticky.access", None):
         if type(handler) is logging.StreamHandler:
-            if handler.stream and handler.stream in (sys.__stdout__, sys.__stderr__):
+            if handler.stream and handler.stream in (sys.stdout, sys.stderr):
                 handler.setStream(_PatientStream(handler.stream.fileno(), handler))
         elif isinstance(handler, logging.FileHandler):
             _Failures(handler)

@@ -1,4 +1,5 @@
-"""Apps that write down, in the file $RECORD, what of them runs when their worker ends.
+"""Apps that write down, in the file $RECORD, what of them runs when their worker ends; and what can
+be told to start slowly.
 
 For WSGI ``app``, for ASGI ``asgi``: / answers the pid; /stream never ends, nor does /wait, which
 answers nothing; both say "finally" and their path. /hang computes, in ``stands_still_here``.
@@ -49,9 +50,16 @@ def _limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (int(files), int(files)))
 
 
+def _gate() -> None:
+    """Wait while there is the file $GATE."""
+    while (gate := os.environ.get("GATE")) and Path(gate).exists():
+        time.sleep(0.01)
+
+
 def app() -> Callable[..., Iterable[bytes]]:
     atexit.register(record, "atexit")
     _limit()
+    _gate()
 
     def stream() -> Iterator[bytes]:
         try:
@@ -81,6 +89,7 @@ def asgi() -> Callable[..., Any]:
 
     atexit.register(record, "atexit")
     _limit()
+    _gate()
 
     async def stream() -> AsyncIterator[bytes]:
         try:

@@ -3,7 +3,9 @@ be told to start slowly.
 
 For WSGI ``app``, for ASGI ``asgi``: / answers the pid; /stream never ends, nor does /wait, which
 answers nothing; both say "finally" and their path. /hang computes, in ``stands_still_here``.
-/thread starts a thread, no daemon, that never ends. ``app_with_sessions`` and
+/thread starts a thread, no daemon, that never ends. /stuck does not come back from where it waits,
+in a thread if there are any. /late raises what Engine.IO's servers raise when a session ends in the
+middle of a request. ``app_with_sessions`` and
 ``asgi_with_sessions`` are the same behind a Socket.IO server, whose handler of "disconnect" takes a
 moment until it says so.
 """
@@ -34,6 +36,10 @@ def stands_still_here() -> None:
 def sleep_on() -> None:
     while True:
         time.sleep(0.05)
+
+
+def has_ended() -> bool:
+    return "disconnect" in Path(os.environ["RECORD"]).read_text()
 
 
 def _others(path: str) -> bytes:
@@ -77,6 +83,14 @@ def app() -> Callable[..., Iterable[bytes]]:
                 environ["wsgi.input"].read(1)
             finally:
                 record("finally /wait")
+        if path == "/stuck":
+            record("waits")
+            time.sleep(120)
+        if path == "/late":
+            record("waits")
+            while not has_ended():
+                time.sleep(0.01)
+            raise KeyError("Session is disconnected")
         body: Iterable[bytes] = stream() if path == "/stream" else [_others(path)]
         start_response("200 OK", [])
         return body
@@ -114,6 +128,14 @@ def asgi() -> Callable[..., Any]:
                 await asyncio.Event().wait()
             finally:
                 record("finally /wait")
+        if path == "/stuck":
+            record("waits")
+            await asyncio.to_thread(time.sleep, 120)
+        if path == "/late":
+            record("waits")
+            while not has_ended():
+                await asyncio.sleep(0.01)
+            raise KeyError("Session is disconnected")
         await send({"type": "http.response.start", "status": 200, "headers": []})
         if path == "/stream":
             async for piece in stream():

@@ -218,6 +218,19 @@ def test_a_thread_of_the_apps_that_never_ends_does_not_keep_the_worker(
     assert "Traceback" not in worker.log()
 
 
+def test_a_request_that_cannot_be_cancelled_does_not_keep_the_worker(
+    kind: Kind, worker: Lone, recorded: Recorded
+) -> None:
+    with worker.client(head(target="/stuck")) as stuck:
+        recorded.wait_for("waits")
+        worker.say(channel.QUIT)
+        assert worker.ended() == 0
+        ends(stuck)
+    assert recorded.lines() == ["waits", *last_of_the_app(kind)]
+    assert "1 request was cancelled: GET /stuck" in worker.log()
+    assert "Traceback" not in worker.log()
+
+
 # -- it has sessions ---------------------------------------------------------------------------
 
 
@@ -260,6 +273,20 @@ def test_a_session_ends_with_its_worker_and_its_requests_are_answered_400(
         sociable.say(channel.QUIT)
         assert sociable.ended() == 0
     assert recorded.lines().count("disconnect") == 1
+    assert "Traceback" not in sociable.log()
+
+
+def test_a_request_in_the_middle_of_which_its_session_ends_is_answered_400(
+    sociable: Lone, recorded: Recorded
+) -> None:
+    """With threads Engine.IO's server may have found the session a moment ago."""
+    sid = open_session(sociable).partition("sid=")[2]
+    with sociable.client(head(target=f"/late?sid={sid}")) as late:
+        recorded.wait_for("waits")
+        sociable.say(channel.CLOSING)
+        sociable.say(channel.END)
+        assert late.answer().status == 400
+        assert sociable.ended() == 0
     assert "Traceback" not in sociable.log()
 
 

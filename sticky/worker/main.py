@@ -224,7 +224,7 @@ def main(spec: Mapping[str, Any], fds: Sequence[int]) -> NoReturn:
     """Be the worker that the spec describes (``_boot.py`` calls this, after patching)."""
     global _boot
     spawn.die_with(spec["master"])
-    signals.leave_to_master()
+    signals.leave_to_master(nohup=spec.get("nohup", False))
     if sys.stderr is not None:
         faulthandler.enable()  # whoever ends a worker that hangs (SIGABRT) learns where it hung
     options = Options.make(spec["options"])

@@ -44,7 +44,9 @@ def _ours() -> list[str]:
     assert worker is not None
     assert worker.service is not None
     service, link = worker.service, worker.service.link
-    fds = [link.control.fileno(), link.inbox.fileno(), worker.mailbox, *worker.siblings]
+    inboxes = [link.inbox.sock, link.own_inbox.sock]
+    fds = [end.fileno() for end in (link.control, *inboxes)]
+    fds += [worker.mailbox, *worker.siblings]
     fds += [wire.fd for wire in service.wires]
     return [os.readlink(f"/proc/self/fd/{fd}") for fd in fds]
 

@@ -9,6 +9,7 @@ import json
 import os
 import select
 import socket
+import struct
 import sys
 import termios
 import tty
@@ -163,14 +164,16 @@ def ask(path: Path, command: str, arguments: Mapping[str, Any] | None = None) ->
         StickyError: nobody listens, somebody else does, or it was refused; why.
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-        sock.settimeout(_PATIENCE)
+        # With a timeout of Python's own, connect() would not wait where others wait already.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(_PATIENCE), 0))
         try:
             sock.connect(str(path))
+            sock.settimeout(_PATIENCE)
             if peer_of(sock) not in (0, os.geteuid()) and os.geteuid() != 0:
                 raise StickyError(f"the server at {str(path)!r} is another user's")
             sock.sendall(pack(command=command, arguments=dict(arguments or {})))
             line = b"".join(_pieces(sock))
-        except TimeoutError:
+        except (TimeoutError, BlockingIOError):
             raise StickyError(f"the server did not answer within {_PATIENCE:g} s") from None
         except OSError as error:
             raise StickyError(

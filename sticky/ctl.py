@@ -48,9 +48,9 @@ def _parser(prog: str) -> Parser:
     parser = Parser(
         prog=prog,
         description="Ask a running server how it is, and have it do things.",
-        epilog="Without --pid and --ctl it is the one server that this user runs; if there are "
-        "several, they are listed. Exit status: 0 done, 1 no server, or it refused; 2 a wrong "
-        "command.",
+        epilog="Without --pid and --ctl (or $STICKY_CTL) it is the one server that this user runs; "
+        "if there are several, they are listed. Exit status: 0 done, 1 no server, or it refused; 2 "
+        "a wrong command.",
         allow_abbrev=False,
     )
     _add_common(parser, argument_default=None)
@@ -105,6 +105,8 @@ def main(argv: Sequence[str], *, prog: str) -> int:
     except StickyError as error:
         sys.stderr.write(f"{prog}: {error}\n")
         return 1
+    except KeyboardInterrupt:
+        return 1
     if as_json:
         print(json.dumps(answer))
     else:
@@ -118,6 +120,8 @@ def _find(where: str | None, pid: int | None) -> Path:
     Raises:
         StickyError: there is none, or more than one.
     """
+    if where is None and pid is None and os.environ.get("STICKY_CTL", "").startswith("/"):
+        where = os.environ["STICKY_CTL"]  # as the server has it
     if where is not None:
         return Path(where)
     user = os.geteuid()
@@ -307,7 +311,7 @@ def _top(path: Path) -> int:
         raise StickyError("top needs a terminal: use status")
     with _keys(sys.stdin, sys.stdout), contextlib.suppress(KeyboardInterrupt):
         while True:
-            height = os.get_terminal_size().lines
+            height = os.get_terminal_size().lines or 24  # 0: it does not know
             lines = status_text(ask(path, "status")).splitlines()
             sys.stdout.write(_CLEAR + "\r\n".join(lines[: height - 1]))
             sys.stdout.flush()

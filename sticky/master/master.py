@@ -302,14 +302,10 @@ class Master:
     def _announce(self) -> None:
         bound = self._listeners.addresses
         self._dispatcher.listen(self._listeners.sockets)
-        self._around.ready(f"{self._options.num} workers at {', '.join(self._listeners.urls)}")
-        log.info(
-            "Listening at: %s (pid %d), %d worker%s",
-            ", ".join(self._listeners.urls),
-            os.getpid(),
-            self._options.num,
-            "s" if self._options.num > 1 else "",
-        )
+        where, num = ", ".join(self._listeners.urls), len(self._slots)
+        workers = f"{num} worker{'s' if num > 1 else ''}"
+        self._around.ready(f"{workers} at {where}")
+        log.info("Listening at: %s (pid %d), %s", where, os.getpid(), workers)
         if self._launcher is not None:
             payload = json.dumps(bound).encode()
             try:

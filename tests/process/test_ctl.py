@@ -177,6 +177,7 @@ def test_the_place_can_be_named_or_there_can_be_none(tmp_path: Path, runtime: Pa
     with serve(APP, num=1, options=(*OPTIONS, "--ctl", str(path))) as server:
         assert answer("--ctl", str(path), "status")["pid"] == server.master_pid
         assert "no server" in refused("status")
+        assert json.loads(ctl("status", "--json", STICKY_CTL=str(path)).stdout)["n"] == 1
     assert not path.exists()
     assert "no server answers at" in refused("--ctl", str(path), "status")
     with serve(APP, num=1, options=(*OPTIONS, "--no-ctl")):
@@ -239,10 +240,10 @@ def test_somebody_else_who_listens_there_is_not_believed(runtime: Path) -> None:
 
 
 def test_top_shows_the_same_live_and_ends_with_q(running: Running) -> None:
-    pid, terminal = pty.fork()
-    if not pid:
-        os.chdir(ROOT)
-        os.execv(sys.executable, [sys.executable, "-m", "sticky", "ctl", "top"])
+    terminal, other = pty.openpty()
+    command = [sys.executable, "-m", "sticky", "ctl", "top"]
+    top = subprocess.Popen(command, stdin=other, stdout=other, stderr=other, cwd=ROOT)
+    os.close(other)
     seen = b""
 
     def read() -> bytes:
@@ -257,8 +258,7 @@ def test_top_shows_the_same_live_and_ends_with_q(running: Running) -> None:
     running.get()
     wait_until(lambda: re.search(rb"accepted 1.*accepted 1", read(), re.DOTALL), what="two tables")
     os.write(terminal, b"q")
-    _, status = os.waitpid(pid, 0)
-    assert os.waitstatus_to_exitcode(status) == 0
+    assert top.wait(20) == 0
     assert read().endswith(b"\x1b[?1049l")  # the screen is as it was
     os.close(terminal)
 

@@ -36,7 +36,7 @@ def test_it_is_told_when_the_server_is_ready_reloads_and_stops(supervisor: Super
     with supervisor.start(*SERVE, "-b", "127.0.0.1:0", num=1) as running:
         ready = supervisor.wait_for("READY")
         assert ready["MAINPID"] == str(running.pid)
-        assert ready["STATUS"] == f"1 workers at {running.url}"
+        assert ready["STATUS"] == f"1 worker at {running.url}"
         running.send_signal(signal.SIGHUP)
         assert supervisor.wait_for("RELOADING")["MONOTONIC_USEC"].isdecimal()
         assert supervisor.wait_for("READY")["STATUS"] == ready["STATUS"]

@@ -109,6 +109,19 @@ def test_servers_are_found_by_their_process_ids_and_dead_ones_forgotten(tmp_path
     assert private.found(tmp_path / "none") == {}
 
 
+def test_what_killed_servers_left_is_swept_and_nothing_else(tmp_path):
+    folder = tmp_path / "sticky"
+    dead, alive, me = 2**22 + 1, 2**22 + 2, os.getpid()
+    for pid in (dead, me):
+        private.listener(folder / f"{pid}.sock", ME).close()
+    (folder / "app.sock").touch()
+    with private.listener(folder / f"{alive}.sock", ME):  # in another container
+        private.sweep(folder)
+    left = {path.name for path in folder.iterdir()}
+    assert left == {f"{alive}.sock", f"{me}.sock", "app.sock"}
+    private.sweep(tmp_path / "none")
+
+
 def test_a_socket_is_removed_only_if_it_is_still_the_same(tmp_path):
     path = tmp_path / "socket"
     with socket.socket(socket.AF_UNIX) as one, socket.socket(socket.AF_UNIX) as other:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import functools
+import grp
 import json
 import os
 import pwd
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -34,6 +36,8 @@ def make():
         }).encode()]
     return app
 """
+NOBODY = pwd.getpwnam("nobody")
+DAEMON = grp.getgrnam("daemon").gr_gid
 root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
 
 
@@ -49,7 +53,7 @@ def python_for_nobody() -> tuple[str, str]:
                 capture_output=True,
                 text=True,
                 user="nobody",
-                group=pwd.getpwnam("nobody").pw_gid,
+                group=NOBODY.pw_gid,
                 extra_groups=[],
                 env={"PYTHONPATH": path, "PATH": os.environ["PATH"]},
                 cwd="/",
@@ -82,9 +86,6 @@ def start(folder: Path, *options: str, ready: bool = True, **more: str) -> Runni
     return Running(words, num=1, env=environ, cwd="/", ready=ready)
 
 
-NOBODY = pwd.getpwnam("nobody")
-
-
 @root
 def test_a_port_below_1024_is_opened_by_root_and_served_by_somebody_else(folder: Path) -> None:
     port = free_port_below_1024()
@@ -108,8 +109,6 @@ def test_a_port_below_1024_is_opened_by_root_and_served_by_somebody_else(folder:
 
 
 def free_port_below_1024() -> int:
-    import socket
-
     for port in range(1023, 900, -1):
         try:
             with socket.create_server(("127.0.0.1", port)):
@@ -120,20 +119,20 @@ def free_port_below_1024() -> int:
 
 
 @root
-@pytest.mark.parametrize("group", ["daemon", "1"])
+@pytest.mark.parametrize("group", ["daemon", str(DAEMON)])
 def test_a_group_counts_more_than_that_of_the_user(folder: Path, group: str) -> None:
     with start(folder, "-b", "127.0.0.1:0", "-u", str(NOBODY.pw_uid), "-g", group) as running:
         seen = ask(("127.0.0.1", running.port))
         assert seen["uid"] == [NOBODY.pw_uid] * 3
-        assert seen["gid"] == [1] * 3
-        assert seen["groups"] == [1]
+        assert seen["gid"] == [DAEMON] * 3
+        assert seen["groups"] == os.getgrouplist("nobody", DAEMON)
 
 
 @root
 def test_a_group_alone_leaves_the_user(folder: Path) -> None:
     with start(folder, "-b", "127.0.0.1:0", "--group", "daemon") as running:
         seen = ask(("127.0.0.1", running.port))
-        assert (seen["uid"], seen["gid"], seen["groups"]) == ([0] * 3, [1] * 3, [1])
+        assert (seen["uid"], seen["gid"], seen["groups"]) == ([0] * 3, [DAEMON] * 3, [DAEMON])
 
 
 @root

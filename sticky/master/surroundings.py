@@ -163,6 +163,7 @@ class Surroundings:
         """
         if not serving and not self._stopping:
             self._stopping = True
+            self._reloading = False
             self._notifier.stopping("Stopping")
         elif self._reloading and not reloading:
             self._reloading = False

@@ -9,6 +9,7 @@ proves. They get a pointer and an end, and read no byte at or behind the end.
 """
 
 from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_Check, PyByteArray_GET_SIZE
+from cpython.buffer cimport PyBUF_C_CONTIGUOUS, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport (
     PyBytes_AS_STRING, PyBytes_Check, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 )
@@ -1588,6 +1589,8 @@ cdef class Router:
     cdef bytes header
     cdef bytes place
     cdef list names
+    cdef object cells
+    cdef const uint64_t *cell  # in them: the number of slots, where others may change it
 
     def __cinit__(
         self,
@@ -1618,6 +1621,7 @@ cdef class Router:
         self.looks = proxy or session
         self.ignore_missing_header = ignore_missing_header
         self.rules.n = n
+        self.cell = NULL
         self.rules.k0 = int.from_bytes(seed[:4], "little")
         self.rules.k1 = int.from_bytes(seed[4:], "little")
         self.rules.hops = hops
@@ -1633,6 +1637,38 @@ cdef class Router:
             name = name if self.rules.place == IN_HEADER else b"cookie"
             self.rules.session_header = self.name_of(name)
             self.rules.probe.two = name[0] | 0x20
+
+    def follow(self, cells):
+        """Read the number of slots from the first 8 bytes of this memory from now on, at each call:
+        what several processes share changes for all of them at the same moment.
+
+        Args:
+            cells: a memoryview of at least 8 bytes, aligned, of memory that stays where it is.
+
+        Raises:
+            ValueError: it is too small, or followed already.
+        """
+        cdef Py_buffer shared
+        if self.cell != NULL:
+            raise ValueError("the number of slots is read from other memory already")
+        PyObject_GetBuffer(cells, &shared, PyBUF_C_CONTIGUOUS | PyBUF_WRITABLE)
+        # Not kept: at the interpreter's end a memoryview that is exported cannot be cleared.
+        PyBuffer_Release(&shared)
+        if shared.len < 8:
+            raise ValueError("the number of slots takes 8 bytes")
+        self.cells = cells
+        self.cell = <const uint64_t *>shared.buf
+
+    cdef inline int count(self) noexcept:
+        """How many slots there are now."""
+        if self.cell == NULL:
+            return self.rules.n
+        return <int>min(max(self.cell[0], 1), MAX_SLOTS)
+
+    @property
+    def n(self):
+        """How many slots there are now."""
+        return self.count()
 
     cdef const uint8_t *keep(self, bytes text) except NULL:
         """Where this text lies for as long as this object lives."""
@@ -1660,7 +1696,7 @@ cdef class Router:
         key.copy = NULL
         why = self.decide(start_of(data, length), length, peer, &key, &missing)
         if why <= LAST_KEY:
-            return pick_slot(key.hash, self.rules.n)
+            return pick_slot(key.hash, self.count())
         if why <= LAST_MISSING:
             return MISSING_VERDICT
         if why == NO_SESSION:
@@ -1689,7 +1725,7 @@ cdef class Router:
             )
             if why > LAST_KEY:
                 return constants.verdict(why), b"", text
-            slot = pick_slot(key.hash, self.rules.n)
+            slot = pick_slot(key.hash, self.count())
             if key.words:
                 return slot, address_text(&key), text
             if why == BY_PEER:
@@ -1706,15 +1742,15 @@ cdef class Router:
         _, key, why = self.explain(data, length, "")
         return key if why.startswith("session id") else b""
 
-    def owner(self, bytes session not None):
-        """The slot that requests with this session id go to."""
+    def owner(self, bytes session not None, int n=0):
+        """The slot that requests with this session id go to; among ``n`` slots, if it is given."""
         cdef Sip sip
         cdef Py_ssize_t i
         cdef const uint8_t *text = <const uint8_t *>PyBytes_AS_STRING(session)
         sip_start(&sip, self.rules.k0, self.rules.k1)
         for i in range(PyBytes_GET_SIZE(session)):
             sip_byte(&sip, text[i])
-        return pick_slot(sip_bytes_end(&sip), self.rules.n)
+        return pick_slot(sip_bytes_end(&sip), min(n, MAX_SLOTS) if n > 0 else self.count())
 
     def mint(self, int slot, bytes random not None):
         """A session id of 20 characters of base64 (RFC 4648, section 5) that leads to a slot.
@@ -1735,8 +1771,9 @@ cdef class Router:
         cdef Sip begun, sip
         cdef uint32_t last, step
         cdef int i
-        if not 0 <= slot < self.rules.n:
-            raise ValueError(f"slot must be 0 to {self.rules.n - 1}, not {slot}")
+        cdef int n = self.count()
+        if not 0 <= slot < n:
+            raise ValueError(f"slot must be 0 to {n - 1}, not {slot}")
         if PyBytes_GET_SIZE(random) != RANDOM_BYTES:
             raise ValueError(
                 f"random must be {RANDOM_BYTES} bytes, not {PyBytes_GET_SIZE(random)}"
@@ -1752,7 +1789,7 @@ cdef class Router:
             base64(text + 16, (last + step) & 0xFFFFFF)
             for i in range(16, MINTED):
                 sip_byte(&sip, text[i])
-            if is_picked(sip_bytes_end(&sip), slot, self.rules.n):
+            if is_picked(sip_bytes_end(&sip), slot, n):
                 return (<char *>text)[:MINTED]
         raise LookupError("no id leads to this slot")
 

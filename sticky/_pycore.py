@@ -115,7 +115,8 @@ class Router:
         anywhere: bool = False,
     ) -> None:
         rules.check_router(n, seed, header, hops, ipv4_prefix, ipv6_prefix, session, bool(anywhere))
-        self._n = n
+        self._number = n
+        self._cell: memoryview | None = None
         self._seed = seed
         self._proxy = proxy
         self._header = header.lower()
@@ -143,6 +144,28 @@ class Router:
             rb"\n(?=[\r \t%b])(?:(\r\n)|([ \t])|%b)" % (first, b"|".join(lines))
         )
 
+    def follow(self, cells: memoryview) -> None:
+        """Read the number of slots from the first 8 bytes of this memory from now on, at each call:
+        what several processes share changes for all of them at the same moment.
+
+        Args:
+            cells: a memoryview of at least 8 bytes, aligned, of memory that stays where it is.
+
+        Raises:
+            ValueError: it is too small, or followed already.
+        """
+        if self._cell is not None:
+            raise ValueError("the number of slots is read from other memory already")
+        cell = memoryview(cells).cast("B")
+        if cell.nbytes < 8:
+            raise ValueError("the number of slots takes 8 bytes")
+        self._cell = cell[:8].cast("Q")
+
+    @property
+    def n(self) -> int:
+        """How many slots there are now."""
+        return self._number if self._cell is None else min(max(self._cell[0], 1), rules.MAX_SLOTS)
+
     def route(self, data: bytes | bytearray, length: int, peer: str) -> int:
         """The slot for the request that starts ``data[:length]``, or a verdict (below zero).
 
@@ -158,7 +181,7 @@ class Router:
         why, _, key = self._decide(data, length, peer)
         if why > rules.LAST_KEY:
             return rules.verdict(why)
-        return pick(self._hash(key), self._n) if self._n > 1 else 0
+        return pick(self._hash(key), self.n)
 
     def explain(self, data: bytes | bytearray, length: int, peer: str) -> tuple[int, bytes, str]:
         """What ``route`` returns, the key (b"" with a verdict), and one sentence that says why.
@@ -169,7 +192,7 @@ class Router:
         text = rules.sentence(why, missing, self._header, self._hops, self._session)
         if why > rules.LAST_KEY:
             return rules.verdict(why), b"", text
-        slot = pick(self._hash(key), self._n)
+        slot = pick(self._hash(key), self.n)
         return slot, key.text() if isinstance(key, Address) else key, text
 
     def session(self, data: bytes | bytearray, length: int) -> bytes:
@@ -180,9 +203,9 @@ class Router:
         why, _, key = self._decide(data, length, "")
         return key if why == rules.BY_SESSION else b""  # type: ignore[return-value]
 
-    def owner(self, session: bytes) -> int:
-        """The slot that requests with this session id go to."""
-        return pick(siphash(self._seed, session), self._n)
+    def owner(self, session: bytes, n: int = 0) -> int:
+        """The slot that requests with this session id go to; among ``n`` slots, if it is given."""
+        return pick(siphash(self._seed, session), min(n, rules.MAX_SLOTS) if n > 0 else self.n)
 
     def mint(self, slot: int, random: bytes) -> bytes:
         """A session id of 20 characters of base64 (RFC 4648, section 5) that leads to a slot.
@@ -198,8 +221,9 @@ class Router:
             ValueError: there is no such slot, or these are not 15 bytes.
             LookupError: none of these ids leads there, which is as good as impossible.
         """
-        if not 0 <= slot < self._n:
-            raise ValueError(f"slot must be 0 to {self._n - 1}, not {slot}")
+        n = self.n
+        if not 0 <= slot < n:
+            raise ValueError(f"slot must be 0 to {n - 1}, not {slot}")
         if len(random) != rules.RANDOM_BYTES:
             raise ValueError(f"random must be {rules.RANDOM_BYTES} bytes, not {len(random)}")
         start = int.from_bytes(random[-3:], "big")

@@ -1,7 +1,8 @@
 """What is counted, in memory that all processes of a server share: each writes its own row and
 may read all of them, at any time and without a message.
 
-    row 0        the master's counters; in its last cell the number of rows that may be in use
+    row 0        the master's counters; in its last cells the number of slots, how often that has
+                 changed, and the number of rows that may be in use
     row 1 ...    one for each process: slot + 1 (0 while it does not serve), pid, 1 while the
                  process that it has replaced is still there, counters
 
@@ -34,6 +35,8 @@ MASTER = (
     "restarts",  # processes started in place of one that had ended
     "passed_on",  # resting connections of a process that ends, given to its successor
     "rest_closed",  # closed instead: nobody could take them
+    "returned",  # taken back from an inbox that no process read any more
+    "shed",  # refused because more than max_queued waited: the newest of the longest queue
 )
 WORKER = (
     "open",  # connections, now
@@ -91,6 +94,7 @@ _CELLS = 32  # in a row, of 8 bytes
 _ROW = _CELLS * 8
 _BEFORE = 3  # cells of a process's row that are no counters
 _USED = _CELLS - 1  # in the master's row: how many rows may be in use
+_TOPOLOGY = _CELLS - 3  # and the two cells of the topology
 _ROWS = 1 << 16
 
 
@@ -150,7 +154,8 @@ class Board:
         self.fd = fd
         self._memory = mmap.mmap(fd, _ROWS * _ROW)
         self._cells = memoryview(self._memory).cast("Q")
-        self.master = Row(_OF_MASTER, self._cells[:_USED])
+        self.master = Row(_OF_MASTER, self._cells[:_TOPOLOGY])
+        self.topology = self._cells[_TOPOLOGY:_USED]
         # The master's: those taken back, and the first of those that were never given.
         self._free: list[int] = []
         self._fresh = 1
@@ -228,6 +233,10 @@ class Board:
         self._cells[row * _CELLS] = slot + 1
         for other in before:  # afterwards: whoever reads just now finds one or the other
             self._cells[other * _CELLS] = 0
+
+    def hide(self, row: int) -> None:
+        """This process serves no slot any more, and no other one has it yet."""
+        self._cells[row * _CELLS] = 0
 
     def previous(self, row: int, there: bool) -> None:
         """The process that this one has replaced is still there, or is not any more."""

@@ -1,13 +1,16 @@
 """Messages between the master and its workers: one header, a payload and file descriptors.
 
-A message is one packet on an AF_UNIX SOCK_SEQPACKET pair, so its boundaries are kept. Two kinds of
-pair carry them: the inbox of a slot (connections only, master to worker) and the control pair of a
-process (everything else, both ways).
+A message is one packet on an AF_UNIX SOCK_SEQPACKET pair, so its boundaries are kept. Three kinds
+of pair carry them: the inbox of a slot and the own one of a process (connections only, master to
+worker), and the control pair of a process (everything else, both ways).
 
-    header (28 bytes)                payload                     descriptors (SCM_RIGHTS)
+    header (32 bytes)                payload                     descriptors (SCM_RIGHTS)
     version kind moves family        of a connection: the        of a connection: its socket,
     scope port flags address         bytes already read from     then the memfd that holds a
-                                     it (the prefix)             prefix too large for a packet
+    since                            it (the prefix)             prefix too large for a packet
+
+``since`` is when the master accepted a connection or got it back: milliseconds of the monotonic
+clock, the lowest 32 bits of them.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from _socket import socket as Socket  # noqa: N812 - what socket.socket is made 
 
 from .errors import ChannelError
 
-VERSION = 2
+VERSION = 3
 
 # Kinds of message, and who sends them.
 CONNECTION = 1  # master -> worker: serve this one
@@ -40,13 +43,15 @@ NOTICE = 12  # worker -> master: something that should be in the log once (JSON)
 REOPEN = 14  # master -> worker: open log files anew, they have been renamed
 LEAVING = 15  # worker -> master: it asks to be replaced, and serves until it is told END
 SIBLING = 16  # master -> worker: its way to a slot that is new (JSON: the number)
+RESCALED = 17  # master -> worker: there are more slots now, or fewer
 
 _CONNECTIONS = frozenset((CONNECTION, HAND_BACK, REST))
 
-_HEADER = struct.Struct("!BBBBIHH16s")
-_IPV4_HEADER = struct.Struct("!BBBBxxxxHH4s12x")  # the same, where the address is of that family
-_IPV4_CONNECTION = struct.Struct("!BBxBxxxxHxx4s12x")  # and moves and flags are 0
+_HEADER = struct.Struct("!BBBBIHH16sI")
+_IPV4_HEADER = struct.Struct("!BBBBxxxxHH4s12xI")  # the same, where the address is of that family
+_IPV4_CONNECTION = struct.Struct("!BBxBxxxxHxx4s12xI")  # and moves and flags are 0
 HEADER_SIZE = _HEADER.size
+_CLOCK = 0xFFFFFFFF  # what of a time is sent
 _FD = struct.Struct("i")
 _PREFIX_IN_MEMFD = 1
 _UNHELD = 2  # the process that served it last does not hold its session
@@ -64,6 +69,8 @@ would be one too many. Nothing announces when that is over, and nothing was sent
 # the system call.
 _FLAGS = int(socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
 _RECEIVE = int(socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC)
+_WAIT = int(socket.MSG_CMSG_CLOEXEC)
+_PEEK = int(socket.MSG_DONTWAIT | socket.MSG_PEEK)
 _CUT_OFF = int(socket.MSG_CTRUNC | socket.MSG_TRUNC)
 _RIGHTS = _SOL_SOCKET, _SCM_RIGHTS = int(socket.SOL_SOCKET), int(socket.SCM_RIGHTS)
 _unpack_ipv4, _unpack_fd, _ntoa = _IPV4_HEADER.unpack_from, _FD.unpack, socket.inet_ntoa
@@ -74,7 +81,7 @@ Address = tuple[str, int] | tuple[str, int, int, int] | str
 class Message:
     """One message as it was received. ``fds`` belong to whoever holds the message."""
 
-    __slots__ = ("address", "fds", "kind", "moves", "payload", "unheld")
+    __slots__ = ("address", "fds", "kind", "moves", "payload", "since", "unheld")
 
     def __init__(
         self,
@@ -84,6 +91,7 @@ class Message:
         address: Address,
         moves: int = 0,
         unheld: bool = False,
+        since: int = 0,
     ) -> None:
         self.kind = kind
         self.payload = payload
@@ -91,6 +99,7 @@ class Message:
         self.address = address
         self.moves = moves
         self.unheld = unheld
+        self.since = since
 
     def __repr__(self) -> str:
         return f"<message of kind {self.kind}, {len(self.payload)} bytes, {self.fds}>"
@@ -118,12 +127,25 @@ def inbox() -> tuple[socket.socket, socket.socket]:
     return pair(_INBOX_BUFFER)
 
 
-def pack_header(kind: int, address: Address = "", *, moves: int = 0, flags: int = 0) -> bytes:
-    """The 28 bytes in front of every message.
+def stamp(now: float) -> int:
+    """A time on the monotonic clock, in seconds, as a message carries it."""
+    return int(now * 1000) & _CLOCK
+
+
+def age(since: int, now: float) -> float:
+    """Seconds that have passed since a stamp; up to 49 days."""
+    return (stamp(now) - since & _CLOCK) / 1000
+
+
+def pack_header(
+    kind: int, address: Address = "", *, moves: int = 0, flags: int = 0, since: int = 0
+) -> bytes:
+    """The 32 bytes in front of every message.
 
     Args:
         kind: one of the constants above.
         address: the client's, as ``accept()`` gives it; "" for a unix socket's client.
+        since: of ``stamp``.
     """
     scope = port = 0
     family, packed = 0, b""
@@ -134,7 +156,7 @@ def pack_header(kind: int, address: Address = "", *, moves: int = 0, flags: int 
             scope = address[3]  # type: ignore[assignment,misc]
         else:
             family, packed = 4, socket.inet_aton(host)
-    return _HEADER.pack(VERSION, kind, moves, family, scope, port, flags, packed)
+    return _HEADER.pack(VERSION, kind, moves, family, scope, port, flags, packed, since)
 
 
 def send(channel: Socket, header: bytes, payload: bytes = b"", *fds: int) -> None:
@@ -153,17 +175,17 @@ def send(channel: Socket, header: bytes, payload: bytes = b"", *fds: int) -> Non
         channel.sendmsg(parts, (), _FLAGS)
 
 
-def hand_over(channel: Socket, fd: int, address: Address) -> None:
+def hand_over(channel: Socket, fd: int, address: Address, since: int) -> None:
     """Send a connection of which nothing was read: the common case, once for every connection.
 
     The same message as ``send_connection`` makes, in one step; raises as ``send`` does.
     """
     if address and ":" not in address[0]:
         header = _IPV4_CONNECTION.pack(
-            VERSION, CONNECTION, 4, address[1], socket.inet_aton(address[0])
+            VERSION, CONNECTION, 4, address[1], socket.inet_aton(address[0]), since
         )
     else:
-        header = pack_header(CONNECTION, address)
+        header = pack_header(CONNECTION, address, since=since)
     channel.sendmsg((header,), ((*_RIGHTS, _FD.pack(fd)),), _FLAGS)
 
 
@@ -176,6 +198,7 @@ def send_connection(
     *,
     moves: int = 0,
     unheld: bool = False,
+    since: int = 0,
 ) -> None:
     """Send a connection with the bytes already read from it; raises as ``send`` does, and what
     keeps a memfd from being made (see ``PASSING``).
@@ -185,7 +208,7 @@ def send_connection(
     """
     flags = _UNHELD if unheld else 0
     if len(prefix) <= _MAX_PREFIX:
-        header = pack_header(kind, address, moves=moves, flags=flags)
+        header = pack_header(kind, address, moves=moves, flags=flags, since=since)
         send(channel, header, prefix, fd)
         return
     memfd = os.memfd_create("sticky-prefix", os.MFD_CLOEXEC)
@@ -193,10 +216,19 @@ def send_connection(
         with open(memfd, "wb", closefd=False) as file:
             file.write(prefix)
         flags |= _PREFIX_IN_MEMFD
-        header = pack_header(kind, address, moves=moves, flags=flags)
+        header = pack_header(kind, address, moves=moves, flags=flags, since=since)
         send(channel, header, b"", fd, memfd)
     finally:
         os.close(memfd)
+
+
+def oldest(channel: Socket) -> int | None:
+    """``since`` of the first message that waits here, which stays there; None: there is none."""
+    try:
+        header = channel.recv(HEADER_SIZE, _PEEK)
+    except BlockingIOError:
+        return None
+    return int(_HEADER.unpack(header)[-1]) if len(header) == HEADER_SIZE else None
 
 
 class Reader:
@@ -212,18 +244,23 @@ class Reader:
         self._buffers = (self._buffer,)
         self._room = socket.CMSG_SPACE((2 if connections else _MAX_FDS) * _FD.size)
 
-    def receive(self, channel: Socket) -> Message | None:
+    def receive(self, channel: Socket, *, wait: bool = False) -> Message | None:
         """The next message, or None when the other end is closed.
+
+        Args:
+            wait: as long as it takes, where the channel is a blocking one.
 
         Raises:
             BlockingIOError: there is none yet.
             ChannelError: it cannot be read, or its descriptors did not fit in this process.
         """
-        size, ancillary, cut, _ = channel.recvmsg_into(self._buffers, self._room, _RECEIVE)
+        size, ancillary, cut, _ = channel.recvmsg_into(
+            self._buffers, self._room, _WAIT if wait else _RECEIVE
+        )
         if size == HEADER_SIZE and len(ancillary) == 1 and not cut & _CUT_OFF:
             # A connection of which nothing was read, from an IPv4 client: nearly all are.
             level, what, data = ancillary[0]
-            version, kind, moves, family, port, bits, packed = _unpack_ipv4(self._buffer)
+            version, kind, moves, family, port, bits, packed, since = _unpack_ipv4(self._buffer)
             if (
                 family == 4
                 and len(data) == 4
@@ -233,7 +270,9 @@ class Reader:
                 and level == _SOL_SOCKET
             ):
                 address = _ntoa(packed), port
-                return Message(kind, b"", [*_unpack_fd(data)], address, moves, bits == _UNHELD)
+                return Message(
+                    kind, b"", [*_unpack_fd(data)], address, moves, bits == _UNHELD, since
+                )
         return self._receive(size, ancillary, cut)
 
     def _receive(
@@ -259,7 +298,7 @@ class Reader:
             raise ChannelError("a message was cut off: this process has no file descriptor free")
         if size < HEADER_SIZE or self._buffer[0] != VERSION:
             raise ChannelError(f"a message of {size} bytes is not of version {VERSION}")
-        _, kind, moves, family, scope, port, bits, packed = _HEADER.unpack_from(self._buffer)
+        _, kind, moves, family, scope, port, bits, packed, since = _HEADER.unpack_from(self._buffer)
         if kind in _CONNECTIONS and len(fds) != 1 + bool(bits & _PREFIX_IN_MEMFD):
             raise ChannelError(f"a connection came with {len(fds)} descriptors")
         payload = b""
@@ -274,4 +313,4 @@ class Reader:
             address = _ntoa(packed[:4]), port
         elif family == 6:
             address = socket.inet_ntop(socket.AF_INET6, packed), port, 0, scope
-        return Message(kind, payload, fds, address, moves, bool(bits & _UNHELD))
+        return Message(kind, payload, fds, address, moves, bool(bits & _UNHELD), since)

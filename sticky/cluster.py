@@ -170,7 +170,15 @@ class Manager(socketio.PubSubManager):  # type: ignore[misc]  # python-socketio 
         self._mailbox_fd = mailbox
         self._mailbox = socket(AF_UNIX, SOCK_SEQPACKET, 0, os.dup(mailbox))
         self._mailbox.setblocking(False)
-        self._siblings = [_Sibling(slot, fd, queue_limit) for slot, fd in enumerate(siblings)]
+        self._fds = siblings  # which become more where the number of workers does
+        self._limit = queue_limit
+        self._siblings: list[_Sibling] = []
+        self._meet()
+
+    def _meet(self) -> None:
+        """Know all siblings that there are."""
+        for slot in range(len(self._siblings), len(self._fds)):
+            self._siblings.append(_Sibling(slot, self._fds[slot], self._limit))
 
     @property
     def dropped(self) -> dict[int, int]:
@@ -200,6 +208,7 @@ class Manager(socketio.PubSubManager):  # type: ignore[misc]  # python-socketio 
         if isinstance(data, str):  # there are JSON modules that give bytes
             data = data.encode()
         only = _slot_of(message["host_id"]) if message["method"] == "callback" else None
+        self._meet()
         for sibling in self._siblings:
             wanted = sibling.slot != self._own if only is None else sibling.slot == only
             if wanted and sibling.put(data):

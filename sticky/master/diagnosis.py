@@ -10,7 +10,8 @@ from collections import Counter
 from collections.abc import Callable
 
 from ..options import Options
-from ..routing import Router, is_by_peer
+from ..routing import is_by_peer
+from ..topology import Topology
 
 ENOUGH = 200
 """Requests after which a survey is over."""
@@ -32,13 +33,15 @@ class Survey:
 
     Args:
         options: the settings.
-        router: says the key of a request.
+        topology: says the key of a request, and how many slots there are.
         tell: called with a subject and a text.
     """
 
-    def __init__(self, options: Options, router: Router, tell: Callable[[str, str], None]) -> None:
+    def __init__(
+        self, options: Options, topology: Topology, tell: Callable[[str, str], None]
+    ) -> None:
         self._options = options
-        self._router = router
+        self._topology = topology
         self._tell = tell
         self._keys: Counter[bytes] = Counter()
         self._by_peer = 0
@@ -47,7 +50,7 @@ class Survey:
 
     def note(self, head: bytearray, length: int, peer: str) -> bool:
         """Take note of one placed request; whether the survey is over."""
-        _, key, why = self._router.explain(head, length, peer)
+        _, key, why = self._topology.router.explain(head, length, peer)
         self._total += 1
         self._keys[key] += 1
         self._by_peer += is_by_peer(why)
@@ -63,7 +66,7 @@ class Survey:
         options, total = self._options, self._total
         key, times = self._keys.most_common(1)[0]
         shown = repr(key[:_SHOWN])[2:-1]  # it may be any bytes that a client likes
-        one = options.num > 1 and times >= _MOST * total
+        one = self._topology.num > 1 and times >= _MOST * total
         if not options.proxy:
             if one:
                 self._tell(

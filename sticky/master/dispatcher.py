@@ -2,7 +2,7 @@
 
 Nothing is consumed from a connection that will be served: the bytes are peeked at and stay where
 they are, for the worker to read. What a client can do meanwhile (say nothing, dribble, leave, send
-rubbish) ends in the ledger's deadlines and in ``_watched`` below.
+rubbish) ends in deadlines (``waiting``) and in ``_watched`` below.
 
 The common case (the whole head is there when the connection is accepted, the inbox has room) is
 ``accept``: five system calls with the one that waited, and no object but the socket.
@@ -15,7 +15,7 @@ import logging
 import os
 import select
 import socket
-from collections.abc import Callable, Iterable, MutableMapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, MutableMapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -23,11 +23,13 @@ from .. import channel
 from ..answers import refusals
 from ..channel import hand_over
 from ..options import Options
-from ..routing import Router
 from ..rules import ANYWHERE, MALFORMED, MISSING, NEED_MORE
+from ..topology import Topology
+from .agenda import Connection as Handle
+from .agenda import Stage
 from .diagnosis import Survey
-from .ledger import Connection as Handle
-from .ledger import Ledger, Stage
+from .ledger import Ledger
+from .waiting import Line
 
 log = logging.getLogger("sticky.master")
 
@@ -56,7 +58,7 @@ def _accept_unnamed(accept: Callable[[], tuple[int, Any]]) -> tuple[int, Any]:
 class Connection:
     """One connection that the master holds for longer than a moment."""
 
-    __slots__ = ("address", "kind", "moves", "prefix", "slot", "sock", "unheld")
+    __slots__ = ("address", "kind", "moves", "prefix", "sock", "unheld")
 
     def __init__(
         self, sock: Socket, address: channel.Address, prefix: bytes = b"", moves: int = 0
@@ -65,7 +67,6 @@ class Connection:
         self.address = address
         self.prefix = prefix
         self.moves = moves
-        self.slot = -1
         self.unheld = False
         self.kind = channel.CONNECTION  # or REST
 
@@ -75,9 +76,10 @@ class Dispatcher:
 
     Args:
         options: the settings.
-        router: decides from the peeked bytes.
+        topology: decides from the peeked bytes.
         ledger: decides everything else.
         inboxes: where the connections of each slot are sent.
+        own_inboxes: where those are sent that only one process can serve.
         register, unregister: the loop's, to be told of events on a descriptor.
         clock: the monotonic time, in seconds.
         counters: where to count.
@@ -87,10 +89,11 @@ class Dispatcher:
     def __init__(
         self,
         options: Options,
-        router: Router,
+        topology: Topology,
         ledger: Ledger,
         *,
         inboxes: Sequence[socket.socket],
+        own_inboxes: Mapping[Any, socket.socket],
         register: Callable[[int, int, Callable[[int], object]], None],
         unregister: Callable[[int], None],
         clock: Callable[[], float],
@@ -100,10 +103,14 @@ class Dispatcher:
         self._peeks = options.peeks
         self._header = options.header
         self._limit = options.max_head_size
+        self._topology = topology
+        router = topology.router
         self._route = router.route
         self._explain = router.explain
         self._ledger = ledger
+        self._waiting = ledger.waiting
         self._inboxes = inboxes
+        self._own_inboxes = own_inboxes
         self._register = register
         self._unregister = unregister
         self._clock = clock
@@ -116,7 +123,7 @@ class Dispatcher:
         self._told: set[str] = set()
         # With session ids one address may well be all that is seen, and nothing is wrong.
         surveyed = options.session is None
-        self._survey: Survey | None = Survey(options, router, self.tell) if surveyed else None
+        self._survey: Survey | None = Survey(options, topology, self.tell) if surveyed else None
         self.counters = counters
         self._next_slot = next_slot
 
@@ -161,8 +168,8 @@ class Dispatcher:
         """
         accept, family, kind, protocol = self._kinds[listener]
         route, buffer, limit = self._route, self._buffer, self._limit
-        queues, inboxes, peeks = self._ledger.queues, self._inboxes, self._peeks
-        survey = self._survey
+        free, inboxes, peeks = self._waiting.free, self._inboxes, self._peeks
+        survey, since = self._survey, channel.stamp(self._clock())
         done, length = 0, 0
         while done < self._burst:
             try:
@@ -196,9 +203,9 @@ class Dispatcher:
                 and survey.note(buffer, length, address[0] if address else "")
             ):
                 self._survey = survey = None
-            if slot >= 0 and not queues[slot]:
+            if slot >= 0 and free[slot]:
                 try:
-                    hand_over(inboxes[slot], fd, address)
+                    hand_over(inboxes[slot], fd, address, since)
                 except OSError:
                     pass  # no room: it is queued below
                 else:
@@ -227,7 +234,7 @@ class Dispatcher:
             "raise the limit (ulimit -n) or lower max_pending_heads",
         )
         self._burst, self._full = 1, 0
-        self._ledger.starved(self._clock())
+        self._waiting.starved(self._clock())
 
     # -- one connection -----------------------------------------------------------------------
 
@@ -237,7 +244,7 @@ class Dispatcher:
         return self._next_slot() if slot == ANYWHERE else slot
 
     def _await(self, connection: Connection) -> None:
-        self._ledger.awaiting(connection, self._clock())
+        self._waiting.awaiting(connection, self._clock())
         self._register(
             connection.sock.fileno(), _WATCH, lambda events: self._watched(connection, events)
         )
@@ -245,17 +252,17 @@ class Dispatcher:
     def _watched(self, connection: Connection, events: int) -> None:
         """Something happened to a connection whose head is awaited."""
         if events & (select.EPOLLERR | select.EPOLLHUP):
-            self._ledger.left(connection)
+            self._waiting.left(connection)
             return
         try:
             length = connection.sock.recv_into(self._buffer, self._limit, _PEEK)
         except BlockingIOError:
             return
         except OSError:
-            self._ledger.left(connection)
+            self._waiting.left(connection)
             return
         if not length:
-            self._ledger.left(connection)
+            self._waiting.left(connection)
             return
         address = connection.address
         slot = self._placed(self._buffer, length, address)
@@ -263,7 +270,7 @@ class Dispatcher:
             if events & select.EPOLLRDHUP:  # half closed in mid-head: the rest will never come
                 self._refuse(connection, 400)
             return
-        self._ledger.decided(connection)
+        self._waiting.decided(connection)
         # Before it moves: the file lives on in the worker, and would keep its registration.
         self._unregister(connection.sock.fileno())
         self._undecided(connection, slot, length)
@@ -315,39 +322,49 @@ class Dispatcher:
         return True
 
     def hand_over(self, connection: Connection, slot: int) -> None:
-        """Send a connection to its slot, or queue it there."""
-        connection.slot = slot
-        now = self._clock()
-        if not self._ledger.queues[slot]:
+        """Send a connection to its slot, or have it wait there."""
+        self._put(connection, self._waiting.lines[slot])
+
+    def _put(self, connection: Connection, line: Line) -> None:
+        starved = False
+        rest = connection.kind == channel.REST
+        if self._waiting.is_idle(line) or (line.open and not rest and not line.queue):
             try:
-                self._send(connection, slot)
+                self._send(connection, line)
             except OSError as error:
-                self._queue(connection, slot, now, starved=error.errno != errno.EAGAIN)
+                starved = error.errno != errno.EAGAIN
             else:
                 connection.sock.close()
-        else:
-            self._queue(connection, slot, now, starved=False)
+                return
+        self._waiting.queue(connection, line, self._clock(), starved=starved, rest=rest)
+        self._watch_queued(connection)
 
-    def _send(self, connection: Connection, slot: int) -> None:
+    def _inbox(self, line: Line) -> socket.socket:
+        if line.process is None:
+            return self._inboxes[line.slot]
+        return self._own_inboxes[line.process]
+
+    def _send(self, connection: Connection, line: Line) -> None:
         channel.send_connection(
-            self._inboxes[slot],
+            self._inbox(line),
             connection.kind,
             connection.sock.fileno(),
             connection.address,
             connection.prefix,
             moves=connection.moves,
             unheld=connection.unheld,
+            since=channel.stamp(self._clock()),
         )
+        self.counters["passed_on"] += connection.kind == channel.REST
 
-    def take_back(self, message: channel.Message, holder: socket.socket | None = None) -> bool:
+    def take_back(self, message: channel.Message, process: Hashable) -> bool:
         """A worker looked at the next request of a connection and found it to be another's.
 
         In the common case it is sent on as it came, and no object made for it.
 
         Args:
             message: what it has sent.
-            holder: where to ask first, if it was sent because that worker does not hold the
-                session that is asked for; None: nowhere, whoever is in place is to answer.
+            process: who has.
 
         Returns:
             Whether it stays here: it was queued or refused.
@@ -356,26 +373,35 @@ class Dispatcher:
         moves, unheld = message.moves + 1, message.unheld
         self.counters["moved"] += 1
         self.counters["bytes_carried"] += len(payload)
-        status, slot = 503, -1
+        status, line = 503, None
         if moves > self._max_moves:
             self.counters["moved_too_often"] += 1
             self.tell("moves", "a connection was moved too often for one request: answered 503")
         elif self._ledger.stage not in (Stage.ENDING, Stage.OVER):
-            if unheld and holder and _pass_on(holder, fd, address, payload, moves):
-                return False
-            status, slot = 400, self._placed(payload, len(payload), address)
-            if slot >= 0 and not self._ledger.queues[slot]:
-                inbox = self._inboxes[slot]
-                if _pass_on(inbox, fd, address, payload, moves, unheld=unheld):
+            line = self._holder(process, payload) if unheld else None
+            if line is not None:
+                moves, unheld = message.moves, False  # it is asked for, and has not moved yet
+            else:
+                status, slot = 400, self._placed(payload, len(payload), address)
+                line = self._waiting.lines[slot] if slot >= 0 else None
+            if line is not None and line.open and not line.queue:
+                since = channel.stamp(self._clock())
+                if _pass_on(self._inbox(line), fd, address, payload, moves, since, unheld=unheld):
                     return False
-        sock = Socket(channel.socket_family(address), socket.SOCK_STREAM, 0, fd)
-        connection = Connection(sock, address, payload, moves)
-        connection.unheld = unheld
-        if slot < 0:
+        connection = self._taken(message)
+        connection.moves, connection.unheld = moves, unheld
+        if line is None:
             self._refuse(connection, status)
         else:
-            self.hand_over(connection, slot)
-        return sock.fileno() >= 0
+            self._put(connection, line)
+        return connection.sock.fileno() >= 0
+
+    def _holder(self, process: Hashable, head: bytes) -> Line | None:
+        """The line of the next process that may hold the session which this one does not."""
+        lives = self._ledger.lives
+        session = self._topology.router.session(head, len(head))
+        who = lives.next_holder(process, self._topology.owners(session))
+        return self._waiting.own(who, lives.slot_of(who)) if who is not None else None
 
     def pass_on(self, message: channel.Message, slot: int | None) -> bool:
         """A worker that ends gives away a connection at rest.
@@ -387,33 +413,79 @@ class Dispatcher:
         Returns:
             Whether it stays here: it waits for its turn.
         """
-        fd, address = message.fds[0], message.address
         if slot is None or self._ledger.stage is not Stage.SERVING:
             self.counters["rest_closed"] += 1
-            os.close(fd)
+            os.close(message.fds[0])
             return False
-        starved = False
-        if not (self._ledger.queues[slot] or self._ledger.resting[slot]):
-            try:
-                channel.send_connection(
-                    self._inboxes[slot], channel.REST, fd, address, message.payload
-                )
-            except OSError as error:
-                starved = error.errno != errno.EAGAIN
-            else:
-                self.counters["passed_on"] += 1
-                os.close(fd)
-                return False
-        sock = Socket(channel.socket_family(address), socket.SOCK_STREAM, 0, fd)
-        connection = Connection(sock, address, message.payload)
-        connection.slot, connection.kind = slot, channel.REST
-        self._queue(connection, slot, self._clock(), starved=starved)
-        return True
+        connection = self._taken(message)
+        self._put(connection, self._waiting.lines[slot])
+        return connection.sock.fileno() >= 0
 
-    def _queue(self, connection: Connection, slot: int, now: float, *, starved: bool) -> None:
-        rest = connection.kind == channel.REST
-        self._ledger.queue(connection, slot, now, starved=starved, rest=rest)
-        self._watch_queued(connection)
+    def _taken(self, message: channel.Message) -> Connection:
+        """The connection that came with a message."""
+        fd, address = message.fds[0], message.address
+        sock = Socket(channel.socket_family(address), socket.SOCK_STREAM, 0, fd)
+        connection = Connection(sock, address, message.payload, message.moves)
+        connection.unheld = message.unheld
+        if message.kind == channel.REST:
+            connection.kind = channel.REST
+        return connection
+
+    def return_(self, line: Line, messages: Iterable[channel.Message]) -> None:
+        """These lay in the inbox of a line that nobody reads any more."""
+        now = self._clock()
+        returned = [(self._taken(message), message.since) for message in messages]
+        if line.process is None and line.slot < self._topology.num:
+            self._waiting.return_(
+                line,
+                (
+                    (connection, now - channel.age(since, now), connection.kind == channel.REST)
+                    for connection, since in returned
+                ),
+                now,
+            )
+            for connection, _ in returned:
+                self._watch_queued(connection)
+        else:
+            for connection, _ in returned:
+                self.place(connection, unheld=line.process is not None)
+
+    def overstayed(self, message: channel.Message) -> None:
+        """It lay in an inbox for longer than it may wait."""
+        connection = self._taken(message)
+        if connection.kind == channel.REST:
+            self.counters["rest_closed"] += 1
+            connection.sock.close()
+        else:
+            self._waiting.overstayed(connection, self._clock())
+
+    def place(self, handle: Handle, *, unheld: bool) -> None:
+        """Decide anew where a connection goes: where it was to go, nobody is."""
+        assert isinstance(handle, Connection)
+        sock, address = handle.sock, handle.address
+        self._unregister(sock.fileno())
+        handle.unheld = handle.unheld or unheld
+        if handle.kind == channel.REST:
+            slot = self.heir(address)
+        elif handle.prefix:
+            slot = self._placed(handle.prefix, len(handle.prefix), address)
+        else:
+            try:
+                length = sock.recv_into(self._buffer, self._limit, _PEEK) if self._peeks else 0
+            except OSError:
+                length = 0
+            slot = self._placed(self._buffer, length, address)
+        if slot >= 0:
+            self.hand_over(handle, slot)
+        else:
+            self._refuse(handle, 503)
+
+    def heir(self, address: channel.Address) -> int:
+        """The slot that a connection at rest goes to whose slot is none any more."""
+        if self._peeks:  # each request of it will be looked at
+            free = self._waiting.free
+            return max(range(self._topology.num), key=lambda slot: free[slot])
+        return max(0, self._placed(b"", 0, address))
 
     def _watch_queued(self, connection: Connection) -> None:
         self._register(
@@ -425,30 +497,29 @@ class Dispatcher:
         that it has no more to send cannot be told apart, so it is answered; if it has asked for
         anything."""
         if connection.kind == channel.REST:
-            self._ledger.left(connection)
+            self._waiting.left(connection)
         else:
             self._refuse(connection, 503)
 
-    def deliver(self, slot: int) -> None:
-        """Send what is queued for a slot, in order, until there is no room."""
-        while (connection := self._ledger.first(slot)) is not None:
+    def deliver(self, line: Line) -> None:
+        """Send what waits in a line, in order, until there is no room."""
+        while line.open and (connection := self._waiting.first(line)) is not None:
             assert isinstance(connection, Connection)
-            fd = connection.sock.fileno()
-            self._unregister(fd)
+            self._unregister(connection.sock.fileno())
             try:
-                self._send(connection, slot)
+                self._send(connection, line)
             except OSError as error:
                 self._watch_queued(connection)
-                self._ledger.blocked(slot, self._clock(), starved=error.errno != errno.EAGAIN)
+                starved = error.errno != errno.EAGAIN
+                self._waiting.blocked(line, self._clock(), starved=starved)
                 return
-            self._ledger.delivered(connection, slot)
-            self.counters["passed_on"] += connection.kind == channel.REST
+            self._waiting.delivered(connection, line)
             connection.sock.close()
 
     # -- the end of a connection --------------------------------------------------------------
 
     def _refuse(self, connection: Connection, status: int) -> None:
-        self._ledger.refuse(connection, status, self._clock())
+        self._waiting.refuse(connection, status, self._clock())
 
     def refuse(self, handle: Handle, status: int) -> None:
         """Answer, and wait a little for the client to have read it (RFC 9112, 9.6). Who has asked
@@ -458,14 +529,14 @@ class Dispatcher:
         sock = handle.sock
         self._unregister(sock.fileno())
         if not handle.prefix and self._is_silent(sock):
-            self._ledger.closed(handle)
+            self._waiting.closed(handle)
             return
         self.counters["refused"] += 1
         try:
             sock.send(self._answers[status], _SEND)
             sock.shutdown(socket.SHUT_WR)
         except OSError:
-            self._ledger.left(handle)
+            self._waiting.left(handle)
             return
         self._register(sock.fileno(), select.EPOLLIN, lambda events: self._linger(handle, events))
 
@@ -485,7 +556,7 @@ class Dispatcher:
             return
         except OSError:
             pass
-        self._ledger.left(connection)
+        self._waiting.left(connection)
 
     def drop(self, handle: Handle) -> None:
         """Close."""
@@ -506,13 +577,14 @@ def _pass_on(
     address: channel.Address,
     prefix: bytes,
     moves: int,
+    since: int,
     *,
     unheld: bool = False,
 ) -> bool:
     """Send a connection that is known by its descriptor alone; whether there was room for it."""
     try:
         channel.send_connection(
-            to, channel.CONNECTION, fd, address, prefix, moves=moves, unheld=unheld
+            to, channel.CONNECTION, fd, address, prefix, moves=moves, unheld=unheld, since=since
         )
     except OSError:
         return False

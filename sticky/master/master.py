@@ -6,9 +6,7 @@ processes. What to do about it is decided in the ledger.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import fcntl
 import json
 import logging
 import os
@@ -16,28 +14,31 @@ import resource
 import select
 import signal
 import socket
-import struct
 import sys
-import termios
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from .. import channel, inquiry, logs, spawn
 from ..board import Board
 from ..errors import ChannelError, StickyError
-from ..options import Options
+from ..options import MAX_WORKERS, Options
 from ..program import Program
-from ..routing import make_router
-from . import ledger, systemd
+from ..topology import Topology
+from . import agenda, proc, systemd
+from .agenda import Rules, Stage, Tell, Why
 from .balance import Balance
+from .children import Child, Children, Reserve, drained
 from .dispatcher import Dispatcher
-from .ledger import Ledger, Rules, Tell, Why
+from .ledger import Ledger
 from .listeners import Listeners
+from .lives import Process, Slot
+from .loop import Loop
 from .report import Reporter, Seen
-from .signals import Signals, describe, reap, reap_orphans
+from .signals import Signals, Terminal, describe, reap, reap_orphans
 from .surroundings import Surroundings
+from .waiting import Line
 
 log = logging.getLogger("sticky.master")
 
@@ -54,11 +55,6 @@ _WHY = {
     Why.NOT_ENDED: "it did not end in time",
 }
 """What the log says of a process that is killed; of one that is killed by design, nothing."""
-_FIONREAD = termios.FIONREAD
-
-_RESERVE = 2
-"""Descriptors kept free for what a worker hands back: a connection, and the memfd of a large
-prefix. Without room for them the kernel would drop them, and the connection with them."""
 
 _AT_ONCE = 64
 """Messages of one process that are read before everything else gets its turn again."""
@@ -66,39 +62,9 @@ _AT_ONCE = 64
 _SPARE_FDS = 100
 """Descriptors that a worker needs beside its connections: for the app, roughly."""
 
-Handler = Callable[[int], object]
-
-
-class _Slot:
-    """What the shell holds for a slot: both ends of its inbox, and of its place on the bus."""
-
-    def __init__(self) -> None:
-        self.inbox, self.inbox_end = channel.inbox()
-        self.sibling, self.mailbox = channel.pair()
-
-    def close(self) -> None:
-        for end in (self.inbox, self.inbox_end, self.sibling, self.mailbox):
-            end.close()
-
-
-class _Process:
-    """What the shell holds for a worker process."""
-
-    def __init__(
-        self, slot: int, pid: int, control: socket.socket, row: int = 0, worker_class: str = ""
-    ) -> None:
-        self.slot = slot
-        self.row = row
-        self.worker_class = worker_class
-        self.pid = pid
-        self.pidfd = os.pidfd_open(pid)
-        self.control = control
-        self.failure: dict[str, Any] | None = None
-        self.killed_because: Why | None = None
-
-    def close(self) -> None:
-        os.close(self.pidfd)
-        self.control.close()
+_LOOK_AROUND = 1.0
+"""Seconds between two looks at what nothing announces: connections that lie in an inbox for too
+long, and what the processes have counted."""
 
 
 class Master:
@@ -132,28 +98,33 @@ class Master:
         self._launcher = launcher
         self._listeners = Listeners(options, descriptors or {})
         self._auto = options.worker_class == "auto"
-        self._worker_class = options.worker_class  # what new processes are told
-        rules = {name: getattr(options, name) for name in Rules._fields if name != "first_alone"}
+        rules = {name: getattr(options, name) for name in Rules._fields if name in vars(options)}
         self._board = board or Board()
         self._reporter = Reporter(self._board)
-        self._ledger = Ledger(Rules(**rules, first_alone=self._auto), self._board.master)
-        self._slots = [_Slot() for _ in range(options.num)]
-        self._processes: dict[int, _Process] = {}
-        # By slot: the process that serves, and the one before, while it is still there.
-        self._serving: dict[int, _Process] = {}
-        self._previous: dict[int, _Process] = {}
+        self._topology = Topology(options, self._board.topology)
+        self._ledger = Ledger(
+            Rules(**rules, first_alone=self._auto), self._topology, self._board.master
+        )
+        self._lives, self._waiting = self._ledger.lives, self._ledger.waiting
+        self._agenda = self._ledger.agenda
+        self._loop = Loop()
+        self._children = Children(
+            options,
+            program,
+            self._board,
+            self._loop,
+            on_end=self._on_end,
+            on_control=self._on_control,
+        )
         self._reader = channel.Reader()
-        self._epoll = select.epoll()
-        self._handlers: dict[int, Handler] = {}
         self._status: int | None = None
-        self._started = 0
         self._explained = False
-        self._watcher: _Process | None = None
-        self._null = os.open(os.devnull, os.O_RDONLY)
-        self._reserve: list[int] = []
-        self._keep_reserve()
+        self._watcher: Child | None = None
+        self._looked_around = 0.0
+        self._reserve = Reserve()
         # Listeners, channels and processes take a few for each slot; the rest is for connections.
-        self._spacious = most_files - _SPARE_FDS - 8 * options.num
+        self._spacious = most_files - _SPARE_FDS - 10 * options.num
+        self._terminal = Terminal()
         self._signals = Signals(
             (
                 signal.SIGTERM,
@@ -161,56 +132,51 @@ class Master:
                 signal.SIGQUIT,
                 signal.SIGHUP,
                 signal.SIGUSR1,
+                signal.SIGUSR2,
+                signal.SIGTTIN,
+                signal.SIGTTOU,
+                signal.SIGALRM,
                 signal.SIGCHLD,
             )
         )
         self._dispatcher = Dispatcher(
             options,
-            make_router(options),
+            self._topology,
             self._ledger,
-            inboxes=[slot.inbox for slot in self._slots],
-            register=self._register,
-            unregister=self._unregister,
+            inboxes=self._children.inboxes,
+            own_inboxes=self._children.own_inboxes,
+            register=self._loop.register,
+            unregister=self._loop.unregister,
             clock=time.monotonic,
             counters=self._board.master,
-            next_slot=Balance(options.balance, options.num, self._load).next,
+            next_slot=Balance(options.balance, self._topology, self._load).next,
         )
 
     # -- the loop -----------------------------------------------------------------------------
 
     def run(self) -> int:
         """Serve until stopped; the exit status."""
-        self._register(self._signals.fileno(), select.EPOLLIN, self._on_signal)
+        self._loop.register(self._signals.fileno(), select.EPOLLIN, self._on_signal)
         if self._launcher is not None:
-            self._register(self._launcher.fileno(), select.EPOLLIN, self._on_launcher)
-        self._around.attend(self._register, self._unregister)
+            self._loop.register(self._launcher.fileno(), select.EPOLLIN, self._on_launcher)
+        self._around.attend(self._loop.register, self._loop.unregister)
         try:
             if self._options.reload:
                 self._start_watcher()
             self._ledger.start(time.monotonic())
             self._perform()
-            self._loop()
+            self._turn_until_over()
         finally:
             self._close()
         assert self._status is not None
         return self._status
 
-    def _loop(self) -> None:
-        poll, handlers, book, clock = self._epoll.poll, self._handlers, self._ledger, time.monotonic
+    def _turn_until_over(self) -> None:
+        turn, book, clock = self._loop.turn, self._agenda, time.monotonic
+        settle = self._perform
         now = clock()
         while self._status is None:
-            events = poll(max(0.0, book.due - now))
-            if len(events) == 1:
-                fd, what = events[0]
-                if handler := handlers.get(fd):
-                    handler(what)
-            else:
-                # Handlers close descriptors, and new ones take the same numbers in this turn.
-                for fd, due, what in [(fd, handlers.get(fd), what) for fd, what in events]:
-                    if due is not None and handlers.get(fd) is due:
-                        due(what)
-                        if book.actions:  # or the next one would meet what is decided already
-                            self._perform()
+            turn(max(0.0, book.due - now), settle)
             now = clock()
             if book.actions:  # most turns only hand over: nothing is decided
                 self._perform()
@@ -218,92 +184,131 @@ class Master:
                 self._tick(now)
 
     def _tick(self, now: float) -> None:
-        if self._ledger.stage is ledger.Stage.PLACING:
-            for key in list(self._processes):
+        if self._agenda.stage is Stage.PLACING:
+            for key in list(self._children.by_key):
                 self._on_control(key, sys.maxsize)  # what was handed back by now
-            self._ledger.inboxes({i for i, slot in enumerate(self._slots) if _unread(slot)})
+            self._ledger.inboxes(self._children.filled())
+        if now - self._looked_around >= _LOOK_AROUND:
+            self._looked_around = now
+            self._look_around(now)
         self._ledger.tick(now)
         self._perform()
-        serving = self._ledger.stage is ledger.Stage.SERVING
-        self._around.tick(now, serving=serving, reloading=self._ledger.reloading)
+        serving = self._agenda.stage is Stage.SERVING
+        self._around.tick(now, serving=serving, reloading=self._lives.reloading)
 
     def _perform(self) -> None:
         """Carry out what was decided, and what that leads to."""
-        while actions := self._ledger.take():
+        while actions := self._agenda.take():
             for action in actions:
                 self._act(action)
 
-    def _act(self, action: ledger.Action) -> None:
+    def _act(self, action: agenda.Action) -> None:
         match action:
-            case ledger.Spawn(slot):
+            case agenda.Spawn(slot):
                 self._spawn(slot)
-            case ledger.Kill(process, why):
-                self._kill(process, why)
-            case ledger.Say(process, what):
+            case agenda.Abort(process, why):
+                self._kill(process, why, signal.SIGABRT)
+            case agenda.Kill(process, why):
+                self._kill(process, why, signal.SIGKILL)
+            case agenda.Say(process, what):
                 self._say(process, what)
-            case ledger.Deliver(slot):
-                self._give_reserve()  # a large prefix takes a memfd for the moment
-                self._dispatcher.deliver(slot)
-                self._keep_reserve()
-            case ledger.WatchInbox(slot, on):
-                self._watch_inbox(slot, on)
-            case ledger.Refuse(connection, status):
+            case agenda.Serves(slot):
+                self._publish(slot)
+            case agenda.Rescaled(num, done):
+                self._rescaled(num, done)
+            case agenda.Deliver(line):
+                self._reserve.give()  # a large prefix takes a memfd for the moment
+                self._dispatcher.deliver(line)
+                self._reserve.keep()
+            case agenda.Watch(line, on):
+                self._watch(line, on)
+            case agenda.ReadBack(line):
+                self._read_back(line)
+            case agenda.Place(connection, unheld):
+                self._dispatcher.place(connection, unheld=unheld)
+            case agenda.Refuse(connection, status):
                 self._dispatcher.refuse(connection, status)
-            case ledger.Drop(connection):
+            case agenda.Drop(connection):
                 self._dispatcher.drop(connection)
-            case ledger.Accepting(on):
+            case agenda.Accepting(on):
                 self._dispatcher.accepting(on)
-            case ledger.CloseListeners(drain):
+            case agenda.CloseListeners(drain):
                 self._dispatcher.close(drain=drain)
                 self._listeners.close()
+                self._children.drop_spares()
                 self._ledger.listeners_closed()
-            case ledger.Announce():
+            case agenda.Announce():
                 self._announce()
-            case ledger.Exit(status):
+            case agenda.Exit(status):
                 self._status = status
-
-    def _register(self, fd: int, events: int, handler: Handler) -> None:
-        if fd in self._handlers:
-            self._epoll.modify(fd, events)
-        else:
-            self._epoll.register(fd, events)
-        self._handlers[fd] = handler
-
-    def _unregister(self, fd: int) -> None:
-        if self._handlers.pop(fd, None) is not None:
-            self._epoll.unregister(fd)
 
     def _close(self) -> None:
         self._around.close()
         if self._watcher is not None:
-            signal.pidfd_send_signal(self._watcher.pidfd, signal.SIGKILL)
+            self._watcher.send(signal.SIGKILL)
             reap(self._watcher.pid)
             self._watcher.close()
-        for process in self._processes.values():
-            process.close()
-        for slot in self._slots:
-            slot.close()
-        for fd in (self._null, *self._reserve):
-            os.close(fd)
+        self._children.close()
+        self._reserve.close()
         self._listeners.close()
         self._board.close()
         self._signals.close()
-        self._epoll.close()
+        self._loop.close()
 
     # -- connections --------------------------------------------------------------------------
 
-    def _watch_inbox(self, slot: int, on: bool) -> None:
-        fd = self._slots[slot].inbox.fileno()
-        if on:
-            self._register(fd, select.EPOLLOUT, lambda _: self._ledger.room(slot))
+    def _watch(self, line: Line, on: bool) -> None:
+        children = self._children
+        if line.process is None:
+            inbox = children.inboxes[line.slot]
+        elif line.process in children.own_inboxes:
+            inbox = children.own_inboxes[line.process]
         else:
-            self._unregister(fd)
+            return  # it has ended, and its inbox with it
+        if on:
+            self._loop.register(inbox.fileno(), select.EPOLLOUT, lambda _: self._waiting.room(line))
+        else:
+            self._loop.unregister(inbox.fileno())
+
+    def _read_back(self, line: Line) -> None:
+        """Nobody reads this inbox any more: what lies in it waits here again."""
+        end = self._children.inbox_end(line.slot, line.process)
+        if end is not None:
+            self._dispatcher.return_(line, self._collect(end))
+
+    def _collect(self, end: socket.socket) -> list[channel.Message]:
+        """All that lies in an inbox."""
+        found = []
+        self._give_reserve()
+        for message in drained(end, self._reader):
+            found.append(message)
+            self._make_room()
+            self._give_reserve()
+        self._make_room()
+        return found
+
+    def _relieve(self, now: float) -> None:
+        """Who lies in an inbox for longer than ``queue_timeout``, its process being busy, is told
+        to come again: from there nobody else can have it."""
+        ends = [pairs.inbox_end for pairs in self._children.pairs]
+        ends += [c.inbox_end for c in self._children.by_key.values() if c.inbox_end is not None]
+        for end in ends:
+            while (since := channel.oldest(end)) is not None:
+                if channel.age(since, now) < self._options.queue_timeout:
+                    break
+                self._give_reserve()
+                try:
+                    message = self._reader.receive(end)
+                except (OSError, ChannelError):  # the process was faster, after all
+                    break
+                if message is not None:
+                    self._dispatcher.overstayed(message)
+                self._settle()
 
     def _announce(self) -> None:
         bound = self._listeners.addresses
         self._dispatcher.listen(self._listeners.sockets)
-        where, num = ", ".join(self._listeners.urls), len(self._slots)
-        workers = f"{num} worker{'s' if num > 1 else ''}"
+        workers, where = self._about()
         self._around.ready(f"{workers} at {where}")
         log.info("Listening at: %s (pid %d), %s", where, os.getpid(), workers)
         if self._launcher is not None:
@@ -313,272 +318,272 @@ class Master:
             except OSError:
                 self._ledger.stop(time.monotonic(), quick=True)
 
+    def _about(self) -> tuple[str, str]:
+        """What this server is, for people: how many workers, and where."""
+        num = self._topology.num
+        return f"{num} worker{'s' if num > 1 else ''}", ", ".join(self._listeners.urls)
+
     # -- processes ----------------------------------------------------------------------------
 
     def _spawn(self, number: int) -> None:
         try:
-            process = self._start(number)
+            self._children.grow(number + 1)
+            key = self._children.start(number)
         except OSError as error:  # no memory, no descriptor, too many processes: it may pass
             log.error("worker %d could not be started: %s", number, error.strerror)
-            self._ledger.not_started(number, time.monotonic())
+            self._lives.not_started(number, time.monotonic())
             return
-        self._started += 1
-        key = self._started
-        self._processes[key] = process
-        self._register(process.pidfd, select.EPOLLIN, lambda _: self._on_end(key))
-        self._register(process.control.fileno(), select.EPOLLIN, lambda _: self._on_control(key))
-        self._ledger.spawned(key, number, time.monotonic())
-        log.debug("worker %d started (pid %d)", number, process.pid)
+        self._lives.spawned(key, number, time.monotonic())
+        log.debug("worker %d started (pid %d)", number, self._children.by_key[key].pid)
 
-    def _start(self, number: int) -> _Process:
-        slot = self._slots[number]
-        program = self._program
-        row = self._board.give()
-        spec = {
-            "role": "worker",
-            "slot": number,
-            "master": os.getpid(),
-            "options": self._options.to_json() | {"worker_class": self._worker_class},
-            "target": program.target,
-            "script": program.script,
-            "module": program.module,
-            "call": program.call,
-            "argv": list(program.argv),
-            "path": list(program.path),
-            "row": row,
-        }
-        fds = [slot.inbox_end.fileno(), slot.mailbox.fileno(), self._board.fd]
-        fds += [other.sibling.fileno() for other in self._slots]
-        environment = systemd.without(os.environ) | dict(self._options.env)
-        environment["STICKY_WORKER_ID"] = str(number)
-        try:
-            pid, control = spawn.start(
-                f"worker {number}", spec, fds, environment=environment, stdin=os.devnull
-            )
-        except OSError:
-            self._board.take_back(row)
-            raise
-        try:
-            return _Process(number, pid, control, row, self._worker_class)
-        except OSError:  # without a pidfd its end would not be noticed
-            self._board.take_back(row)
-            control.close()
-            os.kill(pid, signal.SIGKILL)
-            reap(pid)
-            raise
-
-    def _kill(self, key: Any, why: Why) -> None:
-        process = self._processes[key]
-        process.killed_because = why
-        if text := _WHY.get(why):
+    def _kill(self, key: Any, why: Why, sig: signal.Signals) -> None:
+        child = self._children.by_key[key]
+        if (text := _WHY.get(why)) and child.killed_because is None:
             text = text.format(**vars(self._options))
-            log.error("worker %d (pid %d) is killed: %s", process.slot, process.pid, text)
-        signal.pidfd_send_signal(process.pidfd, signal.SIGKILL)
+            log.error("worker %d (pid %d) is killed: %s", child.slot, child.pid, text)
+        child.killed_because = why
+        child.send(sig)
 
     def _say(self, key: Any, what: Tell) -> None:
-        process = self._processes.get(key)
-        if process is not None:  # else its last words were that it is ready
-            self._send(process, _TOLD[what])
+        child = self._children.by_key.get(key)
+        if child is not None:  # else its last words were that it is ready
+            self._children.say(child, _TOLD[what])
 
-    def _send(self, process: _Process, kind: int) -> None:
-        try:
-            channel.send(process.control, channel.pack_header(kind))
-        except OSError as error:
-            # It is dead (its pidfd tells), or so far behind that the heartbeat will tell.
-            log.debug("worker %d was not told %d: %s", process.slot, kind, error)
+    def _publish(self, slot: int) -> None:
+        """Have all processes see who serves a slot."""
+        by_key = self._children.by_key
+        current: Any = self._lives.current(slot)
+        previous: Any = self._lives.previous(slot)
+        if previous is not None and current is None:
+            self._board.hide(by_key[previous].row)
+        if current is not None:
+            row = by_key[current].row
+            self._board.previous(row, previous is not None)
+            self._board.show(row, slot, by_key[current].pid)
+
+    def _rescaled(self, num: int, done: bool) -> None:
+        if done:
+            log.info("There are %d worker%s now", num, "s" if num > 1 else "")
+            self._around.status(" at ".join(self._about()))
+            for child in self._children.by_key.values():
+                self._children.say(child, channel.RESCALED)
+        else:
+            log.error("more workers cannot be started: there are %d, as before", num)
 
     def _on_control(self, key: int, most: int = _AT_ONCE) -> None:
         self._give_reserve()
         try:
-            self._obey(self._processes[key], key, most)
+            self._obey(self._children.by_key[key], key, most)
         finally:
             self._settle()
 
-    def _obey(self, process: _Process, key: int, most: int) -> None:
+    def _obey(self, child: Child, key: int, most: int) -> None:
         """Read and do what a process has said, so many messages of it."""
         for _ in range(most):
             try:
-                message = self._reader.receive(process.control)
+                message = self._reader.receive(child.control)
             except BlockingIOError:
                 return
             except ConnectionResetError:
                 continue  # it died with something of ours unread; what it said comes now
             except ChannelError as error:
-                log.error("worker %d (pid %d): %s", process.slot, process.pid, error)
+                log.error("worker %d (pid %d): %s", child.slot, child.pid, error)
                 continue
             if message is None:
-                self._unregister(process.control.fileno())  # its end is told by the pidfd
+                self._loop.unregister(child.control.fileno())  # its end is told by the pidfd
                 return
             stays = False
             if message.kind == channel.READY:
-                self._learn(process, message.payload)
-                self._serves(process)
-                log.info("worker %d ready (pid %d)", process.slot, process.pid)
-                self._ledger.ready(key, time.monotonic())
+                self._learn(child, message.payload)
+                if self._lives.ready(key, time.monotonic()):
+                    log.info("worker %d ready (pid %d)", child.slot, child.pid)
             elif message.kind == channel.PONG:
-                self._ledger.heard(key)
+                self._lives.heard(key)
             elif message.kind == channel.HAND_BACK:
-                stays = self._dispatcher.take_back(message, self._holder(process))
+                stays = self._dispatcher.take_back(message, key)
             elif message.kind == channel.REST:
-                stays = self._dispatcher.pass_on(message, self._successor(process))
+                stays = self._dispatcher.pass_on(message, self._heir(key, message.address))
+            elif message.kind == channel.LEAVING:
+                log.info("worker %d (pid %d) asks to be replaced", child.slot, child.pid)
+                self._lives.leaving(key, time.monotonic())
             elif message.kind == channel.NOTICE:
                 notice = json.loads(message.payload)
                 self._dispatcher.tell(notice["subject"], logs.printable(notice["text"], 2000))
             elif message.kind == channel.FAILED:
-                process.failure = json.loads(message.payload)
-            if stays or self._ledger.actions:
+                child.failure = json.loads(message.payload)
+            if stays or self._agenda.actions:
                 self._settle()
                 self._give_reserve()
 
-    def _keep_reserve(self) -> bool:
-        """Take what is missing of the reserve; whether it is complete."""
-        with contextlib.suppress(OSError):
-            while len(self._reserve) < _RESERVE:
-                self._reserve.append(os.dup(self._null))
-        return len(self._reserve) == _RESERVE
-
     def _give_reserve(self) -> None:
-        """Make it room for what comes, where there may be no other. Nothing but messages may take
+        """Make room for what comes, where there may be no other. Nothing but messages may take
         that: see ``_settle``."""
         # The limit may be another one by now, and others may have used up what the system has.
-        if self._ledger.held >= self._spacious or self._board.master["starved"]:
-            while self._reserve:
-                os.close(self._reserve.pop())
+        if self._waiting.held >= self._spacious or self._board.master["starved"]:
+            self._reserve.give()
 
-    def _settle(self) -> None:
-        """Have the reserve complete again, then do what was decided. If what was handed back has
-        to stay here and takes the room, somebody else goes, or it goes itself."""
-        while not self._keep_reserve() and self._ledger.crowded(time.monotonic()):
+    def _make_room(self) -> None:
+        """Have the reserve complete again. If what was handed back has to stay here and takes the
+        room, somebody else goes, or it goes itself."""
+        while not self._reserve.keep() and self._waiting.crowded(time.monotonic()):
             self._dispatcher.tell(
                 "crowded",
                 "no file descriptor is left to hold a connection that moves between workers: "
                 "raise the limit (ulimit -n) or lower max_queued",
             )
             self._perform()
+
+    def _settle(self) -> None:
+        """Have the reserve complete, then do what was decided."""
+        self._make_room()
         self._perform()
 
-    def _learn(self, process: _Process, said: bytes) -> None:
+    def _learn(self, child: Child, said: bytes) -> None:
         """A process that is ready says which class it has become, if that was left to it."""
         found = (json.loads(said or b"null") or {}).get("worker_class")
-        if found and process.worker_class == "auto":
-            self._worker_class = str(found)
+        if found and child.worker_class == "auto":
+            self._children.worker_class = str(found)
             log.info("This app is served by the worker class %r", found)
 
-    def _serves(self, process: _Process) -> None:
-        """This process has the slot now; the one before drains."""
-        slot = process.slot
-        if before := self._serving.get(slot):
-            self._previous[slot] = before
-        self._serving[slot] = process
-        # Also where the one that had replaced it has died meanwhile.
-        self._board.previous(process.row, slot in self._previous)
-        self._board.show(process.row, slot, process.pid)
+    def _heir(self, key: int, address: channel.Address) -> int | None:
+        """The slot that connections at rest of this process go to; None while it is to keep them.
 
-    def _has_ended(self, process: _Process) -> None:
-        slot = process.slot
-        self._board.take_back(process.row)
-        if self._serving.get(slot) is process:
-            del self._serving[slot]
-        if self._previous.get(slot) is process:
-            del self._previous[slot]
-            if now := self._serving.get(slot):
-                self._board.previous(now.row, False)
-
-    def _holder(self, process: _Process) -> socket.socket | None:
-        """Who may hold a session that this process does not: the one before it in its slot."""
-        before = self._previous.get(process.slot)
-        return before.control if before and self._serving.get(process.slot) is process else None
-
-    def _successor(self, process: _Process) -> int | None:
-        """The slot of this process, if another one serves it now."""
-        serving = self._serving.get(process.slot)
-        return None if serving in (None, process) else process.slot
+        Args:
+            address: their client's.
+        """
+        slot = self._children.by_key[key].slot
+        if slot >= self._topology.num:
+            return self._dispatcher.heir(address)
+        return None if self._lives.current(slot) in (None, key) else slot
 
     def _load(self, slot: int) -> int | None:
         """What a slot has to do: its sessions, and the connections on their way to become some.
         None where nobody serves it, or not fast enough: others wait in its queue already."""
-        process = self._serving.get(slot)
-        if process is None or self._ledger.queues[slot]:
+        key: Any = self._lives.current(slot)
+        if key is None or not self._waiting.free[slot]:
             return None
-        waiting = _unread(self._slots[slot]) // channel.HEADER_SIZE
-        return self._board.load(process.row) + waiting
+        return self._board.load(self._children.by_key[key].row) + self._children.unread(slot)
 
     def _on_end(self, key: int) -> None:
         self._on_control(key, sys.maxsize)  # what it said last
-        process = self._processes.pop(key)
-        self._unregister(process.pidfd)
-        self._unregister(process.control.fileno())
-        status = reap(process.pid)
-        process.close()
-        self._has_ended(process)
+        child = self._children.by_key[key]
+        before = self._lives.state_of(key)
+        was_serving = self._agenda.stage is Stage.SERVING
+        own = self._waiting.own(key, child.slot)
+        left = self._collect(child.inbox_end) if child.inbox_end is not None else []
+        self._children.forget(key)
+        status = reap(child.pid)
+        child.close()
         now = time.monotonic()
-        before = self._ledger.state_of(key)
-        was_serving = self._ledger.stage is ledger.Stage.SERVING
-        failure = process.failure or {}
+        failure = child.failure or {}
         right = failure.get("worker_class")
-        again = bool(right) and self._auto and right != process.worker_class
+        again = bool(right) and self._auto and right != child.worker_class
         again = self._ledger.ended(key, now, failure.get("status", 3), again=again)
+        self._dispatcher.return_(own, left)
         if again:
-            self._worker_class = str(right)
+            self._children.worker_class = str(right)
             log.info("This app needs the worker class %r: all workers are of that class", right)
-        if again or process.killed_because is Why.STOPPED:
+        if again or child.killed_because is Why.STOPPED:
             return
-        who = f"worker {process.slot} (pid {process.pid})"
-        if not status and (before is ledger.Process.DRAINING or not was_serving):
+        who = f"worker {child.slot} (pid {child.pid})"
+        if not status and (before is Process.DRAINING or not was_serving):
             log.info("%s ended", who)
             return
-        if before is ledger.Process.STARTING and not self._ledger.announced:
+        if before is Process.STARTING and not self._lives.announced:
             if not self._explained:
                 self._explained = True
                 reason = failure.get("reason") or f"it {describe(status)} before it was ready"
                 log.error("%s could not start: %s", who, reason)
             return
         then = ""
-        if self._ledger.slot_state(process.slot) is ledger.Slot.BACKOFF and was_serving:
-            then = f"; starting it again in {self._ledger.backoff(process.slot):g} s"
+        if self._lives.slot_state(child.slot) is Slot.BACKOFF and was_serving:
+            then = f"; starting it again in {self._lives.backoff(child.slot):g} s"
         log.warning("%s %s%s", who, failure.get("reason") or describe(status), then)
+
+    def _look_around(self, now: float) -> None:
+        """See what nothing announces."""
+        self._relieve(now)
+        if self._agenda.stage is Stage.SERVING and self._lives.announced:
+            self._see_who_is_worn(now)
+            self._children.keep_spares()
+
+    def _see_who_is_worn(self, now: float) -> None:
+        """``max_requests`` and ``max_memory``."""
+        options = self._options
+        if not (options.max_requests or options.max_memory):
+            return
+        for number in range(self._topology.num):
+            key: Any = self._lives.current(number)
+            if key is None:
+                continue
+            child = self._children.by_key[key]
+            served, memory = self._board.process(child.row)["requests"], 0
+            if options.max_memory:
+                memory = proc.rss(child.pid)
+            if child.limit and served >= child.limit:
+                why = f"has served {served} requests"
+            elif options.max_memory and memory > options.max_memory:
+                why = f"has {memory >> 20} MB of memory"
+            else:
+                continue
+            if self._lives.worn(key, now):
+                log.info("worker %d (pid %d) %s: it is replaced", number, child.pid, why)
 
     # -- signals and the launcher -------------------------------------------------------------
 
     def _on_signal(self, _: int) -> None:
-        now = time.monotonic()
         for number in self._signals.arrived():
             if number == signal.SIGCHLD:
                 if os.getpid() == 1:
-                    reap_orphans({process.pid for process in self._processes.values()})
-            elif number == signal.SIGHUP:
+                    ours = {child.pid for child in self._children.by_key.values()}
+                    reap_orphans(ours)
+            else:
+                self._obey_signal(number)
+
+    def _obey_signal(self, number: signal.Signals) -> None:
+        now = time.monotonic()
+        match number:
+            case signal.SIGHUP if self._terminal.is_closed():
+                self._stop("the terminal was closed", now, quick=False)
+            case signal.SIGHUP:
                 self._reload()
-            elif number == signal.SIGUSR1:
+            case signal.SIGUSR1:
                 self.reopen_logs()
                 log.info("Stats: %s", json.dumps(self._board.stats()))
-            elif self._ledger.stage is ledger.Stage.SERVING:
-                quick = number != signal.SIGTERM
-                log.info("%s: stopping%s", number.name, "" if quick else " gracefully")
-                self._ledger.stop(now, quick=quick)
-            elif number != signal.SIGTERM:
-                self._ledger.stop(now, quick=True)
+            case signal.SIGTTIN | signal.SIGTTOU:
+                self._scale_by(1 if number is signal.SIGTTIN else -1)
+            case signal.SIGTERM:
+                self._stop("SIGTERM", now, quick=False)
+            case signal.SIGINT | signal.SIGQUIT:
+                self._stop(number.name, now, quick=True)
+            case _:
+                log.warning("%s means nothing here", number.name)
 
-    def reload(self) -> None:
-        """Replace all workers by new ones, with what their code is now.
-
-        Raises:
-            StickyError: the server stops, or has not started yet.
-        """
-        self._while_serving()
-        self._reload()
+    def _stop(self, why: str, now: float, *, quick: bool) -> None:
+        if self._agenda.stage is Stage.SERVING:
+            log.info("%s: stopping%s", why, "" if quick else " gracefully")
+        self._ledger.stop(now, quick=quick)
 
     def _reload(self) -> None:
-        log.info("Reloading: the workers are replaced one after another")
-        self._around.reloading()
-        self._ledger.reload(time.monotonic())
+        self._explained = False
+        if self._lives.reload(time.monotonic()):
+            log.info("Reloading: the workers are replaced one after another")
+            self._around.reloading()
+            self._children.drop_spares()
+
+    def _scale_by(self, step: int) -> None:
+        try:
+            self.scale(self._lives.target + step)
+        except StickyError as error:
+            log.warning("%s", error)
 
     def reopen_logs(self) -> None:
         """Have all processes open their log files anew: they have been renamed."""
         logs.reopen()
-        for process in self._processes.values():
-            self._send(process, channel.REOPEN)
+        for child in self._children.by_key.values():
+            self._children.say(child, channel.REOPEN)
 
-    # -- what sticky ctl can have done (Operations) ---------------------------------------------
+    # -- what sticky ctl can have done (Operations) -------------------------------------------
 
     def settle(self) -> None:
         """The ports are open: have everything around it, and be who the server is to run as.
@@ -594,22 +599,24 @@ class Master:
 
     def status(self) -> Mapping[str, Any]:
         """What there is, slot by slot; report.py says in which words."""
-        book = self._ledger
-        serving = set(self._serving.values())
+        lives, waiting = self._lives, self._waiting
+        seen = []
+        for key, child in self._children.by_key.items():
+            state, serves = lives.state_of(key).name.lower(), lives.current(child.slot) == key
+            seen.append(Seen(child.slot, child.pid, child.row, state, serves, child.worker_class))
+        slots = [
+            (lives.slot_state(number).name.lower(), len(line.queue), len(line.resting))
+            for number, line in zip(lives.numbers, waiting.lines, strict=False)
+            if number < lives.target
+        ]
         return self._reporter.status(
-            [
-                Seen(p.slot, p.pid, p.row, state.name.lower(), p in serving, p.worker_class)
-                for p, state in [(p, book.state_of(key)) for key, p in self._processes.items()]
-            ],
-            [
-                (book.slot_state(number).name.lower(), len(queue), len(book.resting[number]))
-                for number, queue in enumerate(book.queues)
-            ],
+            seen,
+            slots,
             time.monotonic(),
-            stage=book.stage.name.lower(),
-            reloading=book.reloading,
+            stage=self._agenda.stage.name.lower(),
+            reloading=lives.reloading,
             listening=self._listeners.urls,
-            held=book.held,
+            held=waiting.held,
         )
 
     def stats(self) -> Mapping[str, Any]:
@@ -622,40 +629,59 @@ class Master:
         Raises:
             StickyError: it is neither.
         """
-        found = inquiry.why(text, self._options, len(self._slots))
-        serving = self._serving.get(found["slot"])
-        return {**found, "pid": serving.pid if serving else None}
+        found = inquiry.why(text, self._options, self._topology.num)
+        key: Any = self._lives.current(found["slot"])
+        return {**found, "pid": self._children.by_key[key].pid if key is not None else None}
+
+    def reload(self) -> None:
+        """Replace all workers by new ones, with what their code is now.
+
+        Raises:
+            StickyError: the server stops, or has not started yet.
+        """
+        self._while_serving()
+        self._reload()
 
     def scale(self, n: int) -> None:
-        """Have so many slots."""
+        """Have so many workers.
+
+        Raises:
+            StickyError: that many are not possible, or not now.
+        """
         self._while_serving()
-        self._ledger.scale(n, time.monotonic())
+        if not 1 <= n <= MAX_WORKERS:
+            raise StickyError(f"{n} workers are not possible: from 1 to {MAX_WORKERS} are")
+        before = self._lives.target
+        if self._ledger.scale(n, time.monotonic()):
+            log.info("Scaling from %d to %d workers", before, n)
 
     def drain(self, slot: int) -> None:
         """Replace the process of a slot by a new one, gracefully."""
         self._while_serving()
         self._at(slot)
-        self._ledger.replace(slot, time.monotonic())
+        self._lives.replace(slot, time.monotonic())
 
     def kill(self, slot: int) -> None:
         """SIGKILL to the process of a slot, which then gets another."""
-        signal.pidfd_send_signal(self._at(slot).pidfd, signal.SIGKILL)
+        self._at(slot).send(signal.SIGKILL)
 
     def stop(self, *, quick: bool = False) -> None:
         """End the server: requests in hand are finished, or at once."""
-        self._ledger.stop(time.monotonic(), quick=quick)
+        self._stop("sticky ctl", time.monotonic(), quick=quick)
 
-    def _at(self, slot: int) -> _Process:
-        if slot >= len(self._slots):
-            raise StickyError(f"there is no slot {slot}: they are 0 to {len(self._slots) - 1}")
-        if slot not in self._serving:
+    def _at(self, slot: int) -> Child:
+        if slot >= self._topology.num:
+            last = self._topology.num - 1
+            raise StickyError(f"there is no slot {slot}: they are 0 to {last}")
+        key: Any = self._lives.current(slot)
+        if key is None:
             raise StickyError(f"slot {slot} has no process that serves it now")
-        return self._serving[slot]
+        return self._children.by_key[key]
 
     def _while_serving(self) -> None:
-        if self._ledger.stage is not ledger.Stage.SERVING:
+        if self._agenda.stage is not Stage.SERVING:
             raise StickyError("the server stops")
-        if not self._ledger.announced:
+        if not self._lives.announced:
             raise StickyError("the server is starting: not all of its workers have been ready yet")
 
     def _start_watcher(self) -> None:
@@ -671,8 +697,8 @@ class Master:
         }
         environment = systemd.without(os.environ)
         pid, control = spawn.start("watcher", spec, environment=environment, stdin=os.devnull)
-        self._watcher = _Process(-1, pid, control)
-        self._register(control.fileno(), select.EPOLLIN, self._on_watcher)
+        self._watcher = Child(-1, pid, control)
+        self._loop.register(control.fileno(), select.EPOLLIN, self._on_watcher)
 
     def _on_watcher(self, _: int) -> None:
         watcher = self._watcher
@@ -682,9 +708,9 @@ class Master:
         except (BlockingIOError, ConnectionResetError):
             message = None
         if message is None:
-            self._unregister(watcher.control.fileno())
+            self._loop.unregister(watcher.control.fileno())
             how = describe(reap(watcher.pid))
-            if self._ledger.stage is ledger.Stage.SERVING:
+            if self._agenda.stage is Stage.SERVING:
                 log.error("the watcher for --reload %s: changes are no longer noticed", how)
             watcher.close()
             self._watcher = None
@@ -693,20 +719,15 @@ class Master:
             self._reload()
         elif message.kind == channel.FAILED:
             log.error("%s", json.loads(message.payload)["reason"])
-            self._unregister(watcher.control.fileno())  # that was all; it is collected at the end
+            # That was all; it is collected at the end.
+            self._loop.unregister(watcher.control.fileno())
             self._ledger.fail(time.monotonic(), 1)
 
     def _on_launcher(self, _: int) -> None:
         """Nothing is ever sent from there: it has ended, and we with it."""
         assert self._launcher is not None
-        self._unregister(self._launcher.fileno())
+        self._loop.unregister(self._launcher.fileno())
         self._ledger.stop(time.monotonic(), quick=True)
-
-
-def _unread(slot: _Slot) -> int:
-    """Bytes that lie in the inbox."""
-    size: int = struct.unpack("i", fcntl.ioctl(slot.inbox_end, _FIONREAD, b"\0\0\0\0"))[0]
-    return size
 
 
 def run(

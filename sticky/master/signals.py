@@ -52,6 +52,30 @@ def _recorded(number: int, frame: object) -> None:
     """The wake-up descriptor already has it."""
 
 
+class Terminal:
+    """The terminal that this process was started from, if there was one.
+
+    Who closes it means that the program is to end, and the system says so with SIGHUP; which people
+    send to a server to have it reload, too. A shell passes its own SIGHUP on to its children, so
+    who has sent it says nothing.
+    """
+
+    def __init__(self) -> None:
+        self._had_one = signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN and _can_be_opened()
+
+    def is_closed(self) -> bool:
+        """Whether there was one and is none any more. With nohup(1) there never was."""
+        return self._had_one and not _can_be_opened()
+
+
+def _can_be_opened() -> bool:
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True
+
+
 def reap(pid: int) -> int:
     """Collect a child that has ended; its exit status, or minus the signal that ended it."""
     try:

@@ -1,19 +1,21 @@
-"""The worker's two channels: connections come through the inbox of its slot, and orders, pings and
-what goes back to the master through the control pair of this process (``sticky.channel``)."""
+"""The worker's channels: connections come through the inbox of its slot, those of sessions that
+only this process may hold through its own, and orders, pings and what goes back to the master
+through the control pair of this process (``sticky.channel``)."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import logging
-import socket
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from .. import board, channel, logs
 from ..errors import ChannelError
 from .boundary import Wire
+from .descriptors import Reserve
 from .hub import Watcher
+from .inbox import Inbox
 from .kernel import EPOLLIN, EPOLLOUT, Socket, close
 
 if TYPE_CHECKING:
@@ -23,32 +25,30 @@ log = logging.getLogger("sticky.worker")
 
 _RETRY = 0.05
 """Seconds until something is sent again that failed for a reason nothing announces the end of."""
-_MOST_AT_ONCE = 16
-"""Connections picked up before everything else gets its turn again."""
-_FULL_BATCHES = 4
-"""Full batches in a row after which the batch grows."""
 
 
 class Link:
-    """The worker's end of both channels.
+    """The worker's end of all channels.
 
     Attributes:
-        paused: the inbox is not looked at, because there is no room for another connection.
+        inbox: of the slot.
+        own_inbox: of this process.
         has_left: what comes on the control pair is of no interest any more.
     """
 
-    def __init__(self, service: Service, control: Socket, inbox: Socket) -> None:
+    def __init__(self, service: Service, control: Socket, inbox: Socket, own_inbox: Socket) -> None:
         self.service = service
         self.control = control
-        self.inbox = inbox
-        self.paused = True
+        self._reserve = reserve = Reserve()
+        self.inbox = Inbox(service, inbox, reserve, lambda: service.has_room, self.adopt)
+        self.own_inbox = Inbox(
+            service, own_inbox, reserve, lambda: service.has_room_for_own, self._adopt_own
+        )
         self.has_left = False
         self._reader = channel.Reader()
-        self._inbox_reader = channel.Reader(connections=True)
-        self._burst = 1
-        self._full = 0
         self._leaving: deque[tuple[Wire, int, int, bool]] = deque()
         self._blocked = False
+        self._asks = False  # to be replaced
         self._watcher = Watcher(self._on_control)
 
     def begin(self) -> None:
@@ -59,49 +59,22 @@ class Link:
 
     # -- connections --------------------------------------------------------------------------
 
+    @property
+    def paused(self) -> bool:
+        """Whether connections are left in the inboxes, because there is no room for another one."""
+        return self.inbox.paused or self.own_inbox.paused
+
     def room(self) -> None:
-        """There may be room again: look at the inbox, if there is."""
-        if self.paused and self.service.has_room:
-            self.paused = False
-            self.service.watch_inbox(self.inbox.fileno(), self._on_inbox)
+        """There may be room again: look at the inboxes, if there is."""
+        self.inbox.room()
+        self.own_inbox.room()
 
-    def pause(self) -> None:
-        """Leave in the inbox what is there."""
-        if not self.paused:
-            self.paused = True
-            self.service.leave_inbox(self.inbox.fileno())
+    def adopt(self, message: channel.Message, *, asked: bool = False) -> None:
+        """Serve a connection.
 
-    def _on_inbox(self, _: int = 0) -> None:
-        """Adopt what is there, within the bound.
-
-        One at a time while they come singly: the next wait tells as cheaply as a failing read
-        whether there are more, and when there often are, the batch doubles.
+        Args:
+            asked: it is of a session that this process may hold, and no other that was asked.
         """
-        service = self.service
-        for _ in range(self._burst):
-            if service.hub.over:  # or this is a child, which the app has forked meanwhile
-                return
-            if not service.has_room:
-                self.pause()
-                return
-            try:
-                message = self._inbox_reader.receive(self.inbox)
-            except BlockingIOError:
-                self._burst, self._full = 1, 0
-                return
-            except ChannelError as error:
-                service.count(board.LOST)
-                log.error("a connection was lost: %s", error)
-                continue
-            if message is None:
-                service.orphaned()
-            self._adopt(message)
-        self._full += 1
-        if self._full >= _FULL_BATCHES:
-            self._burst = min(self._burst * 2, _MOST_AT_ONCE)
-
-    def _adopt(self, message: channel.Message, *, asked: bool = False) -> None:
-        """Args: asked: for a session that this process may hold, having had the slot before."""
         service = self.service
         service.count(board.ADOPTED)
         rest = message.kind == channel.REST
@@ -112,6 +85,13 @@ class Link:
             wire.begin_at_rest()
         else:
             wire.begin(message.payload)
+
+    def _adopt_own(self, message: channel.Message) -> None:
+        """Serve one of a session that only this process may hold."""
+        if self.service.draining.finishing:
+            self.give_back(message)  # no session is held any more
+        else:
+            self.adopt(message, asked=True)
 
     def hand_back(self, wire: Wire, *, moves: int, unheld: bool) -> None:
         """Give a connection to the master, with what was read of its next request."""
@@ -194,16 +174,16 @@ class Link:
                 self.tell(channel.PONG)
                 if service.sessions is not None:
                     service.sessions.count()
-            case channel.CONNECTION if service.draining.finishing:
-                self._return(message)  # no session is held any more
-            case channel.CONNECTION:
-                self._adopt(message, asked=True)
+            case channel.SIBLING:
+                service.worker.siblings.append(message.fds[0])
+            case channel.RESCALED:
+                service.placing.rescaled()
             case channel.CLOSING:
                 service.closing = True
             case channel.END:
                 service.draining.end(replaced=not service.closing)
             case channel.QUIT:
-                service.quit()
+                service.draining.quit()
             case channel.REOPEN:
                 logs.reopen()
                 if service.access_log is not None:
@@ -216,6 +196,22 @@ class Link:
             channel.send(self.control, channel.pack_header(kind), payload)
         except BlockingIOError:
             pass  # the master is behind; it will ask again
+        except OSError:
+            self.service.orphaned()
+
+    def ask_to_leave(self) -> None:
+        """Ask to be replaced. Until the master says END nothing else changes."""
+        if not (self._asks or self.service.closing or self.service.placing.ending):
+            self._asks = True
+            self._ask()
+
+    def _ask(self) -> None:
+        if self.has_left:
+            return
+        try:
+            channel.send(self.control, channel.pack_header(channel.LEAVING))
+        except BlockingIOError:  # nobody would ask again whether we want to
+            self.service.hub.later(_RETRY, self._ask)
         except OSError:
             self.service.orphaned()
 
@@ -232,19 +228,10 @@ class Link:
         self._flush()
         self.has_left = True  # what is read from now on is the end that is made here
         self.service.hub.unregister(self.control.fileno())
-        with contextlib.suppress(OSError):
-            self.control.shutdown(socket.SHUT_RD)
-        while True:
-            try:
-                message = self._reader.receive(self.control)
-            except (BlockingIOError, ChannelError, OSError):
-                break
-            if message is None:
-                break
-            if message.kind == channel.CONNECTION:
-                self._return(message)
+        for message in self.own_inbox.rest():
+            self.give_back(message)
 
-    def _return(self, message: channel.Message) -> None:
+    def give_back(self, message: channel.Message) -> None:
         """Hand back a connection that nothing was done with."""
         with contextlib.suppress(OSError):
             channel.send_connection(
@@ -261,5 +248,7 @@ class Link:
     def close_after_fork(self) -> None:
         """In a child of the app's."""
         self.has_left = True
+        self._reserve.let_go()
         self.control.close()
-        self.inbox.close()
+        self.inbox.sock.close()
+        self.own_inbox.sock.close()

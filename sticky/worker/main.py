@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import faulthandler
 import gc
 import importlib
 import json
@@ -15,7 +16,6 @@ import logging
 import os
 import runpy
 import secrets
-import signal
 import socket
 import sys
 import traceback
@@ -30,7 +30,8 @@ from .. import channel, logs, program, spawn
 from ..board import Board
 from ..errors import OptionError, StickyError, WorkerError
 from ..options import Options
-from . import classes
+from ..topology import Topology
+from . import classes, ending, signals
 from .sessions import Holder, Make, Sessions
 
 if TYPE_CHECKING:
@@ -54,8 +55,10 @@ class Worker:
         counters: what this process has counted.
         service: what serves the app, once it is there.
         sessions: with the option ``session``: those of this process.
+        topology: how many slots there are, and to which of them a request leads.
         mailbox: a descriptor: what siblings send arrives here (AF_UNIX SOCK_SEQPACKET).
-        siblings: descriptors to send to, one a slot, by number, the own one included.
+        siblings: descriptors to send to, one a slot, by number, the own one included. It grows
+            where the number of workers does.
     """
 
     def __init__(
@@ -71,13 +74,14 @@ class Worker:
         self.pid = os.getpid()
         self.options = options
         self.mailbox = mailbox
-        self.siblings = tuple(siblings)
+        self.siblings = list(siblings)
         self.handlers: list[Handler] = []
         self.board = board or Board()
         self.counters = self.board.process(row)
         self.service: Service | None = None
         self._row = row
-        self.sessions = Sessions(options, id, self.counters) if options.session else None
+        self.topology = Topology(options, self.board.topology)
+        self.sessions = Sessions(self.topology, id, self.counters) if options.session else None
 
     def on(self, event: str, handler: Handler) -> Handler:
         """Have ``handler(connection)`` called each time this process adopts a connection.
@@ -124,8 +128,29 @@ class _Boot:
     worker: Worker
     control: Socket
     inbox: Socket
+    own_inbox: Socket
     calls_before: int | None
     """How many of the script's ``listen`` calls come before ours; None: it is not run at all."""
+    is_child: bool = False
+
+    def forked(self) -> None:
+        """In a child that the app has forked, perhaps before there was anything to serve: all of
+        this is the parent's, which is to be the only one that has it open."""
+        if self.is_child:  # of a child: these numbers may be the app's by now
+            return
+        self.is_child = True
+        signals.give_back()
+        worker = self.worker
+        if worker.service is not None:
+            worker.service.forked()
+            return
+        from .kernel import close  # not in the launcher
+
+        for fd in (worker.mailbox, *worker.siblings):
+            with contextlib.suppress(OSError):
+                close(fd)
+        for end in (self.control, self.inbox, self.own_inbox):
+            end.close()
 
 
 _boot: _Boot | None = None
@@ -195,30 +220,31 @@ def holds(holder: Holder) -> Holder:
     return holder
 
 
-def _ignore(*_: Any) -> None:
-    """A signal. SIG_IGN would outlive an exec: programs that the app starts are to have the usual
-    actions."""
-
-
 def main(spec: Mapping[str, Any], fds: Sequence[int]) -> NoReturn:
     """Be the worker that the spec describes (``_boot.py`` calls this, after patching)."""
     global _boot
     spawn.die_with(spec["master"])
-    signal.signal(signal.SIGINT, _ignore)  # Ctrl-C in a terminal is the master's business
-    signal.signal(signal.SIGQUIT, _ignore)
+    signals.leave_to_master()
+    if sys.stderr is not None:
+        faulthandler.enable()  # whoever ends a worker that hangs (SIGABRT) learns where it hung
     options = Options.make(spec["options"])
-    logs.set_up(options, worker=spec["slot"])
     unix, packets = int(socket.AF_UNIX), int(socket.SOCK_SEQPACKET)
     control = Socket(unix, packets, 0, spawn.CONTROL_FD)
-    inbox, mailbox, memory, *siblings = fds
+    if spec["role"] == "spare":
+        place, fds = _wait_for_slot(spec["target"], options, control)
+        spec = {**spec, **place}
+    logs.set_up(options, worker=spec["slot"])
+    inbox, own_inbox, mailbox, memory, *siblings = fds
     board = Board(memory)
     board.close()
     _boot = _Boot(
         Worker(spec["slot"], options, mailbox, siblings, board, spec["row"]),
         control,
         Socket(unix, packets, 0, inbox),
+        Socket(unix, packets, 0, own_inbox),
         None if spec["target"] else spec["call"],
     )
+    os.register_at_fork(after_in_child=_boot.forked)
     sys.argv[:] = spec["argv"]
     with _failures_told():
         if spec["target"]:
@@ -232,6 +258,30 @@ def main(spec: Mapping[str, Any], fds: Sequence[int]) -> NoReturn:
             program.CANNOT_LOAD,
         )
     raise AssertionError("not reached")
+
+
+def _wait_for_slot(
+    target: str | None, options: Options, control: Socket
+) -> tuple[dict[str, Any], list[int]]:
+    """Be a spare: have everything imported that a worker needs, as far as that can be known without
+    running the user's code, and then wait until one is needed."""
+    try:
+        classes.load(options.worker_class)
+        if target:
+            program.load(target, options.app_dir)
+    except BaseException as error:
+        payload = json.dumps({"reason": _explain(error)[-channel.MAX_INLINE // 2 :]})
+        channel.send(control, channel.pack_header(channel.FAILED), payload.encode())
+        os._exit(_CANNOT_BOOT)
+    channel.send(control, channel.pack_header(channel.READY))
+    control.setblocking(True)
+    message = channel.Reader().receive(control, wait=True)
+    control.setblocking(False)
+    if message is None:
+        os._exit(0)
+    place = json.loads(message.payload)
+    os.environ["STICKY_WORKER_ID"] = str(place["slot"])
+    return place, message.fds
 
 
 @contextlib.contextmanager
@@ -284,22 +334,24 @@ def serve(factory: Callable[[], Any] | Any) -> NoReturn:
     boot = _boot
     worker, options = boot.worker, boot.worker.options
     app, worker_class = classes.find(factory, options)
+    if os.getpid() != worker.pid:  # the factory has forked, and this is the child
+        ending.end_child(None)
     if worker_class != options.worker_class:
         worker.options = options = dataclasses.replace(options, worker_class=worker_class)
     make = classes.load(worker_class)
-    worker.service = service = make(worker, app, boot.control, boot.inbox)
+    worker.service = service = make(worker, app, boot.control, boot.inbox, boot.own_inbox)
     service.run()
     # From here on an exit is an exit, not a failure to boot. SystemExit runs the atexit handlers.
     _boot = None
     gc.freeze()  # the interpreter's last collection would take longer than all the rest of the end
-    sys.exit(0)
+    ending.leave(service.draining.by)
 
 
 def _check_thread() -> None:
     """Python has signal handlers in the main thread only. (Which that is it says only by refusing:
     after monkey-patching, threading no longer knows.)"""
     try:
-        signal.signal(signal.SIGINT, _ignore)
+        signals.leave_to_master()
     except ValueError:
         _fail(  # an exception would only end this thread
             "the server was started with a function in a thread, and workers, which run the "

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from ..options import Options
-from ..routing import Router
 from ..rules import ANYWHERE
+from ..topology import Topology
 from .sessions import Sessions
 
 # What ``look`` says besides slots and verdicts: the connection is to go back to the master, who
@@ -39,7 +39,7 @@ class Placing:
 
     Args:
         options: the settings.
-        router: from a head to a slot.
+        topology: from a head to a slot.
         roster: who else is there.
         sessions: those of this process, with the option ``session``.
 
@@ -51,13 +51,14 @@ class Placing:
     """
 
     def __init__(
-        self, options: Options, router: Router, roster: Roster, sessions: Sessions | None
+        self, options: Options, topology: Topology, roster: Roster, sessions: Sessions | None
     ) -> None:
         self.slot = roster.id
-        self.looking = bool(options.session) or (options.proxy and options.num > 1)
+        self.looking = bool(options.session) or (options.proxy and topology.num > 1)
         self.ending = False
         self.stopping = False
-        self._router = router
+        self._topology = topology
+        self._router = router = topology.router
         self._roster = roster
         self._sessions = sessions
         self._in_turn = options.balance == "round-robin"
@@ -72,9 +73,17 @@ class Placing:
         Args:
             unheld: that process was asked.
         """
-        return (
-            not unheld and self._sessions is not None and (self.ending or self._roster.has_others())
-        )
+        return not unheld and self._sessions is not None and self._others_may_hold
+
+    @property
+    def _others_may_hold(self) -> bool:
+        """Whether a session that leads here may be held by another process, or one that leads
+        elsewhere by this one."""
+        return self.ending or self._roster.has_others() or bool(self._topology.epoch)
+
+    def rescaled(self) -> None:
+        """There are more slots now, or fewer: what came before the change may belong elsewhere."""
+        self.looking = True
 
     def look_first(self, data: bytes | bytearray, length: int, peer: str) -> int:
         """As ``look``, for the first request of a connection, which the master has placed here:
@@ -92,14 +101,18 @@ class Placing:
             if self._leaves_to_successor:
                 return ELSEWHERE
             return self.slot if placed or self._keeps() else ELSEWHERE
-        if slot == self.slot and (self.ending or self._roster.has_others()):
-            session = self._router.session(data, length)
-            if not session:
-                return ELSEWHERE if self._leaves_to_successor else slot
-            assert self._sessions is not None
-            if not self._sessions.hold(session.decode(errors="replace")):
-                return UNHELD
-        return slot
+        if slot < 0 or not self._others_may_hold:
+            return slot
+        assert self._sessions is not None
+        session = self._router.session(data, length).decode(errors="replace")
+        if slot != self.slot:
+            # It may have begun here before the number of slots has changed.
+            if session and self._sessions.surely_holds(session):
+                return self.slot
+            return UNHELD if session and placed else slot
+        if not session:
+            return ELSEWHERE if self._leaves_to_successor else slot
+        return slot if self._sessions.hold(session) else UNHELD
 
     @property
     def _leaves_to_successor(self) -> bool:

@@ -13,14 +13,16 @@ import signal
 import sys
 from collections.abc import Callable
 from ipaddress import ip_address
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
+from urllib.parse import parse_qs
 
 from .. import board, channel, logs
 from ..answers import refusals, texts
 from ..core import Head
 from ..forwarded import Trusted
+from ..logs import printable
 from ..options import Options, parse_bind
-from ..routing import make_router
+from . import ending
 from .accesslog import AccessLog
 from .boundary import Wire
 from .draining import Draining
@@ -67,6 +69,18 @@ def _is_one_address(options: Options) -> bool:
         return False
 
 
+class InHand(Protocol):
+    """A request that the app has.
+
+    Attributes:
+        head: its head.
+        began: when that was, on the monotonic clock.
+    """
+
+    head: Head
+    began: float
+
+
 class Service:
     """Serves one app in one worker process.
 
@@ -75,14 +89,19 @@ class Service:
         app: what the factory returned.
         control: our end of the control pair.
         inbox: the worker's end of the slot's inbox.
+        own_inbox: and of that of this process alone.
 
     Attributes:
         closing: the server stops: every answer says that its connection is closed behind it.
         keeps: whether connections stay open for further requests.
         wires: the connections that are open here.
+        exchanges: the requests that the app has, also those whose client has left.
+        ended_sessions: of Engine.IO, because this process ends: their ids.
     """
 
-    def __init__(self, worker: Worker, app: Any, control: Socket, inbox: Socket) -> None:
+    def __init__(
+        self, worker: Worker, app: Any, control: Socket, inbox: Socket, own_inbox: Socket
+    ) -> None:
         options = worker.options
         logs.take_over(options)
         self.worker = worker
@@ -95,19 +114,25 @@ class Service:
         self.closing = False
         self.keeps = options.keep_alive > 0
         self.wires: set[Wire] = set()
+        self.exchanges: set[InHand] = set()
+        self.ended_sessions: set[str] = set()
         self.refusals = refusals(options)
         self.texts = {status: f"{text}\n".encode() for status, text in texts(options).items()}
         self.access_log = AccessLog(options) if options.access_logfile else None
         self.trusted = Trusted(options.forwarded_allow_ips)
         self.hub = Hub()
-        self.placing = Placing(options, make_router(options), worker, worker.sessions)
-        self.looks = self.placing.looking
-        self.link = Link(self, control, inbox)
+        self.placing = Placing(options, worker.topology, worker, worker.sessions)
+        self.link = Link(self, control, inbox, own_inbox)
         self.draining = Draining(self)
         self.sync = Sync(self)
         self._told: set[str] = set()
         self._one_address = _is_one_address(options)
         self._local: tuple[str, int] | None = None
+
+    @property
+    def looks(self) -> bool:
+        """Whether further requests of a connection are looked at."""
+        return self.placing.looking
 
     # -- what a worker class provides ---------------------------------------------------------
 
@@ -138,13 +163,17 @@ class Service:
         raise NotImplementedError
 
     def end_sessions(self, sessions: list[Any]) -> None:
-        """Close Engine.IO sessions; not in the loop, where nothing may wait."""
+        """End Engine.IO sessions (``sessions.end``); not in the loop, where nothing may wait."""
+        raise NotImplementedError
+
+    def cancel(self) -> None:
+        """Have what is still in hand end: this process does, at ``draining.by`` at the latest."""
         raise NotImplementedError
 
     @property
     def busy(self) -> bool:
         """Whether something is in hand that is to be finished before this process ends."""
-        return bool(self.wires)
+        return bool(self.wires or self.exchanges)
 
     @property
     def can_start(self) -> bool:
@@ -157,7 +186,6 @@ class Service:
         """The app is ready: say so, and take connections."""
         self.look_around()
         self.link.begin()
-        os.register_at_fork(after_in_child=self.forked)
 
     def count(self, cell: int, by: int = 1) -> None:
         """Count something."""
@@ -182,12 +210,15 @@ class Service:
         """Whether another connection may be picked up: of at most ``prefetch`` the head is there
         and the app does not have it. Those that wait for their client do not count, or a few of
         them would keep everyone else out."""
+        return not self.placing.ending and self.placing.takes_new and self.has_room_for_own
+
+    @property
+    def has_room_for_own(self) -> bool:
+        """The same for connections of sessions that only this process may hold."""
         options = self.options
         return (
             self.cells[board.NOT_BEGUN] < options.prefetch
             and len(self.wires) < options.max_connections
-            and not self.placing.ending
-            and self.placing.takes_new
             and self.can_start
         )
 
@@ -222,7 +253,18 @@ class Service:
         """Say that the app raised the exception that is being handled."""
         self.count(board.APP_ERRORS)
         target = head.target[:500].decode("latin-1").encode("unicode_escape").decode("ascii")
-        log.exception("%s %s: the app failed", head.method, target)
+        if self.draining.cancelling:  # which the app may not have reckoned with
+            error = printable(repr(sys.exception()), 200)
+            log.error("%s %s: the app failed as it was cancelled: %s", head.method, target, error)
+        else:
+            log.exception("%s %s: the app failed", head.method, target)
+
+    def has_ended(self, head: Head) -> bool:
+        """Whether a request is of a session that was ended here."""
+        if not self.ended_sessions:
+            return False
+        query = parse_qs(head.target.partition(b"?")[2].decode("latin-1"))
+        return not self.ended_sessions.isdisjoint(query.get("sid", ()))
 
     def malformed(self, wire: Wire, refused: Refused) -> None:
         """Say, once, that a client's head is not to be understood."""
@@ -262,7 +304,7 @@ class Service:
                 "that could release a connection: sticky.current_worker().on('connection', ...)",
             )
         socketio = sys.modules.get("socketio")
-        if socketio is None or self.options.num == 1:
+        if socketio is None or self.worker.topology.num == 1:
             return
         asynchronous = sys.modules["socketio.async_pubsub_manager"]  # socketio has loaded it
         reaching = (socketio.PubSubManager, asynchronous.AsyncPubSubManager)
@@ -284,20 +326,16 @@ class Service:
         """The master is gone: nobody will ever send anything, so there is no reason to be."""
         os._exit(1)
 
-    def quit(self) -> None:
-        """End now, whatever is in hand."""
+    def end(self) -> None:
+        """End now: nothing is in hand."""
         self.link.leave()
         self.hub.stop()
 
     def forked(self) -> None:
         """In a child that the app has forked: all of this is the parent's. The child keeps none of
         it open and serves nobody."""
-        if self.hub.over:
-            return
         signal.set_wakeup_fd(-1)  # the other end is the parent's: it would take signals for its own
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        signal.signal(signal.SIGQUIT, signal.SIG_DFL)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
         self.hub.close_after_fork()
         self.link.close_after_fork()
         for fd in (self.worker.mailbox, *self.worker.siblings):
@@ -314,10 +352,5 @@ class Service:
         Args:
             error: what the app has raised, ``SystemExit`` for example.
         """
-        if os.getpid() == self.worker.pid:
-            return
-        code = error.code if isinstance(error, SystemExit) else error and 1
-        with contextlib.suppress(OSError, ValueError):
-            sys.stdout.flush()
-            sys.stderr.flush()
-        os._exit(code if isinstance(code, int) else code is not None)
+        if os.getpid() != self.worker.pid:
+            ending.end_child(error)

@@ -7,14 +7,14 @@ import gc
 import inspect
 import logging
 import os
+import secrets
 import sys
 import time
-from collections.abc import Callable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from ..errors import StickyError
-from ..options import Options
-from ..routing import Router, make_router
+from ..topology import Topology
 
 log = logging.getLogger("sticky.worker")
 
@@ -33,7 +33,7 @@ class Sessions:
     """The sessions of one worker process.
 
     Args:
-        options: the settings.
+        topology: from an id to its slot.
         slot: the worker's.
         counters: where to count what is held, as "sessions".
         clock: the monotonic time, in seconds.
@@ -41,13 +41,12 @@ class Sessions:
 
     def __init__(
         self,
-        options: Options,
+        topology: Topology,
         slot: int,
         counters: MutableMapping[str, int],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._router: Router = make_router(options)
-        self._num = options.num
+        self._topology = topology
         self._slot = slot
         self._counters = counters
         self._holders: list[Holder] = []
@@ -68,15 +67,18 @@ class Sessions:
         return minted
 
     def _draw(self, make: Make | None) -> str:
+        router, num = self._topology.router, self._topology.num
+        if self._slot >= num:  # there are fewer workers now, and this one is about to end
+            return make() if make else secrets.token_urlsafe(15)
         if make is None:
-            return self._router.mint(self._slot, os.urandom(15)).decode("ascii")
-        for _ in range(_DRAWS * self._num):
+            return router.mint(self._slot, os.urandom(15)).decode("ascii")
+        for _ in range(_DRAWS * num):
             drawn = make()
-            if self._router.owner(drawn.encode()) == self._slot:
+            if router.owner(drawn.encode()) == self._slot:
                 return drawn
         raise StickyError(
-            f"sticky.mint(make=...) called {make!r} {_DRAWS * self._num} times, and none of the "
-            f"ids leads to worker {self._slot} of {self._num} (the last one was {drawn!r}): it "
+            f"sticky.mint(make=...) called {make!r} {_DRAWS * num} times, and none of the "
+            f"ids leads to worker {self._slot} of {num} (the last one was {drawn!r}): it "
             "must make another, random id each time"
         )
 
@@ -97,6 +99,10 @@ class Sessions:
     def last(self) -> bool:
         """Whether there are some that only the app ends, when it likes."""
         return bool(self._holders and self._minted)
+
+    def surely_holds(self, session: str) -> bool:
+        """Whether the app says that it holds this id."""
+        return bool(self._holders or self._servers) and self.hold(session)
 
     def hold(self, session: str) -> bool:
         """Whether the app holds this id; True where nobody can say."""
@@ -175,16 +181,40 @@ def of_engineio() -> list[Any]:
     return [session for server in servers for session in list(server.sockets.values())]
 
 
-def close(session: Any) -> Any:
-    """Close an Engine.IO session so that its client comes back.
+def end(session: Any) -> Any:
+    """End an Engine.IO session so that its client comes back.
 
-    Closed at this level a JavaScript client sees "transport close" and reconnects; after
-    ``sio.disconnect(sid)`` it sees "io server disconnect" and does not.
+    No CLOSE packet is sent: python-engineio's client takes that for final, and so does JavaScript's
+    what ``sio.disconnect`` sends. The app's handler of "disconnect" is called; then the client sees
+    its transport end (a long poll is answered, and the next one finds no session), and connects
+    again.
 
     Returns:
         What is to be awaited, of an asynchronous server.
     """
     try:
-        return session.close(wait=False)
+        pending = session.close(wait=False, abort=True)
     except Exception:  # one session's trouble must not keep the others
-        log.debug("closing a session failed", exc_info=True)
+        log.debug("ending a session failed", exc_info=True)
+        pending = None
+    if inspect.isawaitable(pending):
+        return _ended(session, pending)
+    _forget(session)
+    return None
+
+
+async def _ended(session: Any, pending: Awaitable[object]) -> None:
+    try:
+        await pending
+    except Exception:
+        log.debug("ending a session failed", exc_info=True)
+    session.queue.put_nowait(None)  # what waits for packets there; the other server does it itself
+    _forget(session)
+
+
+def _forget(session: Any) -> None:
+    """Have its server know it no more: it would raise KeyError when it is asked for a session that
+    it has and that is closed, which makes a 500 of what should be a 400."""
+    sockets = session.server.sockets
+    if session.closed and sockets.get(session.sid) is session:
+        sockets.pop(session.sid, None)

@@ -1,0 +1,347 @@
+"""Worker processes as the system sees them: pids, pidfds, channels, and the descriptors kept free.
+
+What is to be done with them is decided in ``lives``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import random
+import select
+import signal
+import socket
+import struct
+import termios
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from .. import channel, spawn
+from ..board import Board
+from ..errors import ChannelError
+from ..options import Options
+from ..program import Program
+from . import systemd
+from .agenda import Why
+from .loop import Loop
+from .signals import reap
+from .spares import Spares
+
+_FIONREAD = termios.FIONREAD
+_RESERVE = 2
+"""Descriptors kept free for what a worker hands back: a connection, and the memfd of a large
+prefix. Without room for them the kernel would drop them, and the connection with them."""
+
+
+class Pairs:
+    """What a slot has, whoever serves it: both ends of its inbox, and of its place on the bus."""
+
+    def __init__(self) -> None:
+        self.inbox, self.inbox_end = channel.inbox()
+        self.sibling, self.mailbox = channel.pair()
+
+    def close(self) -> None:
+        """Close all of them."""
+        for end in (self.inbox, self.inbox_end, self.sibling, self.mailbox):
+            end.close()
+
+
+class Child:
+    """One worker process.
+
+    Attributes:
+        slot: whose it is; -1 for another process of ours.
+        row: its counters, in the board.
+        inbox, inbox_end: its own inbox, for what only it can serve.
+        failure: its last words, if it cannot serve.
+    """
+
+    def __init__(
+        self, slot: int, pid: int, control: socket.socket, row: int = 0, worker_class: str = ""
+    ) -> None:
+        self.slot = slot
+        self.row = row
+        self.worker_class = worker_class
+        self.pid = pid
+        self.pidfd = os.pidfd_open(pid)
+        self.control = control
+        self.inbox: socket.socket | None = None
+        self.inbox_end: socket.socket | None = None
+        self.failure: dict[str, Any] | None = None
+        self.killed_because: Why | None = None
+        self.unsaid: deque[int] = deque()  # there was no room on the control pair
+        self.limit = 0  # of requests, after which it is replaced
+
+    def send(self, sig: signal.Signals) -> None:
+        """Send it a signal."""
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self.pidfd, sig)
+
+    def close(self) -> None:
+        """Close what we hold of it."""
+        os.close(self.pidfd)
+        for end in (self.control, self.inbox, self.inbox_end):
+            if end is not None:
+                end.close()
+
+
+class Children:
+    """All worker processes of a server, and what belongs to their slots.
+
+    Args:
+        options: the settings.
+        program: what they run.
+        board: where they count.
+        loop: tells of their ends and of what they say.
+        on_end, on_control: called with a process's key.
+    """
+
+    def __init__(
+        self,
+        options: Options,
+        program: Program,
+        board: Board,
+        loop: Loop,
+        *,
+        on_end: Callable[[int], object],
+        on_control: Callable[[int], object],
+    ) -> None:
+        self._options = options
+        self._program = program
+        self._board = board
+        self._loop = loop
+        self._on_end = on_end
+        self._on_control = on_control
+        self._started = 0
+        self.worker_class = options.worker_class  # what new processes are told
+        self.pairs: list[Pairs] = []
+        self.inboxes: list[socket.socket] = []
+        self.own_inboxes: dict[int, socket.socket] = {}
+        self.by_key: dict[int, Child] = {}
+        self._spares = Spares(options.spares, loop)
+        self.grow(options.num)
+
+    def grow(self, num: int) -> None:
+        """Have what belongs to so many slots."""
+        for number in range(len(self.pairs), num):
+            pairs = Pairs()
+            self.pairs.append(pairs)
+            self.inboxes.append(pairs.inbox)
+            for child in self.by_key.values():
+                self._tell(child, channel.SIBLING, {"slot": number}, pairs.sibling.fileno())
+
+    def start(self, number: int) -> int:
+        """Start a process for a slot; its key.
+
+        Raises:
+            OSError: it could not be started.
+        """
+        row = self._board.give()
+        try:
+            inbox, inbox_end = channel.inbox()
+        except OSError:
+            self._board.take_back(row)
+            raise
+        try:
+            child = self._spawn(number, row, inbox_end)
+        except OSError:
+            self._board.take_back(row)
+            inbox.close()
+            inbox_end.close()
+            raise
+        child.inbox, child.inbox_end = inbox, inbox_end
+        self._started += 1
+        key = self._started
+        self.by_key[key] = child
+        self.own_inboxes[key] = inbox
+        self.listen(key)
+        return key
+
+    def listen(self, key: int) -> None:
+        """Hear what a process says, and when it ends."""
+        child = self.by_key[key]
+        self._loop.register(child.pidfd, select.EPOLLIN, lambda _: self._on_end(key))
+        self._loop.register(child.control.fileno(), select.EPOLLIN, lambda _: self._on_control(key))
+
+    def _spawn(self, number: int, row: int, own: socket.socket) -> Child:
+        pairs, options = self.pairs[number], self._options
+        place = {"slot": number, "row": row}
+        fds = [pairs.inbox_end.fileno(), own.fileno(), pairs.mailbox.fileno(), self._board.fd]
+        fds += [other.sibling.fileno() for other in self.pairs]
+        child = self._spares.take(self.worker_class, json.dumps(place).encode(), fds)
+        if child is not None:
+            child.slot, child.row = number, row
+        else:
+            child = self._begin(f"worker {number}", {"role": "worker", **place}, fds, number, row)
+        if options.max_requests:
+            jitter = random.randint(0, options.max_requests_jitter)  # noqa: S311 - no secret
+            child.limit = options.max_requests + jitter
+        return child
+
+    def _begin(
+        self, label: str, role: dict[str, Any], fds: Sequence[int], slot: int = -1, row: int = 0
+    ) -> Child:
+        """Start a process."""
+        program = self._program
+        spec = {
+            **role,
+            "master": os.getpid(),
+            "options": self._options.to_json() | {"worker_class": self.worker_class},
+            "target": program.target,
+            "script": program.script,
+            "module": program.module,
+            "call": program.call,
+            "argv": list(program.argv),
+            "path": list(program.path),
+        }
+        environment = self.environment()
+        if slot >= 0:
+            environment["STICKY_WORKER_ID"] = str(slot)
+        pid, control = spawn.start(label, spec, fds, environment=environment, stdin=os.devnull)
+        try:
+            return Child(slot, pid, control, row, self.worker_class)
+        except OSError:  # without a pidfd its end would not be noticed
+            control.close()
+            os.kill(pid, signal.SIGKILL)
+            reap(pid)
+            raise
+
+    # -- spares -------------------------------------------------------------------------------
+
+    def keep_spares(self) -> None:
+        """Have as many processes as the options say that wait for a slot."""
+        if self.worker_class != "auto":
+            self._spares.fill(lambda: self._begin("spare", {"role": "spare"}, ()))
+
+    def drop_spares(self) -> None:
+        """End those that wait: what they have imported is old."""
+        self._spares.drop()
+
+    def environment(self) -> dict[str, str]:
+        """What workers see."""
+        return systemd.without(os.environ) | dict(self._options.env)
+
+    # -- what they are told -------------------------------------------------------------------
+
+    def say(self, child: Child, kind: int) -> None:
+        """Tell a process something; as soon as there is room for it."""
+        if child.unsaid:
+            child.unsaid.append(kind)
+            return
+        try:
+            channel.send(child.control, channel.pack_header(kind))
+        except BlockingIOError:
+            child.unsaid.append(kind)
+            self._loop.register(
+                child.control.fileno(),
+                select.EPOLLIN | select.EPOLLOUT,
+                lambda events: self._room(child, events),
+            )
+        except OSError:
+            pass  # it is dead: its pidfd tells
+
+    def _room(self, child: Child, events: int) -> None:
+        key = next(key for key, other in self.by_key.items() if other is child)
+        if events & select.EPOLLOUT:
+            unsaid, child.unsaid = child.unsaid, deque()
+            self._loop.register(
+                child.control.fileno(), select.EPOLLIN, lambda _: self._on_control(key)
+            )
+            for kind in unsaid:
+                self.say(child, kind)
+        if events & ~select.EPOLLOUT:
+            self._on_control(key)
+
+    def _tell(self, child: Child, kind: int, content: Any, *fds: int) -> None:
+        payload = json.dumps(content).encode()
+        with contextlib.suppress(OSError):
+            channel.send(child.control, channel.pack_header(kind), payload, *fds)
+
+    # -- their inboxes ------------------------------------------------------------------------
+
+    def inbox_end(self, slot: int, key: Any = None) -> socket.socket | None:
+        """Where an inbox is read: that of a slot, or a process's own."""
+        if key is None:
+            return self.pairs[slot].inbox_end
+        child = self.by_key.get(key)
+        return child.inbox_end if child else None
+
+    def unread(self, slot: int) -> int:
+        """How many connections lie in the inbox of a slot, roughly."""
+        return _unread(self.pairs[slot].inbox_end) // channel.HEADER_SIZE
+
+    def filled(self) -> set[int]:
+        """The slots for which connections lie in an inbox."""
+        found = {number for number, pairs in enumerate(self.pairs) if _unread(pairs.inbox_end)}
+        own = {c.slot for c in self.by_key.values() if c.inbox_end and _unread(c.inbox_end)}
+        return found | own
+
+    def forget(self, key: int) -> Child:
+        """A process has ended: collect it. What it said, and what lies in its inbox, is to be read
+        before."""
+        child = self.by_key.pop(key)
+        del self.own_inboxes[key]
+        self._loop.unregister(child.pidfd)
+        self._loop.unregister(child.control.fileno())
+        self._board.take_back(child.row)
+        return child
+
+    def close(self) -> None:
+        """Close everything; no worker is ended by that."""
+        self.drop_spares()
+        for child in self.by_key.values():
+            child.close()
+        for pairs in self.pairs:
+            pairs.close()
+
+
+def _unread(end: socket.socket) -> int:
+    """Bytes that lie in an inbox."""
+    size: int = struct.unpack("i", fcntl.ioctl(end, _FIONREAD, b"\0\0\0\0"))[0]
+    return size
+
+
+def drained(end: socket.socket, reader: channel.Reader) -> Iterator[channel.Message]:
+    """All messages that lie in an inbox, taken out of it.
+
+    Those whose descriptors there is no room for are lost; see ``Reserve``.
+    """
+    while True:
+        try:
+            message = reader.receive(end)
+        except ChannelError:
+            continue
+        except OSError:
+            return
+        if message is None:
+            return
+        yield message
+
+
+class Reserve:
+    """Descriptors kept free, by being open."""
+
+    def __init__(self) -> None:
+        self._null = os.open(os.devnull, os.O_RDONLY)
+        self._kept: list[int] = []
+        self.keep()
+
+    def keep(self) -> bool:
+        """Take what is missing; whether the reserve is complete."""
+        with contextlib.suppress(OSError):
+            while len(self._kept) < _RESERVE:
+                self._kept.append(os.dup(self._null))
+        return len(self._kept) == _RESERVE
+
+    def give(self) -> None:
+        """Make it room for what comes."""
+        while self._kept:
+            os.close(self._kept.pop())
+
+    def close(self) -> None:
+        """Keep nothing any more."""
+        self.give()
+        os.close(self._null)

@@ -630,7 +630,8 @@ class Master:
             StickyError: it is neither.
         """
         found = inquiry.why(text, self._options, self._topology.num)
-        key: Any = self._lives.current(found["slot"])
+        slot = found["slot"]  # None where any may have it
+        key: Any = None if slot is None else self._lives.current(slot)
         return {**found, "pid": self._children.by_key[key].pid if key is not None else None}
 
     def reload(self) -> None:

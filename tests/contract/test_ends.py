@@ -47,9 +47,7 @@ def worker(kind: Kind, tmp_path: Path, recorded: Recorded) -> Iterator[Lone]:
         yield lone
 
 
-def start(
-    kind: Kind, folder: Path, recorded: Recorded, *, suffix: str = "", **more: str
-) -> Lone:
+def start(kind: Kind, folder: Path, recorded: Recorded, *, suffix: str = "", **more: str) -> Lone:
     app = {"wsgi": "app", "asgi": "asgi"}[kind.interface] + suffix
     env = {"RECORD": str(recorded.file), **more}
     return Lone(kind, f"tests.ending_apps:{app}", folder, env=env)

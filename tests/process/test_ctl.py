@@ -129,6 +129,40 @@ def test_kill_kills_the_process_of_a_slot_and_another_one_comes(running: Running
     assert "slot is -1" in refused("kill", "--", "-1")
 
 
+def test_scale_has_more_and_fewer_slots(running: Running) -> None:
+    assert ctl("scale", "4").stdout == "begun\n"
+    running.wait_for("There are 4 workers now")
+    found = answer("status")
+    assert found["n"] == 4
+    assert [slot["slot"] for slot in found["slots"]] == [0, 1, 2, 3]
+    for address in ("10.0.0.1", "10.0.0.2", "10.0.0.3"):
+        assert answer("why", address)["slot"] == slot_of(address, 4)
+    assert ctl("scale", "1").stdout == "begun\n"
+    running.wait_for("There are 1 worker now")
+    assert answer("status")["n"] == 1
+    assert running.get().status == 200
+    assert "n is 251: it must be a number from 1 to 250" in refused("scale", "251")
+
+
+def test_drain_replaces_the_process_of_one_slot(running: Running) -> None:
+    before = running.worker_pids()
+    assert ctl("drain", "1").stdout == "begun\n"
+    running.wait_for_successor(1, before[1])
+    running.wait_for(rf"worker 1 \(pid {before[1]}\) ended")
+    assert running.worker_pids()[0] == before[0]
+    assert answer("status")["restarts"] == 0
+    assert "there is no slot 2: they are 0 to 1" in refused("drain", "2")
+
+
+def test_why_knows_no_slot_where_any_may_have_it(runtime: Path) -> None:
+    options = (*OPTIONS, "--session", "sid", "--balance", "least")
+    with serve(APP, num=2, options=options):
+        found = answer("why", "10.0.0.1")
+        assert (found["slot"], found["pid"]) == (None, None)
+        assert "balance is 'least'" in found["why"]
+        assert answer("why", "abc")["slot"] in (0, 1)
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [(["stop"], "quick=False"), (["stop", "--quick"], "quick=True")],

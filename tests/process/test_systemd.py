@@ -47,6 +47,14 @@ def test_it_is_told_when_the_server_is_ready_reloads_and_stops(supervisor: Super
     assert len([message for message in supervisor.messages if "STOPPING" in message]) == 1
 
 
+def test_it_is_told_how_many_workers_there_are(supervisor: Supervisor) -> None:
+    with supervisor.start(*SERVE, "-b", "127.0.0.1:0", num=1) as running:
+        supervisor.wait_for("READY")
+        running.send_signal(signal.SIGTTIN)
+        running.wait_for("There are 2 workers now")
+        assert supervisor.wait_for("STATUS")["STATUS"] == f"2 workers at {running.url}"
+
+
 def test_it_is_not_told_that_a_server_is_ready_that_cannot_start(supervisor: Supervisor) -> None:
     words = ("-m", "sticky", "tests.apps:no_such_app", "-w", "1", "-b", "127.0.0.1:0")
     with supervisor.start(*words, ready=False) as running:

@@ -454,7 +454,7 @@ class Master:
         slot = self._children.by_key[key].slot
         if slot >= self._topology.num:
             return self._dispatcher.heir(address)
-        return None if self._lives.current(slot) in (None, key) else slot
+        return None if self._lives.current(slot) == key else slot
 
     def _load(self, slot: int) -> int | None:
         """What a slot has to do: its sessions, and the connections on their way to become some.

@@ -12,6 +12,7 @@ import socket
 import struct
 import sys
 import termios
+import time
 import tty
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -98,9 +99,7 @@ def main(argv: Sequence[str], *, prog: str) -> int:
     try:
         path = _find(where, pid)
         if command == "top":
-            if as_json:
-                raise StickyError("top is for people: status has --json")
-            return _top(path)
+            return _stream(path) if as_json else _top(path)
         answer = ask(path, command, given)
     except StickyError as error:
         sys.stderr.write(f"{prog}: {error}\n")
@@ -303,6 +302,16 @@ def _size(size: float) -> str:
 
 
 # -- top -------------------------------------------------------------------------------------------
+
+
+def _stream(path: Path) -> int:
+    """The status, a line of JSON each time, for programs that read along until they have enough."""
+    with contextlib.suppress(BrokenPipeError):
+        while True:
+            print(json.dumps(ask(path, "status")), flush=True)
+            time.sleep(_REFRESH)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python flushes once more at the end
+    return 0
 
 
 def _top(path: Path) -> int:

@@ -297,6 +297,18 @@ def test_top_shows_the_same_live_and_ends_with_q(running: Running) -> None:
     os.close(terminal)
 
 
+def test_top_is_a_line_of_json_each_time_for_programs(running: Running) -> None:
+    command = [sys.executable, "-m", "sticky", "ctl", "top", "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT) as top:
+        assert top.stdout is not None
+        assert top.stderr is not None
+        for _ in range(2):
+            assert json.loads(top.stdout.readline())["pid"] == running.master_pid
+        top.stdout.close()  # as head(1) does
+        assert top.stderr.read() == b""
+        assert top.wait(20) == 0
+
+
 def test_top_needs_a_terminal(running: Running) -> None:
     assert "top needs a terminal: use status" in refused("top")
 

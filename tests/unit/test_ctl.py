@@ -154,9 +154,3 @@ def test_an_answer_that_is_none_is_said_so(server, capsys, reply, says):
 def test_nobody_at_the_other_end_is_said_so(tmp_path):
     with pytest.raises(StickyError, match=r"no server answers at .*No such file"):
         ctl.ask(tmp_path / "none", "status")
-
-
-def test_top_has_no_json(server, capsys):
-    ctl.ask(server.path, "status")  # for the server of the fixture to end
-    assert run(server, "top", "--json") == 1
-    assert "status has --json" in capsys.readouterr().err

@@ -174,9 +174,13 @@ class Master:
     def _turn_until_over(self) -> None:
         turn, book, clock = self._loop.turn, self._agenda, time.monotonic
         settle = self._perform
-        now = clock()
+        now, behind = clock(), logs.pending
         while self._status is None:
-            turn(max(0.0, book.due - now), settle)
+            wait = book.due - now
+            if behind():
+                logs.flush()
+                wait = min(wait, logs.AGAIN)
+            turn(max(0.0, wait), settle)
             now = clock()
             if book.actions:  # most turns only hand over: nothing is decided
                 self._perform()

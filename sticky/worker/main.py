@@ -315,6 +315,7 @@ def _fail(reason: str, status: int, **more: str) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:  # closed by whoever started us
             stream.flush()
+    logs.finish()
     os._exit(status)
 
 

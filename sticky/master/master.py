@@ -312,21 +312,20 @@ class Master:
     def _announce(self) -> None:
         bound = self._listeners.addresses
         self._dispatcher.listen(self._listeners.sockets)
-        where = ", ".join(self._listeners.urls)
-        self._around.ready(f"{self._topology.num} workers at {where}")
-        log.info(
-            "Listening at: %s (pid %d), %d worker%s",
-            where,
-            os.getpid(),
-            self._topology.num,
-            "s" if self._topology.num > 1 else "",
-        )
+        workers, where = self._about()
+        self._around.ready(f"{workers} at {where}")
+        log.info("Listening at: %s (pid %d), %s", where, os.getpid(), workers)
         if self._launcher is not None:
             payload = json.dumps(bound).encode()
             try:
                 channel.send(self._launcher, channel.pack_header(channel.READY), payload)
             except OSError:
                 self._ledger.stop(time.monotonic(), quick=True)
+
+    def _about(self) -> tuple[str, str]:
+        """What this server is, for people: how many workers, and where."""
+        num = self._topology.num
+        return f"{num} worker{'s' if num > 1 else ''}", ", ".join(self._listeners.urls)
 
     # -- processes ----------------------------------------------------------------------------
 
@@ -369,6 +368,7 @@ class Master:
     def _rescaled(self, num: int, done: bool) -> None:
         if done:
             log.info("There are %d worker%s now", num, "s" if num > 1 else "")
+            self._around.status(" at ".join(self._about()))
             for child in self._children.by_key.values():
                 self._children.say(child, channel.RESCALED)
         else:
@@ -634,7 +634,8 @@ class Master:
             StickyError: it is neither.
         """
         found = inquiry.why(text, self._options, self._topology.num)
-        key: Any = self._lives.current(found["slot"])
+        slot = found["slot"]  # None where any may have it
+        key: Any = None if slot is None else self._lives.current(slot)
         return {**found, "pid": self._children.by_key[key].pid if key is not None else None}
 
     def reload(self) -> None:

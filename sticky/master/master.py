@@ -107,6 +107,7 @@ class Master:
         )
         self._lives, self._waiting = self._ledger.lives, self._ledger.waiting
         self._agenda = self._ledger.agenda
+        self._terminal = Terminal()
         self._loop = Loop()
         self._children = Children(
             options,
@@ -115,6 +116,7 @@ class Master:
             self._loop,
             on_end=self._on_end,
             on_control=self._on_control,
+            nohup=self._terminal.nohup,
         )
         self._reader = channel.Reader()
         self._status: int | None = None
@@ -124,7 +126,6 @@ class Master:
         self._reserve = Reserve()
         # Listeners, channels and processes take a few for each slot; the rest is for connections.
         self._spacious = most_files - _SPARE_FDS - 10 * options.num
-        self._terminal = Terminal()
         self._signals = Signals(
             (
                 signal.SIGTERM,

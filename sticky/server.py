@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from . import channel, spawn
+from ._boot import open_standard
 from .board import Board
 from .config import settings
 from .errors import StickyError, WorkerError
@@ -191,6 +192,7 @@ class Server:
             program = dataclasses.replace(program, call=_calls)
             _calls += 1
         given = listeners.inherited(self.options)
+        open_standard()
         self._board = Board()
         spec = {
             "role": "master",

@@ -58,10 +58,14 @@ class Terminal:
     Who closes it means that the program is to end, and the system says so with SIGHUP; which people
     send to a server to have it reload, too. A shell passes its own SIGHUP on to its children, so
     who has sent it says nothing.
+
+    Attributes:
+        nohup: that signal was ignored then, as nohup(1) has it.
     """
 
     def __init__(self) -> None:
-        self._had_one = signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN and _can_be_opened()
+        self.nohup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        self._had_one = not self.nohup and _can_be_opened()
 
     def is_closed(self) -> bool:
         """Whether there was one and is none any more. With nohup(1) there never was."""

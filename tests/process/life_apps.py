@@ -37,7 +37,8 @@ _hoard: list[bytes] = []
 
 def versioned() -> App:
     """As lab, but / says what was in the file "version" when this process began. While there is a
-    file "hangs" no worker becomes ready, and the first that does not says so with a file "hung". /hoard takes ?megabytes= of memory."""
+    file "hangs" no worker becomes ready, and the first that does not says so with a file "hung".
+    /hoard takes ?megabytes= of memory."""
     folder = Path(os.environ[FOLDER])
     version = (folder / "version").read_text()
     if (folder / "hangs").exists():

@@ -179,6 +179,8 @@ def test_who_decides_does_no_io_and_reads_no_clock(name: str) -> None:
         ("options", {"errors", "forwarded"}),
         ("forwarded", set()),
         ("channel", {"errors"}),
+        ("outlet", set()),
+        ("logs", {"errors", "options", "outlet"}),
     ],
 )
 def test_the_parts_below_know_only_what_is_below_them(name: str, known: set[str]) -> None:
@@ -207,6 +209,7 @@ BORROWED = {
     ("sticky.logs", "handler._open"),
     ("sticky.arguments", "self._option_string_actions"),
     ("sticky.spawn", "subprocess._args_from_interpreter_flags"),
+    ("sticky.worker.ending", "atexit._run_exitfuncs"),
     ("sticky.master.master", "Rules._fields"),
 }
 LOW_LEVEL = {"_socket", "_thread"}

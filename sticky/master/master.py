@@ -281,6 +281,7 @@ class Master:
         end = self._children.inbox_end(line.slot, line.process)
         if end is not None:
             self._dispatcher.return_(line, self._collect(end))
+            self._make_room()
 
     def _collect(self, end: socket.socket) -> list[channel.Message]:
         """All that lies in an inbox."""
@@ -486,6 +487,7 @@ class Master:
         again = bool(right) and self._auto and right != child.worker_class
         again = self._ledger.ended(key, now, failure.get("status", 3), again=again)
         self._dispatcher.return_(own, left)
+        self._make_room()
         if again:
             self._children.worker_class = str(right)
             log.info("This app needs the worker class %r: all workers are of that class", right)

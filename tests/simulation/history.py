@@ -973,7 +973,7 @@ class World:
             still = not (wire.fin or wire.reset or self.kernel.cut)
             if late and still and self.listener.open and wire.waits == "queue":
                 inbox = wire.asked.own if wire.asked else self.inboxes[wire.destined]
-                full = not inbox.writable or inbox.failing or not inbox.is_read()
+                full = not inbox.had_room or inbox.failing or not inbox.is_read()
                 retried = now - max(self.fed_at, inbox.opened) > RETRY + MOMENT
                 demand(full or not retried, wire, "got 503 though its inbox had room")
             over = self.quick or self.time_over or self.ends
@@ -1095,6 +1095,7 @@ class World:
             demand(open or not watched, inbox, "is watched, and nobody reads it")
             retried = timeout <= RETRY + MOMENT
             demand(watched or not some or not open or retried, inbox, "is not watched")
+            inbox.had_room = inbox.writable
             for parcel in list(inbox.messages)[:1]:
                 late = now - parcel.wire.got - self.options.queue_timeout
                 if parcel.rest:
@@ -1173,7 +1174,7 @@ class World:
                     demand(wire.fin or wire.reset or starved, wire, "was dropped for nothing")
                 wire.waits = None
         demand(heads <= options.max_pending_heads, "too many heads:", heads)
-        most = max(options.max_queued, self.queued_before + self.returned)
+        most = max(options.max_queued, self.queued_before) + self.returned
         demand(queued <= most, "too many are queued:", queued)
         self.heads_before, self.queued_before, self.returned = heads, queued, 0
         for inbox in self.all_inboxes():

@@ -535,6 +535,7 @@ class Inbox(File):
         self.readers: list[Callable[[], object]] = []
         self.last = 0
         self.told_end = False
+        self.had_room = True  # between the last two turns
         self.opened = 0.0  # when somebody began to read it
         self.passed_on = 0
         self.judge_rest: Callable[[Wire, int], object] = lambda wire, number: None

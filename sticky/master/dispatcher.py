@@ -453,6 +453,16 @@ class Dispatcher:
             for connection, _ in returned:
                 self.place(connection, unheld=line.process is not None)
 
+    def turn_away(self, message: channel.Message) -> None:
+        """It lay in an inbox that nobody reads, and there is no room for it here."""
+        self.counters["crowded_out"] += 1
+        connection = self._taken(message)
+        if connection.kind == channel.REST:
+            self.counters["rest_closed"] += 1
+            connection.sock.close()
+        else:
+            self._refuse(connection, 503)
+
     def overstayed(self, message: channel.Message) -> None:
         """It lay in an inbox for longer than it may wait."""
         connection = self._taken(message)

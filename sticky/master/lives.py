@@ -529,8 +529,8 @@ class Lives:
                 if not worker.doomed:
                     by = self.agenda.remind(now + self.rules.graceful_timeout)
                     worker.then(_Step.QUIT, min(by, worker.at) if worker.leaving else by)
-                if slot.current is None and slot.state is Slot.UP:
-                    slot.becomes(Slot.BACKOFF)
+                if slot.current is None and slot.state is Slot.UP and not slot.spawning:
+                    slot.becomes(Slot.BACKOFF)  # UP -> BACKOFF
                 self.agenda.add(Serves(number))
             else:
                 self._shuts(number, True)

@@ -290,6 +290,9 @@ class Master:
         for message in drained(end, self._reader):
             found.append(message)
             self._make_room()
+            if not self._reserve.keep():  # nobody else could go
+                self._dispatcher.turn_away(found.pop())
+                self._make_room()
             self._give_reserve()
         self._make_room()
         return found

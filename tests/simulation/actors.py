@@ -61,7 +61,8 @@ class Client:
         for number, request in enumerate(wire.requests):
             if number and rng.random() >= weather.pipelined:
                 self.steps.append((0.0, None, (number,)))
-                self.steps.append((rng.choice((0.0, 0.01, 0.3)), wire.send, (b"",)))
+                pauses = (0.3, 1.0, 3.0) if weather.sessions else (0.0, 0.01, 0.3)
+                self.steps.append((rng.choice(pauses), wire.send, (b"",)))
             self.send(request, whole=number < len(wire.requests) - 1)
         if rng.random() < weather.half_closers:
             self.steps.append((rng.choice((0.0, 0.0, 0.3, 2.0)), wire.shut, ()))
@@ -730,7 +731,7 @@ class Weather:
         self.closers = often(0, 0, 0.1)
         self.pipelined = often(0, 0.3, 1.0)
         self.disagreement = often(0, 0, 0.1, 0.97)
-        self.sessions = often(0, 0, 0.7)
+        self.sessions = 0.0
         self.terms = often(0, 0, 0.4)
         self.scaling = often(0, 0, 0.6)
         self.deaf = often(0, 0, 0.3)
@@ -743,6 +744,12 @@ class Weather:
     def rest(self) -> None:
         """Connections stay open between requests, and processes are replaced."""
         self.reloads, self.closers, self.slow_boots, self.bad_heads = 0.8, 0.0, 0.0, 0.0
+        self.leavers, self.half_closers = self.leavers / 3, self.half_closers / 3
+
+    def hold(self) -> None:
+        """Sessions are held while processes are replaced."""
+        self.sessions, self.reloads, self.shared, self.closers = 0.7, 0.8, 0.9, 0.0
+        self.deaths, self.disagreement = self.deaths / 3, 0.0
         self.leavers, self.half_closers = self.leavers / 3, self.half_closers / 3
 
     def __repr__(self) -> str:

@@ -167,7 +167,9 @@ class World:
         moving = rng.random() < 0.5  # most of what can happen to a move needs many of them
         if moving:
             self.weather.move()
-        sessions = moving and rng.random() < self.weather.sessions
+        sessions = moving and rng.random() < 0.4
+        if sessions:
+            self.weather.hold()
         self.options = Options(
             num=rng.choice((2, 2, 3, 4) if moving else (1, 1, 2, 2, 3, 4)),
             proxy=moving or rng.random() < 0.7,
@@ -189,8 +191,11 @@ class World:
         )
         if moving and rng.random() < 0.3:  # and most of what can happen to one at rest, reloads
             self.weather.rest()
-            changes = {"keep_alive": 75.0, "queue_timeout": rng.choice((0.3, 2.0))}
+            changes: dict[str, Any] = {"queue_timeout": rng.choice((0.3, 2.0)), "keep_alive": 75.0}
             self.options = replace(self.options, timeout=30.0, boot_timeout=60.0, **changes)
+        if sessions:
+            changes = {"keep_alive": 75.0, "graceful_timeout": rng.choice((3.0, 30.0))}
+            self.options = replace(self.options, boot_timeout=60.0, max_moves=8, **changes)
         self.spare = rng.choice((4, 12, 1000))
         self.capacity = rng.choice((1, 2, 4, 8))
         self.control_capacity = rng.choice((1, 2, 100, 100))
@@ -620,8 +625,8 @@ class World:
                 self.slots.append(_SlotSeen())
                 self.served.append(0)
             seen = self.slots[number]
-            if seen.worker is None:
-                seen.due = min(seen.due, self.kernel.now)
+            if seen.worker is None and seen.due == math.inf:
+                seen.due = self.kernel.now
 
     def retire(self, num: int) -> None:
         """Slots from this number on are none any more, or do not come to be any."""
@@ -844,7 +849,7 @@ class World:
         heir = self.slots[worker.slot].worker
         retired = worker.slot >= self.num
         wire.heir = ANY if retired else worker.slot
-        wire.orphan = not retired and (heir in (None, worker) or not heir.serves)
+        wire.orphan = not retired and heir is worker and self.is_served(worker.slot)
         wire.got = self.kernel.now
         self.kernel.note("rest without an heir" if wire.orphan else "rest with an heir")
 
@@ -1165,7 +1170,7 @@ class World:
                     starved = now in (self.listener.starved_at, self.kernel.starved_at)
                     starved = starved or options.head_timeout == 0
                     if wire.heir is not None:
-                        late = now - wire.since >= options.queue_timeout - MOMENT
+                        late = now - wire.got >= options.queue_timeout - MOMENT
                         late = late and wire.waits in ("rest", "inbox")
                         starved = starved or late or wire.orphan or self.stop_at <= now
                         self.kernel.note("rest closed because of", "time" if late else "more")

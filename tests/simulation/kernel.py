@@ -813,12 +813,14 @@ class Code:
         children.reap = world.reap
         master = self.master
         master._AT_ONCE = 2
-        master.logs = types.SimpleNamespace(reopen=lambda: None, printable=lambda text, _: text)
+        master.logs = types.SimpleNamespace(
+            reopen=lambda: None, printable=lambda text, _: text, pending=lambda: False
+        )
         master.channel, master.os, master.spawn, master.log = channel, system, spawn, log
         master.time = _Over(time, monotonic=lambda: kernel.now)
         master.reap = world.reap
         master.Signals = world.make_signals
-        master.Terminal = lambda: types.SimpleNamespace(is_closed=lambda: world.terminal_closed)
+        master.Terminal = lambda: _Terminal(world)
         master.Listeners = lambda *_: types.SimpleNamespace(
             sockets=[world.listener],
             addresses=[("127.0.0.1", 8000)],
@@ -942,3 +944,10 @@ def _oldest(end: InboxEnd) -> int | None:
 
 def _ioctl(end: InboxEnd, request: int, buffer: bytes) -> bytes:
     return struct.pack("i", 300 * len(end.inbox.messages))
+
+
+class _Terminal:
+    nohup = False
+
+    def __init__(self, world: Any) -> None:
+        self.is_closed = lambda: world.terminal_closed

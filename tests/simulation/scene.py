@@ -58,10 +58,10 @@ class Scene(World):
             graceful_timeout=10.0,
             keep_alive=1.0,
         )
-        self.spare, self.capacity = 1000, 1
+        self.spare, self.capacity, self.control_capacity = 1000, 1, 100
 
     def _write_script(self) -> None:
-        self.mover = self.make_wire(0)
+        self.mover = self.make_wire(self.key_of(0))
         client = self.play(self.mover, [(0, 0), (1, 5), (0, 2 * LARGE), (1, 0)], 0.5)
         # The second comes with the first, half of the third after the second was served, ...
         first, second, third, fourth = (_bytes(request) for request in self.mover.requests)
@@ -74,7 +74,7 @@ class Scene(World):
             (0.1, send, (fourth,)),
         ]
         for moment in OTHERS:
-            wire = self.make_wire(1)
+            wire = self.make_wire(self.key_of(1))
             other = self.play(wire, [(1, 0)], moment)
             other.steps = [(0.0, wire.send, (_bytes(wire.request),))]
         self.kernel.at(3.0, self.send_signal, signal.SIGTERM)
@@ -82,8 +82,8 @@ class Scene(World):
     def play(self, wire: Wire, requests: list[tuple[int, int]], moment: float) -> Client:
         wire.requests = []
         for slot, body in requests:
-            head = b"%d %d GET\n" % (slot, body)
-            wire.requests.append(Request(slot, None, head, len(head) + body))
+            head = b"%d %d GET\n" % (self.key_of(slot), body)
+            wire.requests.append(Request(self.key_of(slot), None, head, len(head) + body))
         client = _Scripted(self, wire)
         self.kernel.at(moment, client.connect)
         return client
@@ -116,14 +116,14 @@ class RestingScene(Scene):
     def _write_script(self) -> None:
         resting = []
         for number in range(4):
-            wire = self.make_wire(0)
+            wire = self.make_wire(self.key_of(0))
             resting.append(wire)
             client = self.play(wire, [(0, 0), (0, 5)], 0.5 + number / 100)
             first, second = (_bytes(request) for request in wire.requests)
             client.steps = [(0.0, wire.send, (first,)), (3.0, wire.send, (second,))]
         self.mover = resting[1]
         for moment in (1.5, 1.51, 1.51, 1.52, 1.52, 1.53, 1.53, 1.55, 1.55, 1.6):
-            wire = self.make_wire(0)
+            wire = self.make_wire(self.key_of(0))
             other = self.play(wire, [(0, 0)], moment)
             other.steps = [(0.0, wire.send, (_bytes(wire.request),))]
         self.kernel.at(1.5, self.send_signal, signal.SIGHUP)

@@ -670,6 +670,11 @@ class World:
     def judge_turn(self, chosen: _SlotSeen) -> None:
         """The slot's process is replaced: is it its turn?"""
         chosen.passed_over = 0
+        urgent = chosen.worker is not None and chosen.worker.leaving is not None
+        for seen in self.slots:
+            other = seen.worker
+            if not urgent and other and other.leaving is None and seen.successor is not None:
+                demand(chosen.corrects, chosen.worker, "is replaced at the same time as", other)
         for seen in self.slots:
             if seen is not chosen and self.is_due(seen) and seen.wait_until <= self.kernel.now:
                 seen.passed_over += 1

@@ -20,6 +20,7 @@ KINDS = {
     if name.isupper() and type(value) is int and name[0] != "_" and "SIZE" not in name
     if name not in ("VERSION", "MAX_INLINE")
 }
+SINCE = 0xFFFFFFFE
 CONNECTIONS = (channel.CONNECTION, channel.HAND_BACK, channel.REST)
 ADDRESSES = {
     "IPv4": ("192.0.2.7", 65535),
@@ -93,10 +94,11 @@ def test_the_kinds_differ():
 @pytest.mark.parametrize("address", ADDRESSES.values(), ids=ADDRESSES)
 def test_every_address_makes_the_round_trip(address, ends, reader, pipe):
     channel.send_connection(ends[0], channel.CONNECTION, pipe[0], address)
-    channel.hand_over(ends[0], pipe[0], address)
-    for _ in range(2):
+    channel.hand_over(ends[0], pipe[0], address, 7)
+    for since in (0, 7):
         message = reader.receive(ends[1])
         close(message)
+        assert message.since == since
         assert message.address == address
         assert message.kind == channel.CONNECTION
         assert (message.payload, message.moves, message.unheld) == (b"", 0, False)
@@ -109,15 +111,16 @@ def test_every_address_makes_the_round_trip(address, ends, reader, pipe):
 def test_what_is_said_of_a_connection_arrives_with_it(
     unheld, prefix, kind, address, ends, reader, pipe
 ):
-    channel.send_connection(ends[0], kind, pipe[0], address, prefix, moves=255, unheld=unheld)
+    told = {"moves": 255, "unheld": unheld, "since": SINCE}
+    channel.send_connection(ends[0], kind, pipe[0], address, prefix, **told)
     message = reader.receive(ends[1])
     close(message)
     assert (message.kind, message.address, message.payload) == (kind, address, prefix)
-    assert (message.moves, message.unheld) == (255, unheld)
+    assert (message.moves, message.unheld, message.since) == (255, unheld, SINCE)
 
 
 def test_a_zone_in_an_address_does_no_harm(ends, reader, pipe):
-    channel.hand_over(ends[0], pipe[0], ("fe80::1%lo", 80, 0, 1))
+    channel.hand_over(ends[0], pipe[0], ("fe80::1%lo", 80, 0, 1), 0)
     message = reader.receive(ends[1])
     close(message)
     assert message.address == ("fe80::1", 80, 0, 1)
@@ -175,18 +178,18 @@ def test_an_inbox_holds_about_twenty_connections_and_then_has_no_room(inbox, rea
     held = 0
     with contextlib.suppress(BlockingIOError):
         while True:
-            channel.hand_over(inbox[0], pipe[0], ("192.0.2.7", 1))
+            channel.hand_over(inbox[0], pipe[0], ("192.0.2.7", 1), 0)
             held += 1
     assert 10 <= held <= 40
     close(reader.receive(inbox[1]))
-    channel.hand_over(inbox[0], pipe[0], ("192.0.2.7", 1))  # one read, room for one
+    channel.hand_over(inbox[0], pipe[0], ("192.0.2.7", 1), 0)  # one read, room for one
     with pytest.raises(BlockingIOError):
-        channel.hand_over(inbox[0], pipe[0], ("192.0.2.7", 1))
+        channel.hand_over(inbox[0], pipe[0], ("192.0.2.7", 1), 0)
 
 
 def test_what_lies_in_an_inbox_survives_the_reader_that_read_half_of_it(inbox, pipe):
     for port in range(4):
-        channel.hand_over(inbox[0], pipe[0], ("192.0.2.7", port))
+        channel.hand_over(inbox[0], pipe[0], ("192.0.2.7", port), 0)
     ports = []
     for reader in (channel.Reader(), channel.Reader()):
         for _ in range(2):
@@ -244,7 +247,7 @@ def raw(kind=channel.PING, version=channel.VERSION, size=None, fds=()):
     [
         ({"version": channel.VERSION + 1}, "version"),
         ({"version": 0}, "version"),
-        ({"size": 27}, "27 bytes"),
+        ({"size": 31}, "31 bytes"),
         ({"size": 1}, "1 bytes"),
         ({"kind": channel.CONNECTION}, "0 descriptors"),
         ({"kind": channel.CONNECTION, "count": 2}, "2 descriptors"),
@@ -277,9 +280,9 @@ def test_a_packet_larger_than_the_buffer_is_an_error(ends, reader):
 
 
 def test_the_header_is_what_the_documentation_says():
-    header = channel.pack_header(channel.CONNECTION, ("1.2.3.4", 0x1234), moves=2)
-    assert channel.HEADER_SIZE == len(header) == 28
-    assert struct.unpack("!BBBBIHH16s", header) == (
+    header = channel.pack_header(channel.CONNECTION, ("1.2.3.4", 0x1234), moves=2, since=99)
+    assert channel.HEADER_SIZE == len(header) == 32
+    assert struct.unpack("!BBBBIHH16sI", header) == (
         channel.VERSION,
         channel.CONNECTION,
         2,
@@ -288,4 +291,30 @@ def test_the_header_is_what_the_documentation_says():
         0x1234,
         0,
         bytes([1, 2, 3, 4]) + bytes(12),
+        99,
     )
+
+
+@pytest.mark.parametrize("address", ADDRESSES.values(), ids=ADDRESSES)
+@pytest.mark.parametrize("prefix", [b"", b"GET / HTTP/1.1\r\n", b"x" * 5000])
+def test_since_when_the_oldest_waits_can_be_seen_without_taking_it(prefix, address, inbox, pipe):
+    assert channel.oldest(inbox[1]) is None
+    for since in (5, 4):
+        how = {"since": since}
+        channel.send_connection(inbox[0], channel.CONNECTION, pipe[0], address, prefix, **how)
+    before = open_fds()
+    assert [channel.oldest(inbox[1]) for _ in range(3)] == [5, 5, 5]
+    assert open_fds() == before
+    for since in (5, 4):
+        message = channel.Reader(connections=True).receive(inbox[1])
+        assert (message.since, message.payload) == (since, prefix)
+        close(message)
+    assert channel.oldest(inbox[1]) is None
+    inbox[0].close()
+    assert channel.oldest(inbox[1]) is None
+
+
+@pytest.mark.parametrize("now", [0.0, 1000.25, 4_294_967.0, 4_294_967.296, 1e7])
+@pytest.mark.parametrize("passed", [0.0, 0.004, 9.5, 86_400.0])
+def test_the_age_of_a_stamp_is_the_time_that_has_passed(now, passed):
+    assert channel.age(channel.stamp(now), now + passed) == pytest.approx(passed, abs=0.002)

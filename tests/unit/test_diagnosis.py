@@ -6,14 +6,14 @@ import pytest
 
 from sticky.master.diagnosis import ENOUGH, Survey
 from sticky.options import Options
-from sticky.routing import make_router
+from sticky.topology import Topology
 
 
 class Told:
     def __init__(self, **options):
         self.lines = []
         settings = Options(seed=bytes(8), **{"num": 4, **options})
-        self.survey = Survey(settings, make_router(settings), self.tell)
+        self.survey = Survey(settings, Topology(settings), self.tell)
         self.over = False
 
     def tell(self, subject, text):

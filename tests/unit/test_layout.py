@@ -147,7 +147,8 @@ def test_there_is_no_import_cycle() -> None:
     "name",
     [
         *("core", "_pycore", "rules", "routing", "forwarded", "answers"),
-        *("master.ledger", "master.balance"),
+        *("topology", "master.agenda", "master.waiting", "master.lives", "master.ledger"),
+        "master.balance",
         *("worker.http1", "worker.placing"),
     ],
 )
@@ -172,7 +173,13 @@ def test_who_decides_does_no_io_and_reads_no_clock(name: str) -> None:
     [
         ("errors", set()),
         ("rules", set()),
-        ("master.ledger", set()),
+        ("topology", {"options", "routing"}),
+        ("board", set()),
+        ("master.agenda", set()),
+        ("master.waiting", {"rules", "master.agenda"}),
+        ("master.lives", {"topology", "master.agenda"}),
+        ("master.ledger", {"topology", "master.agenda", "master.lives", "master.waiting"}),
+        ("master.loop", set()),
         ("_pycore", {"rules"}),
         ("core", {"_core", "_pycore"}),
         ("routing", {"core", "options", "rules"}),

@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import pytest
 
 from sticky import Options
-from sticky.routing import make_router
 from sticky.rules import MALFORMED, MISSING
+from sticky.topology import Topology
 from sticky.worker.placing import ELSEWHERE, UNHELD, Placing
 from sticky.worker.sessions import Sessions
 
@@ -40,16 +40,21 @@ class Roster:
 def make(**options: object) -> SimpleNamespace:
     """A Placing, and everything around it. ``held``: the ids that the app holds."""
     settings = Options.make({"num": NUM, "seed": SEED.hex(), **options})
-    router = make_router(settings)
+    topology = Topology(settings)
     held: set[str] = set()
     sessions = None
     if settings.session:
-        sessions = Sessions(settings, SLOT, Counter(), lambda: 0.0)
+        sessions = Sessions(topology, SLOT, Counter(), lambda: 0.0)
         sessions.held_by(held.__contains__)
     roster = Roster()
-    placing = Placing(settings, router, roster, sessions)
+    placing = Placing(settings, topology, roster, sessions)
     return SimpleNamespace(
-        placing=placing, roster=roster, held=held, sessions=sessions, router=router
+        placing=placing,
+        roster=roster,
+        held=held,
+        sessions=sessions,
+        topology=topology,
+        router=topology.router,
     )
 
 
@@ -209,3 +214,54 @@ def test_the_key_is_what_it_is_routed_by() -> None:
     it = make(proxy=True)
     assert it.placing.key_of(asks("X-Forwarded-For: 10.0.0.7"), PEER) == b"10.0.0.7"
     assert it.placing.key_of(b"GET / HT", PEER) == b""
+
+
+# -- more slots, or fewer --------------------------------------------------------------------------
+
+
+def moved(it: SimpleNamespace, before: int, after: int, *, origin: int, to: int) -> str:
+    """A session id that leads from one slot to another when there are more slots, or fewer."""
+    owner = it.router.owner
+    ids = (text for text in map(str, range(10_000)))
+    return next(
+        text
+        for text in ids
+        if (owner(text.encode(), before), owner(text.encode(), after)) == (origin, to)
+    )
+
+
+def test_a_session_that_began_here_stays_here_when_there_are_more_slots() -> None:
+    it = make(session="query:id")
+    mine = moved(it, NUM, NUM + 1, origin=SLOT, to=NUM)
+    head = asks(target=f"/?id={mine}")
+    it.held.add(mine)
+    assert look(it, head) == SLOT
+    it.topology.change(NUM + 1)
+    assert it.placing.asks_first(unheld=False)
+    assert look(it, head) == look(it, head, first=True) == SLOT
+
+
+def test_one_that_did_not_begin_here_goes_where_its_id_leads() -> None:
+    it = make(session="query:id")
+    other = moved(it, NUM, NUM + 1, origin=SLOT, to=NUM)
+    it.topology.change(NUM + 1)
+    head = asks(target=f"/?id={other}")
+    assert look(it, head) == NUM
+    assert look(it, head, first=True) == UNHELD  # it was asked for, and there may be others
+
+
+def test_a_slot_that_is_new_asks_for_the_sessions_that_began_elsewhere() -> None:
+    it = make(session="query:id", num=NUM - 1)
+    head = asks(target=f"/?id={moved(it, NUM - 1, NUM, origin=0, to=NUM - 1)}")
+    assert look(it, head) == 0
+    it.topology.change(NUM)
+    it.placing.slot = NUM - 1
+    assert look(it, head, first=True) == UNHELD
+
+
+def test_further_requests_are_looked_at_once_there_are_several_slots() -> None:
+    it = make(proxy=True, num=1)
+    assert not it.placing.looking
+    it.topology.change(2)
+    it.placing.rescaled()
+    assert it.placing.looking

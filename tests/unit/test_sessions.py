@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from sticky import Options, StickyError
-from sticky.routing import make_router
+from sticky.topology import Topology
 from sticky.worker.sessions import Sessions, end
 
 OPTIONS = Options(num=5, session="query:id", seed=bytes(range(8)))
@@ -30,11 +30,11 @@ def clock():
 
 @pytest.fixture
 def sessions(counters, clock):
-    return Sessions(OPTIONS, 3, counters, lambda: clock.now)
+    return Sessions(Topology(OPTIONS), 3, counters, lambda: clock.now)
 
 
 def owner(minted):
-    return make_router(OPTIONS).owner(minted.encode())
+    return Topology(OPTIONS).router.owner(minted.encode())
 
 
 def test_what_is_minted_leads_back(sessions):
@@ -147,7 +147,7 @@ def test_engineio_mints_here_and_says_what_it_holds(counters, monkeypatch):
     own = Own(async_mode="threading")
     patched = engineio.AsyncServer()
     patched.generate_id = lambda: "patched-" + os.urandom(4).hex()
-    sessions = Sessions(OPTIONS, 3, counters)
+    sessions = Sessions(Topology(OPTIONS), 3, counters)
     sessions.mint_for_engineio()
     later = engineio.AsyncServer()
     assert not sessions.hold("an id of the process before")

@@ -46,7 +46,6 @@ class Why(enum.Enum):
     """Why a process is killed."""
 
     STOPPED = enum.auto()  # the server stops, or is made smaller, and this one is not even ready
-    REPLACED = enum.auto()  # it was replaced, and is not even ready
     NOT_READY = enum.auto()  # within boot_timeout
     SILENT = enum.auto()  # for timeout
     NOT_ENDED = enum.auto()  # within graceful_timeout

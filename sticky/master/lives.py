@@ -475,15 +475,12 @@ class Lives:
                 self._say(earlier, Tell.END)  # once more: it is asked for no session from now on
         worker = self._workers[old]
         slot.backoff = 0.0
-        if worker.state is Process.READY:
-            slot.previous = old
-            self._end(old)
-            by = now + self.rules.graceful_timeout
-            by = min(by, worker.at) if worker.leaving else by
-            if not worker.doomed:
-                worker.then(_Step.QUIT, self.agenda.remind(by))
-        elif not worker.doomed:
-            self._kill(old, Why.REPLACED)
+        slot.previous = old
+        self._end(old)
+        by = now + self.rules.graceful_timeout
+        by = min(by, worker.at) if worker.leaving else by
+        if not worker.doomed:
+            worker.then(_Step.QUIT, self.agenda.remind(by))
 
     # -- more and fewer slots -----------------------------------------------------------------
 

@@ -49,7 +49,6 @@ _TOLD = {
     Tell.QUIT: channel.QUIT,
 }
 _WHY = {
-    Why.REPLACED: "it was replaced before it was ready",
     Why.NOT_READY: "it was not ready within {boot_timeout:g} s",
     Why.SILENT: "it did not answer for {timeout:g} s",
     Why.NOT_ENDED: "it did not end in time",

@@ -127,6 +127,7 @@ class World:
         self.generation = 0  # of the code
         self.given_up = 0  # the latest that could not be started
         self.step = 0  # by so many slots it is to be more
+        self.vain = 0  # starts that failed in this turn
         self.gave_up_at = 0.0
         self.target = num  # so many slots there are to be
         self.terminal_closed = False
@@ -283,6 +284,8 @@ class World:
             return scale(num, now)
 
         def fails(number: int, now: float) -> None:
+            self.vain += 1
+            demand(self.vain < 500, "a process is started in vain again and again")
             self.not_started(number)
             not_started(number, now)
 
@@ -906,8 +909,7 @@ class World:
         """A worker is killed at once: it has nothing in hand, and is not needed."""
         demand(worker.known_ready is None, worker, "is killed, and was not told to end before")
         needed = self.stop_at == math.inf and worker.slot < self.target
-        fair = worker.unneeded or worker.replaced is not None
-        demand(not needed or fair, worker, "is killed, and needed")
+        demand(not needed or worker.unneeded, worker, "is killed, and needed")
 
     def judge_abort(self, worker: Worker) -> None:
         """A worker is to be killed: was it late, by time in which the master ran?"""
@@ -1032,7 +1034,7 @@ class World:
             demand(
                 late <= MOMENT or not timeout, "it would sleep", late, "s past a deadline of", what
             )
-        listener.accepted = 0
+        listener.accepted = self.vain = 0
         self.sheds = False
 
     def check_roster(self) -> None:

@@ -229,7 +229,7 @@ MUTANTS = {
     ),
     "a process that was replaced goes on": (
         "lives",
-        "            self._end(old)\n",
+        "        self._end(old)\n",
         "",
     ),
     "a process that was replaced may take for ever to end": (
@@ -579,7 +579,7 @@ MUTANTS = {
     ),
     "a process that was replaced is forgotten": (
         "lives",
-        "            slot.previous = old\n",
+        "        slot.previous = old\n",
         "",
     ),
     "the rows of processes that have ended stay": (

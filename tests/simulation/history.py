@@ -28,12 +28,12 @@ from sticky.rules import MALFORMED, MISSING, NEED_MORE
 from .actors import KEYS, LIMIT, Client, Weather, Worker
 from .kernel import (
     ANY,
+    OUT,
     Broken,
     Code,
     Control,
     Flag,
     Inbox,
-    OUT,
     InboxEnd,
     Kernel,
     Listener,
@@ -247,7 +247,11 @@ class World:
 
     def _listen_in(self) -> None:
         """Hear what the master decides before anything comes of it."""
-        children, topology, waiting = self.master._children, self.master._topology, self.ledger.waiting
+        children, topology, waiting = (
+            self.master._children,
+            self.master._topology,
+            self.ledger.waiting,
+        )
         say, room, change, queue = children.say, children._room, topology.change, waiting.queue
         again = 0  # so many things are said that could not be said before
 
@@ -1041,7 +1045,7 @@ class World:
         """Who serves a slot is the same for the master, for everybody else, and in fact."""
         board, lives = self.board, self.lives
         by_key = self.master._children.by_key
-        shown = {slot: row for slot, row in board._shown()}
+        shown = dict(board._shown())
         demand(len(shown) == len(list(board._shown())), "a slot is shown twice:", shown)
         demand(lives.target == self.target, "there will be", lives.target, "slots")
         living = {child.row for child in by_key.values()}

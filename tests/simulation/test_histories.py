@@ -305,7 +305,7 @@ MUTANTS = {
     "one that moved too often is closed without a word": (
         "dispatcher",
         "            self._refuse(connection, status)\n",
-        "            self._refuse(connection, status) if status == 400 else connection.sock.close()\n",
+        "            if status == 400:\n                self._refuse(connection, status)\n",
     ),
     "the prefix is lost in the master": (
         "dispatcher",
@@ -340,7 +340,7 @@ MUTANTS = {
     "what is handed back with a bad head is closed without a word": (
         "dispatcher",
         "            self._refuse(connection, status)\n",
-        "            self._refuse(connection, status) if status == 503 else connection.sock.close()\n",
+        "            if status == 503:\n                self._refuse(connection, status)\n",
     ),
     "what is handed back in a stop is refused": (
         "dispatcher",
@@ -670,7 +670,7 @@ MUTANTS = {
     "who is late to end is killed and not told before": (
         "lives",
         "        elif worker.step is _Step.QUIT:\n            self._quit(process, now)",
-        "        elif worker.step is _Step.QUIT:\n            self._abort(process, Why.NOT_ENDED, now)",
+        "        elif worker.step is _Step.QUIT:\n            self._abort(process, worker.why, 0)",
     ),
     "a signal that means nothing ends the master": (
         "master",

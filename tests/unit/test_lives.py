@@ -1,5 +1,5 @@
-"""Each rule by itself about worker processes and who serves a slot; what they come to together is in
-tests/simulation."""
+"""Each rule by itself about worker processes and who serves a slot; what they come to together is
+in tests/simulation."""
 
 from __future__ import annotations
 

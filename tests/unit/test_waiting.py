@@ -192,7 +192,9 @@ def test_the_line_of_a_slot_without_a_process_is_shut_and_who_lay_in_its_inbox_c
     assert done == [Watch(zero, False), ReadBack(zero)]
     assert not book.waiting.is_idle(zero)
     sent = book.now - 2.0
-    book.waiting.return_(zero, [("a", sent, False), ("b", sent, False), ("r", sent, True)], book.now)
+    book.waiting.return_(
+        zero, [("a", sent, False), ("b", sent, False), ("r", sent, True)], book.now
+    )
     assert list(zero.queue) == ["a", "b", "c"]
     assert list(zero.resting) == ["r"]
     assert book.take() == []

@@ -305,9 +305,9 @@ class Lives:
         slot.corrects = slot.spawning = False
         if slot.current is not None:
             self._failed(slot, self._wanted, now)
-            self._go_on(now)
         else:
             self._vacant(number, now, 3)
+        self._go_on(now)
 
     def ready(self, process: Hashable, now: float) -> bool:
         """The process has loaded the app; whether that still counts."""

@@ -252,6 +252,10 @@ class Waiting:
         queue: dict[Connection, float] = {}
         resting: dict[Connection, float] = {}
         for connection, sent, rest in connections:
+            if rest and self.agenda.stage is not Stage.SERVING:
+                self.counters["rest_closed"] += 1
+                self.agenda.add(Drop(connection))
+                continue
             returned, waiting = (resting, line.resting) if rest else (queue, line.queue)
             latest = next(iter(waiting.values()), math.inf)
             deadline = max(now, min(sent + self.rules.queue_timeout, latest))

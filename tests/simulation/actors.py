@@ -374,7 +374,9 @@ class Worker:
     def wake(self) -> None:
         if not self.picking:
             self.picking = True
-            self.later(self.rng.choice((0.0, 0.01, 0.03)), self.pick_up)
+            busy = self.rng.random() < self.world.weather.busy
+            delays = (0.3, 1.0, 3.0) if busy else (0.0, 0.01, 0.03)
+            self.later(self.rng.choice(delays), self.pick_up)
 
     def pick_up(self) -> None:
         self.picking = False
@@ -735,6 +737,7 @@ class Weather:
         self.terms = often(0, 0, 0.4)
         self.scaling = often(0, 0, 0.6)
         self.deaf = often(0, 0, 0.3)
+        self.busy = often(0, 0, 0.2)
         self.bad_code = often(0, 1.0)
 
     def move(self) -> None:

@@ -1111,7 +1111,7 @@ class World:
             demand(open or not watched, inbox, "is watched, and nobody reads it")
             retried = timeout <= RETRY + MOMENT
             demand(watched or not some or not open or retried, inbox, "is not watched")
-            inbox.had_room = inbox.writable
+            inbox.had_room = inbox.writable and not self.kernel.cut
             for parcel in list(inbox.messages)[:1]:
                 late = now - parcel.wire.got - self.options.queue_timeout
                 if parcel.rest:
@@ -1138,6 +1138,8 @@ class World:
             if place == "queue":
                 right = line.slot == wire.destined if line.process is None else wire.asked
                 demand(right, wire, "is queued for", line)
+                there = line.process is not None or line.slot < max(self.num, self.target)
+                demand(there, wire, "waits for slot", line.slot, "of", self.num)
             elif place == "rest":
                 demand(wire.heir in (ANY, line.slot), wire, "is queued for", line)
             demand((place == "refused") == (wire.answer is not None), wire, "is", place)

@@ -487,11 +487,6 @@ MUTANTS = {
         "if line is not None and line.open and not line.queue:",
         "if line is not None and not line.queue:",
     ),
-    "a queue is delivered to a slot without a process": (
-        "dispatcher",
-        "while line.open and (connection :=",
-        "while (connection :=",
-    ),
     "who comes back from an inbox has all its time again": (
         "waiting",
         "deadline = max(now, min(sent + self.rules.queue_timeout, latest))",

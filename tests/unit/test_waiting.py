@@ -344,6 +344,15 @@ def test_connections_at_rest_do_not_outlive_the_stop(book, quick):
     assert not any(isinstance(action, Refuse) for action in done)
 
 
+def test_one_that_lay_at_rest_in_an_inbox_is_closed_in_a_stop(book):
+    book.stop()
+    book.ended("p0")
+    lay = [("a", book.now, False), ("r", book.now, True)]
+    book.waiting.return_(book.line(0), lay, book.now)
+    assert book.take() == [Drop("r")]
+    assert (book.place("a"), book.place("r")) == ("queue", None)
+
+
 def test_a_client_that_leaves_at_rest_is_closed(book):
     book.queue(1, "r", rest=True)
     book.waiting.left("r")

@@ -45,7 +45,7 @@ def main() -> int:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 4096)), hard))
     # A client's library reports what the oracle hears of anyway.
-    for name in ("socketio", "engineio", "asyncio"):
+    for name in ("socketio.client", "engineio.client", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     return soak(kinds, names, asked.seconds, seed, asked.size)
 

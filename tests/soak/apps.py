@@ -4,17 +4,19 @@ What a process has begun is written to the file $SOAK_RECORD before anything els
 line each: that survives a kill -9, so that the oracle knows afterwards what was in hand.
 
     P boot slot pid     a process has started
-    B token boot        it has begun this request
+    B token boot when   it has begun this request, at this time (monotonic)
     V event boot        it has handled this event of a Socket.IO client
 """
 
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import hashlib
 import json
 import os
 import secrets
+import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from typing import Any
@@ -26,6 +28,10 @@ SLOT = int(os.environ.get("STICKY_WORKER_ID", "-1"))
 BLOCK = 16384
 PING = {"ping_interval": 5, "ping_timeout": 10}
 """Seconds: a client that has lost its server without being told is to notice it in this run."""
+
+# For a process that hangs, see Server.dump; its signal means nothing else in a worker.
+if SLOT >= 0:
+    faulthandler.register(signal.SIGUSR2, all_threads=True)
 
 _record = os.open(
     os.environ.get("SOAK_RECORD", os.devnull), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600
@@ -50,7 +56,7 @@ class Asked:
         self.values = {name: values[0] for name, values in parse_qs(query).items()}
         self.token = self.values.get("token", "-")
         self.seconds = float(self.values.get("seconds", "0"))
-        record("B", self.token, BOOT)
+        record("B", self.token, BOOT, time.monotonic())
 
     def said(self, body: Digest) -> bytes:
         return json.dumps(

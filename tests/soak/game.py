@@ -60,7 +60,7 @@ class Game:
         self.folder = folder
         self.seconds = seconds
         self.size = size
-        self.server = Server(kind, folder, OPTIONS, num=NUM, ready=self._ready)
+        self.server = Server(kind, folder, OPTIONS, num=NUM, ready=self._ready, killed=self._killed)
         self.oracle = Oracle(self.server.record, SEED, NUM)
         self.disturber = Disturber(self.server, self.oracle, self.draw, list(names))
         self.result = Result(kind, self.oracle, self.server.log_file, self.disturber.done)
@@ -68,6 +68,10 @@ class Game:
     def _ready(self, slot: int, pid: int) -> None:
         self.oracle.note(f"worker {slot} ready (pid {pid})")
         self.oracle.ready(slot, pid)
+
+    def _killed(self, text: str) -> None:
+        """Nothing that a client asks for takes so long."""
+        self.oracle.violation("a worker hangs", text)
 
     async def play(self) -> Result:
         """All of it."""

@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import itertools
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 from .line import Line, Lost, Reply
 from .oracle import Attempt, Oracle, now
@@ -171,10 +171,10 @@ class Load:
         addresses = [self.address() for _ in range(8 if via == "shared" else 1)]
         return Client(self, via, addresses, random.Random(self._draw.random()))
 
-    def start(self) -> None:
+    def start(self, kinds: Sequence[str] = ("direct", "shared", "nginx")) -> None:
         self._stop.clear()
         for habit, count in HABITS:
-            for via in ("direct", "shared", "nginx"):
+            for via in kinds:
                 for _ in range(max(1, round(count * self._scale))):
                     self._tasks.append(asyncio.create_task(self._go_on(habit, self.client(via))))
 

@@ -6,8 +6,9 @@ The rules are the promises of the server, and nothing milder:
 * A request is lost only if a process was killed while it was under way: the one that had begun it,
   by that process's own record; or, where none had begun it, one that had it prefetched (new
   connections, at most PREFETCH for each kill) or on a connection that it kept.
-* 503 is for slots whose process was killed and whose next one is not ready yet, and it comes within
-  QUEUE_TIMEOUT.
+* A request is begun within QUEUE_TIMEOUT, or answered 503 by then.
+* 503 is for slots whose process was killed and whose next one is not ready
+  yet.
 * A connection at rest is closed by a kill, and by nothing else.
 * A session ends when its process was killed or asked to go, and then its client is told. Until then
   each event is answered once, by the process that holds the session; none is handled twice.
@@ -37,6 +38,7 @@ RACE = 0.5
 """Seconds in which a client may not have seen yet that its connection was reset."""
 FOUND_OUT = 20.0
 """Seconds until a client has found out, and until a reload has come to the last slot."""
+WORTH_A_NOTE = 2.0
 EVENTS = 50
 
 now = time.monotonic
@@ -77,6 +79,13 @@ class Attempt:
     kept: bool = False  # not the first request of its connection
     sent: float = field(default_factory=now)
 
+    def __str__(self) -> str:
+        connection = "a kept" if self.kept else "a new"
+        return (
+            f"{self.method} /{self.what} {self.token} of {self.address}, {self.via}, on "
+            f"{connection} connection, {self.size} bytes"
+        )
+
 
 @dataclass
 class Session:
@@ -104,9 +113,9 @@ class Oracle:
     def __init__(self, record: Path, seed: str, num: int) -> None:
         self.served: Counter[str] = Counter()
         self.lost: Counter[str] = Counter()
-        self.violations: list[tuple[str, str]] = []
-        self.evidence: list[str] = []
-        """The last events when the first violation was found."""
+        self.violations: defaultdict[str, list[str]] = defaultdict(list)
+        self.evidence: dict[str, list[str]] = {}
+        """The last events when the first violation of each kind was found."""
         self.slowest = 0.0
         self.told: Counter[str] = Counter()
         self.events: deque[str] = deque(maxlen=EVENTS)
@@ -114,6 +123,7 @@ class Oracle:
         self._record = record.open("rb")
         self._rest = b""
         self._begun: defaultdict[str, list[str]] = defaultdict(list)
+        self._begun_at: dict[str, float] = {}
         self._handled: Counter[str] = Counter()
         self.processes: dict[int, tuple[str, int]] = {}  # pid -> (boot, slot)
         self._slot_of_boot: dict[str, int] = {}
@@ -135,9 +145,8 @@ class Oracle:
 
     def violation(self, kind: str, text: str) -> None:
         self.note(f"VIOLATION {kind}: {text}")
-        self.violations.append((kind, text))
-        if not self.evidence:
-            self.evidence = list(self.events)
+        self.violations[kind].append(self.events[-1])
+        self.evidence.setdefault(kind, list(self.events))
 
     def killing(self, slot: int, pid: int, *, current: bool) -> Kill:
         """A process is about to be killed. current: it is the one that serves its slot."""
@@ -184,6 +193,7 @@ class Oracle:
             kind, *words = line.decode().split(" ")
             if kind == "B":
                 self._begun[words[0]].append(words[1])
+                self._begun_at.setdefault(words[0], float(words[2]))
             elif kind == "V":
                 self._handled[words[0]] += 1
             elif kind == "P":
@@ -234,6 +244,12 @@ class Oracle:
         slot, boot = int(reply.fields.get("x-slot", "-1")), reply.fields.get("x-boot", "")
         if slot not in (right := self.slots(attempt.address, attempt.sent, end)):
             self.violation("wrong worker", f"{slot} instead of {right} for {attempt}")
+        self.read_record()
+        waited = self._begun_at.get(attempt.token, attempt.sent) - attempt.sent
+        if waited > WORTH_A_NOTE:
+            self.note(f"begun after {waited:.1f} s by {boot}: {attempt}")
+        if waited > QUEUE_TIMEOUT + SLACK:
+            self.violation("served later than queue_timeout", f"after {waited:.1f} s: {attempt}")
         for problem in _content(attempt, reply, boot):
             self.violation("crossed answer", f"{problem} for {attempt}: {reply.fields}")
         self.served[f"{attempt.what} {attempt.via}"] += 1

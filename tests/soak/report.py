@@ -9,6 +9,7 @@ from .game import Result
 
 EXAMPLES = 3
 LONGEST = 700
+SHORT = 300
 
 
 def _counts(counted: Mapping[str, int]) -> str:
@@ -26,7 +27,8 @@ def summary(result: Result) -> str:
     served: Counter[str] = Counter()
     for name, count in oracle.served.items():
         served[" ".join(name.split()[:2])] += count
-    verdict = f"{len(oracle.violations)} violations" if oracle.violations else "well"
+    bad = {kind: len(texts) for kind, texts in oracle.violations.items()}
+    verdict = f"VIOLATIONS ({_counts(bad)})" if bad else "well"
     return "\n".join(
         [
             f"{result.kind}: {verdict} ({result.seconds:.0f} s{size}, "
@@ -41,13 +43,10 @@ def summary(result: Result) -> str:
 
 def problems(result: Result) -> str:
     """Each kind of violation with examples, and what happened before the first one."""
-    found: dict[str, list[str]] = {}
-    for kind, text in result.oracle.violations:
-        found.setdefault(kind, []).append(text)
     lines = [f"--- {result.kind}, log {result.log}"]
-    for kind, texts in found.items():
+    for kind, texts in result.oracle.violations.items():
         lines.append(f"  {len(texts)} times: {kind}")
         lines += [f"    {text[:LONGEST]}" for text in texts[:EXAMPLES]]
-    lines.append("  the last events before the first of them:")
-    lines += [f"    {text[:300]}" for text in result.oracle.evidence]
+        lines.append("    the last events before the first of them:")
+        lines += [f"      {text[:SHORT]}" for text in result.oracle.evidence[kind]]
     return "\n".join(lines)

@@ -21,6 +21,11 @@ import psutil
 from tests.harness import KINDS, LISTENING, MARK, ROOT, WORKER_READY, marked
 
 LOOK_EVERY = 0.05
+DUMP_AFTER = 8.0
+"""Seconds after which a process that was to end says where it is."""
+
+KILLED = re.compile(r"worker \d+ \(pid \d+\) is killed: .*")
+"""What a master says of a process that hangs."""
 
 Ready = Callable[[int, int], None]
 
@@ -68,6 +73,7 @@ class Server:
         folder: for its log and the record of its processes.
         options: further ones.
         ready: called with slot and pid when a process has become ready.
+        killed: called with what the master says when it kills one that hangs.
     """
 
     def __init__(
@@ -78,6 +84,7 @@ class Server:
         *,
         num: int = 4,
         ready: Ready = lambda slot, pid: None,
+        killed: Callable[[str], None] = lambda text: None,
         app: str | None = None,
     ) -> None:
         self.kind = KINDS[kind]
@@ -90,11 +97,13 @@ class Server:
         self.port = 0
         self.pid = 0
         self._ready = ready
+        self._killed = killed
         self._mark = uuid.uuid4().hex
         target = app or f"tests.soak.apps:{self.kind.interface}"
         self._command = [sys.executable, "-m", "sticky", target, "-b", "127.0.0.1:0"]
         self._command += ["-w", str(num), *options]
         self._seen = ""
+        self._replaced: dict[int, float] = {}
 
     async def __aenter__(self) -> Self:
         environment: Mapping[str, str] = {
@@ -137,7 +146,16 @@ class Server:
     async def _look_on(self) -> None:
         while True:
             self.look()
+            for pid, since in list(self._replaced.items()):
+                if time.monotonic() - since > DUMP_AFTER:
+                    del self._replaced[pid]
+                    self.dump(pid)
             await asyncio.sleep(LOOK_EVERY)
+
+    def dump(self, pid: int) -> None:
+        """Have a process that takes so long say in the log where its threads are."""
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGUSR2)
 
     def look(self) -> None:
         """Read on in the log."""
@@ -147,8 +165,12 @@ class Server:
         if not self.port and (found := LISTENING.search(whole)):
             self.port = int(found[1].rstrip(",/").rpartition(":")[2])
         for slot, pid in WORKER_READY.findall(whole):
+            if before := self.current.get(int(slot)):
+                self._replaced[before] = time.monotonic()
             self.current[int(slot)] = int(pid)
             self._ready(int(slot), int(pid))
+        for text in KILLED.findall(whole):
+            self._killed(text)
 
     def traces(self) -> list[str]:
         """The tracebacks in the log, each with what is around it."""
@@ -191,5 +213,8 @@ class Server:
     async def stop(self, seconds: float) -> int | None:
         """TERM, and its exit status; None if it does not end in time."""
         self.process.send_signal(signal.SIGTERM)
-        await until(lambda: self.process.poll() is not None, seconds)
+        if not await until(lambda: self.process.poll() is not None, DUMP_AFTER):
+            for child in self.children():
+                self.dump(child.pid)
+        await until(lambda: self.process.poll() is not None, seconds - DUMP_AFTER)
         return self.process.returncode

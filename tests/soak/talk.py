@@ -147,7 +147,7 @@ class PythonClient:
                 await asyncio.sleep(0.2)
                 continue
             await self._final.wait()
-            await asyncio.sleep(0.2)
+            await asyncio.sleep(RECONNECT["reconnection_delay"])
 
     async def _speak(self) -> None:
         while True:
@@ -170,6 +170,13 @@ class PythonClient:
                 {"event": event},
                 callback=lambda answer: self.talk.oracle.acknowledged(session, event, answer),
             )
+
+    async def again(self) -> None:
+        """Leave, of its own accord, and come back."""
+        self.session = None  # nothing is amiss with its end
+        self.welcomed.clear()
+        await self._sio.disconnect()
+        self._final.set()
 
     def sessions(self) -> list[Session]:
         return [self.session] if self.session else []

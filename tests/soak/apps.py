@@ -26,7 +26,7 @@ BOOT = secrets.token_hex(6)
 """Of this process: a pid alone may come again."""
 SLOT = int(os.environ.get("STICKY_WORKER_ID", "-1"))
 BLOCK = 16384
-PING = {"ping_interval": 5, "ping_timeout": 10}
+PING = {"ping_interval": int(os.environ.get("SOAK_PING", "5")), "ping_timeout": 10}
 """Seconds: a client that has lost its server without being told is to notice it in this run."""
 
 # For a process that hangs, see Server.dump; its signal means nothing else in a worker.

@@ -2,8 +2,9 @@
 
     python -m tests.soak --seconds 60 --seed 7 --kinds eventlet,asgi --only kill,hup
 
-The seed decides what is done to the server, and when; when it happens to what depends on the machine
-as well. The time is that of the disturbances: starting and ending takes about ten seconds a class.
+The seed decides what is done to the server, and when; what is under way just then depends on the
+machine as well. The time is that of the disturbances: starting and ending takes about ten seconds a
+class more.
 """
 
 from __future__ import annotations

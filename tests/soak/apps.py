@@ -43,6 +43,14 @@ def record(*words: object) -> None:
     os.write(_record, (" ".join(map(str, words)) + "\n").encode())
 
 
+def _begin() -> None:
+    """In a worker, before it has an app."""
+    from .plants import plant
+
+    record("P", BOOT, SLOT, os.getpid())
+    plant()
+
+
 def about() -> dict[str, Any]:
     return {"slot": SLOT, "pid": os.getpid(), "boot": BOOT}
 
@@ -117,7 +125,7 @@ def wsgi() -> WsgiApp:
 
     import sticky
 
-    record("P", BOOT, SLOT, os.getpid())
+    _begin()
     worker = sticky.current_worker()
     chosen = worker.options.worker_class if worker else ""
     mode = {"gevent": "gevent", "threads": "threading"}.get(chosen, "eventlet")
@@ -171,7 +179,7 @@ def asgi() -> AsgiApp:
     """The same."""
     import socketio
 
-    record("P", BOOT, SLOT, os.getpid())
+    _begin()
     sio = socketio.AsyncServer(async_mode="asgi", cors_allowed_origins="*", **PING)
 
     @sio.event

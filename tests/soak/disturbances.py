@@ -15,8 +15,8 @@ from .oracle import Oracle, now
 from .server import Child, Server, exists, until
 
 NOT_YET = {"term", "scale", "upgrade"}
-"""What the server cannot do yet: left out unless it is asked for by name. TTIN stops the master, USR2
-ends it, and a worker that is sent TERM leaves its slot without service."""
+"""What the server cannot do yet: left out unless it is asked for by name. TTIN stops the master,
+USR2 ends it, and a worker that is sent TERM leaves its slot without service."""
 
 LEAST, MOST = 2, 6
 """Workers, when their number changes."""

@@ -34,7 +34,9 @@ UPGRADE = (
 WEBSOCKET = "/socket.io/?EIO=4&transport=websocket"
 
 
-def head(address: str, target: str = "/short?token=flood", method: str = "GET", more: str = "") -> bytes:
+def head(
+    address: str, target: str = "/short?token=flood", method: str = "GET", more: str = ""
+) -> bytes:
     return HEAD.format(method=method, target=target, address=address, more=more).encode()
 
 

@@ -15,7 +15,7 @@ from .load import Load
 from .nginx import nginx
 from .oracle import Oracle, now
 from .server import Server, Size, until
-from .talk import Spec, Talk, TRANSPORTS
+from .talk import TRANSPORTS, Spec, Talk
 
 NUM = 4
 SEED = "0123456789abcdef"

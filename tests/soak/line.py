@@ -6,11 +6,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 
 SECONDS = 60.0
 """For any answer; longer than anything a server is allowed to take."""
+FAILURES = (OSError, EOFError, ValueError, IndexError, asyncio.LimitOverrunError)
+"""What it looks like when an answer does not come, or is none."""
 
 
 class Lost(Exception):
@@ -108,7 +110,7 @@ class Line:
                 reply = await self._read(pace, method)
                 if sending is not None and not reply.closes:
                     await sending
-        except (OSError, EOFError, TimeoutError, ValueError, IndexError) as error:
+        except FAILURES as error:
             self.close()
             raise Lost(f"{type(error).__name__}: {error}", started=self._started) from error
         except asyncio.CancelledError:
@@ -122,6 +124,32 @@ class Line:
         if reply.closes:
             self.close()
         return reply
+
+    async def ask_all(self, data: bytes, methods: Sequence[str]) -> AsyncIterator[Reply]:
+        """Send several requests at once; the answers, as they come. After one that closes the
+        connection there are no more.
+
+        Raises:
+            Lost: the next answer is not there, or not all of it.
+        """
+        self._started = False
+        try:
+            async with asyncio.timeout(SECONDS):
+                if not self.open:
+                    await self.connect()
+                assert self._writer is not None
+                self._writer.write(data)
+                for method in methods:
+                    self._started = False
+                    reply = await self._read(None, method)
+                    self.asked += 1
+                    yield reply
+                    if reply.closes:
+                        self.close()
+                        return
+        except FAILURES as error:
+            self.close()
+            raise Lost(f"{type(error).__name__}: {error}", started=self._started) from error
 
     async def send(self, data: bytes) -> None:
         """Bytes as they are, for those who do not wait for an answer."""

@@ -14,9 +14,7 @@ from .oracle import Attempt, Oracle, now
 KEEP_ALIVE = 75.0
 
 
-def head(
-    method: str, target: str, address: str, *fields: str, close: bool = False
-) -> bytes:
+def head(method: str, target: str, address: str, *fields: str, close: bool = False) -> bytes:
     lines = [f"{method} {target} HTTP/1.1", "Host: soak", f"X-Forwarded-For: {address}", *fields]
     lines += ["Connection: close"] * close
     return ("\r\n".join(lines) + "\r\n\r\n").encode()
@@ -52,9 +50,7 @@ class Client:
     ) -> None:
         """A request, and what the oracle says of its answer."""
         oracle, address = self.load.oracle, self.draw.choice(self.addresses)
-        await asyncio.sleep(0)  # what the other side has done is seen first
-        if self.line.open and self.line.ended():
-            self._closed()
+        await self._look()
         token = self.load.token()
         attempt = Attempt(token, what, self.via, address, method, size=size or len(body or b""))
         attempt.digest = hashlib.sha256(body or b"").hexdigest()
@@ -74,6 +70,40 @@ class Client:
             return
         self._last = (now(), address, _by(reply))
         oracle.answered(attempt, reply)
+
+    async def burst(self, count: int) -> None:
+        """Several requests at once, each perhaps of another client."""
+        oracle = self.load.oracle
+        await self._look()
+        attempts, data = [], b""
+        for number in range(count):
+            token, address = self.load.token(), self.draw.choice(self.addresses)
+            body = self.draw.randbytes(self.draw.choice([0, 10, 5000]))
+            attempt = Attempt(token, "burst", self.via, address, "POST", size=len(body))
+            attempt.digest = hashlib.sha256(body).hexdigest()
+            attempt.kept = self.line.open or number > 0
+            length = f"Content-Length: {len(body)}"
+            data += head("POST", f"/burst?token={token}", address, length) + body
+            attempts.append(attempt)
+        try:
+            async for reply in self.line.ask_all(data, ["POST"] * count):
+                attempt = attempts.pop(0)
+                self._last = (now(), attempt.address, _by(reply))
+                oracle.answered(attempt, reply)
+        except Lost as lost:
+            # The first of them may have been begun; those behind it wait on a connection that is
+            # kept by whoever has it.
+            for attempt in attempts:
+                oracle.failed(attempt, str(lost))
+        else:
+            for attempt in attempts:
+                oracle.dropped(attempt)
+
+    async def _look(self) -> None:
+        """See what the other side has done meanwhile."""
+        await asyncio.sleep(0)
+        if self.line.open and self.line.ended():
+            self._closed()
 
     def _closed(self) -> None:
         self.line.close()
@@ -129,11 +159,17 @@ async def upload(client: Client) -> None:
     await client.ask("upload", "POST", body=body, chunked=chunked, slow=client.draw.random() < 0.7)
 
 
+async def burst(client: Client) -> None:
+    """Requests that do not wait for each other's answers; a proxy never sends such."""
+    await client.burst(client.draw.randrange(2, 6))
+
+
 HABITS: list[tuple[Callable[[Client], Awaitable[None]], int]] = [
     (short, 6),
     (poll, 2),
     (stream, 2),
     (upload, 3),
+    (burst, 2),
 ]
 """What one does, and how many do it, of each kind of connection."""
 
@@ -223,5 +259,3 @@ class Load:
             )
         finally:
             client.line.close()
-
-

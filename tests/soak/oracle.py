@@ -136,6 +136,7 @@ class Oracle:
         self._asked: list[float] = []  # when processes were asked to go, or n was to change
         self._nginx: list[Attempt] = []  # judged at the end: which of them were begun twice
         self._direct: list[str] = []
+        self._dropped: list[Attempt] = []
 
     # -- what happens ------------------------------------------------------------------------------
 
@@ -181,9 +182,9 @@ class Oracle:
     def scaled(self) -> None:
         """Only the last one, from now on."""
         *before, last = self._topologies
-        self._topologies = [
-            (num, start, min(end, now() + SLACK)) for num, start, end in before
-        ] + [last]
+        self._topologies = [(num, start, min(end, now() + SLACK)) for num, start, end in before] + [
+            last
+        ]
 
     def read_record(self) -> None:
         """Catch up with what the processes have written."""
@@ -205,12 +206,12 @@ class Oracle:
     def slots(self, address: str, start: float, end: float) -> set[int]:
         """Where a request of this client may have been served in this time."""
         return {
-            self._route(address, num)
+            self.route(address, num)
             for num, began, ended in self._topologies
             if began <= end and ended >= start
         }
 
-    def _route(self, address: str, num: int) -> int:
+    def route(self, address: str, num: int) -> int:
         if (address, num) not in self._routes:
             head = f"GET / HTTP/1.1\r\nX-Forwarded-For: {address}\r\n\r\n".encode()
             found = sticky.explain(head, "127.0.0.1", num=num, seed=self._seed, proxy=True)
@@ -298,6 +299,11 @@ class Oracle:
         else:
             self.violation("lost request", text)
 
+    def dropped(self, attempt: Attempt) -> None:
+        """It was sent behind a request whose answer has closed the connection: nobody has it."""
+        self._dropped.append(attempt)
+        self.served["sent behind a last answer"] += 1
+
     def _excused(self, cause: str, text: str) -> None:
         self.lost[cause] += 1
         self.note(f"lost ({cause}): {text}")
@@ -377,12 +383,13 @@ class Oracle:
         for token in self._direct:
             if len(self._begun.get(token, ())) > 1:
                 self.violation("begun twice", f"{token} by {self._begun[token]}")
+        for attempt in self._dropped:
+            if attempt.token in self._begun:
+                self.violation("begun behind the last answer of a connection", str(attempt))
         for attempt in self._nginx:
             begun = self._begun.get(attempt.token, [])
             # nginx sends again what may be sent again, when a connection that it had kept breaks.
-            again = attempt.method == "GET" and any(
-                it.boot in begun for it in self.kills
-            )
+            again = attempt.method == "GET" and any(it.boot in begun for it in self.kills)
             if len(begun) > 1 and not again:
                 self.violation("begun twice", f"{attempt} by {begun}")
         for event, times in self._handled.items():

@@ -29,10 +29,10 @@ def summary(result: Result) -> str:
         served[" ".join(name.split()[:2])] += count
     bad = {kind: len(texts) for kind, texts in oracle.violations.items()}
     verdict = f"VIOLATIONS ({_counts(bad)})" if bad else "well"
+    size += f", slowest {oracle.slowest:.1f} s"
     return "\n".join(
         [
-            f"{result.kind}: {verdict} ({result.seconds:.0f} s{size}, "
-            f"slowest answer {oracle.slowest:.1f} s)",
+            f"{result.kind}: {verdict} ({result.seconds:.0f} s{size})",
             f"  served  {_counts(served)}",
             f"  lost    {_counts(oracle.lost)}",
             f"  told    {_counts(oracle.told)}",

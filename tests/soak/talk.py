@@ -234,9 +234,7 @@ class JavaScript:
 
     def _on_welcome(self, client: str, sid: str, about: dict[str, Any], at: float) -> None:
         spec = self.specs[client]
-        self._sessions[client] = Session(
-            client, "javascript", spec.mode, spec.via, sid, about, at
-        )
+        self._sessions[client] = Session(client, "javascript", spec.mode, spec.via, sid, about, at)
 
     def _on_sent(self, client: str, sid: str, event: str, at: float) -> None:
         if (session := self._sessions.get(client)) and session.sid == sid:

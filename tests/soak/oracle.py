@@ -312,9 +312,10 @@ class Oracle:
         """A connection was closed between two requests, of which the last was answered then."""
         end = now()
         slots = self.slots(address, since - SLACK, end)
+        # By the kill itself, or in a slot that has no process since, where it cannot be placed.
         killed = any(
             (it.slot in slots or via == "shared") and it.began <= end and it.ended + RACE >= since
-            for it in self.kills
+            for it in [*self.kills, *self._outages]
         )
         if killed:
             self.lost["connection at rest, killed"] += 1

@@ -28,6 +28,8 @@ TRANSPORTS = {
 }
 OVERDUE = 30.0
 """Seconds in which an event is answered, or its client told."""
+GIVES_UP = 10.0
+"""Seconds without a session, after which a client is taken to have given up."""
 RECONNECT = {"reconnection_delay": 0.1, "reconnection_delay_max": 0.5}
 """Seconds that a client waits: of its own accord, which is not what is looked at here."""
 
@@ -85,7 +87,12 @@ class Talk:
 
 
 class PythonClient:
-    """python-socketio's AsyncClient, which comes back by itself where it does so."""
+    """python-socketio's AsyncClient, which comes back by itself where it does so.
+
+    Where it does not, the load goes on with a new one: after a CLOSE packet of Engine.IO, which is
+    final for it, and where it has given up without a word, as it does when a connection breaks just
+    when it has come back.
+    """
 
     def __init__(self, talk: Talk, spec: Spec) -> None:
         self.talk = talk
@@ -98,56 +105,95 @@ class PythonClient:
         """And when it has ended."""
         self._quiet = False
         self._draw = random.Random(spec.name)
+        self._sio: Any = None
+        self._ended: str | None = None  # the last session of which that is known
+        self._over = asyncio.Event()
+        self._leaving: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
         # The headers given to connect() are those of the first request only; these are of all.
         self._http = aiohttp.ClientSession(headers={"X-Forwarded-For": self.spec.address})
-        self._sio = socketio.AsyncClient(
+        self._tasks = [asyncio.create_task(self._keep()), asyncio.create_task(self._speak())]
+
+    def _make(self) -> Any:
+        sio = socketio.AsyncClient(
             reconnection=True,
             handle_sigint=False,
             request_timeout=30,
             http_session=self._http,
             **RECONNECT,
         )
-        self._final = asyncio.Event()
-        self._sio.on("welcome", self._welcome)
-        self._sio.on("disconnect", self._disconnect)
-        self._tasks = [asyncio.create_task(self._keep()), asyncio.create_task(self._speak())]
 
-    async def _welcome(self, about: dict[str, Any]) -> None:
+        async def welcome(about: dict[str, Any]) -> None:
+            # It is told of its end at once, and of events a little later.
+            sid = sio.eio.sid
+            if sio is self._sio and sid is not None and sid != self._ended:
+                self._welcome(sid, about)
+
+        async def disconnect(reason: str) -> None:
+            if sio is self._sio:
+                self._ended = sio.eio.sid
+                self._disconnect(reason, final=reason == sio.reason.SERVER_DISCONNECT)
+
+        sio.on("welcome", welcome)
+        sio.on("disconnect", disconnect)
+        return sio
+
+    def _welcome(self, sid: str, about: dict[str, Any]) -> None:
         spec = self.spec
-        self.session = Session(
-            spec.name, "python", spec.mode, spec.via, str(self._sio.sid), about, now()
-        )
+        self.session = Session(spec.name, "python", spec.mode, spec.via, sid, about, now())
         self.back(self.session)
         self.welcomed.set()
 
-    async def _disconnect(self, reason: str) -> None:
+    def _disconnect(self, reason: str, *, final: bool) -> None:
         session, self.session = self.session, None
         self.welcomed.clear()
-        final = reason == self._sio.reason.SERVER_DISCONNECT
         self.gone(reason)
         if session is not None:
             self.talk.oracle.ended(session, reason, final=final)
         if final:
-            self._final.set()
+            self._over.set()
 
     async def _keep(self) -> None:
-        """Connect; and again, so that the load goes on, if the library gives up."""
         while True:
-            self._final.clear()
+            self._over.clear()
+            self._sio = self._make()
             try:
                 await self._sio.connect(
                     self.spec.url, transports=TRANSPORTS[self.spec.mode], wait_timeout=20
                 )
-            except (socketio.exceptions.ConnectionError, ValueError) as error:
+            except socketio.exceptions.ConnectionError as error:
                 self.talk.oracle.note(f"{self.spec.name} cannot connect: {error}")
-                with contextlib.suppress(Exception):  # it may stand half connected
-                    await self._sio.disconnect()
-                await asyncio.sleep(0.2)
-                continue
-            await self._final.wait()
+            else:
+                await self._end()
+            # Not waited for: one that polls may wait for the end of its poll.
+            leaving = asyncio.create_task(self._discard())
+            self._leaving.add(leaving)
+            leaving.add_done_callback(self._leaving.discard)
             await asyncio.sleep(RECONNECT["reconnection_delay"])
+
+    async def _end(self) -> None:
+        """Wait until this client will never come back."""
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(GIVES_UP):
+                    await self._over.wait()
+                    return
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(GIVES_UP):
+                    await self.welcomed.wait()
+                    continue
+            self.talk.oracle.told[f"python {self.spec.mode}: has given up"] += 1
+            self.talk.oracle.note(f"{self.spec.name} has given up: a new one")
+            return
+
+    async def _discard(self) -> None:
+        old, self._sio = self._sio, None
+        self.session = None
+        self.welcomed.clear()
+        with contextlib.suppress(Exception):
+            async with asyncio.timeout(5):
+                await old.shutdown()
 
     async def _speak(self) -> None:
         while True:
@@ -163,20 +209,21 @@ class PythonClient:
             return
         event = self.talk.event()
         session.pending[event] = now()
-        # A client between two sessions refuses; then this one has ended, and is told so.
-        with contextlib.suppress(socketio.exceptions.SocketIOError):
+        try:
             await self._sio.emit(
                 "echo",
                 {"event": event},
                 callback=lambda answer: self.talk.oracle.acknowledged(session, event, answer),
             )
+        except socketio.exceptions.SocketIOError:  # it is between two sessions, and will say so
+            del session.pending[event]
 
-    async def again(self) -> None:
+    def again(self) -> None:
         """Leave, of its own accord, and come back."""
         self.session = None  # nothing is amiss with its end
+        self.gone("of its own accord")
         self.welcomed.clear()
-        await self._sio.disconnect()
-        self._final.set()
+        self._over.set()
 
     def sessions(self) -> list[Session]:
         return [self.session] if self.session else []
@@ -190,13 +237,14 @@ class PythonClient:
         self._quiet = on
 
     async def stop(self) -> None:
+        self.gone = lambda reason: None
         for task in self._tasks:
             task.cancel()
-        self.session = None
-        self.gone = lambda reason: None
-        with contextlib.suppress(Exception):
-            async with asyncio.timeout(5):
-                await self._sio.shutdown()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+        if self._sio is not None:
+            await self._discard()
+        await asyncio.gather(*self._leaving)
         await self._http.close()
 
 

@@ -27,7 +27,7 @@ from pathlib import Path
 from tests.harness import KINDS
 
 from .game import NUM, SEED
-from .load import Load
+from .load import Load, burst, short
 from .oracle import Oracle, Session, now
 from .server import Server, until
 from .talk import PythonClient, Spec, Talk
@@ -136,7 +136,8 @@ class Deploy:
                 clients = [client for client in talk.clients if isinstance(client, PythonClient)]
                 alone = Absences(clients, lag)
                 await self._baseline(clients, alone)
-                load.start(("direct", "shared"))
+                # Nothing that takes long: a process stays for what it has in hand.
+                load.start(("direct", "shared"), [(short, 6), (burst, 3)])
                 disturbed = Absences(clients, lag)
                 await self._reload(disturbed)
                 await load.stop()

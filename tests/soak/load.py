@@ -164,7 +164,8 @@ async def burst(client: Client) -> None:
     await client.burst(client.draw.randrange(2, 6))
 
 
-HABITS: list[tuple[Callable[[Client], Awaitable[None]], int]] = [
+Habit = Callable[[Client], Awaitable[None]]
+HABITS: list[tuple[Habit, int]] = [
     (short, 6),
     (poll, 2),
     (stream, 2),
@@ -207,14 +208,18 @@ class Load:
         addresses = [self.address() for _ in range(8 if via == "shared" else 1)]
         return Client(self, via, addresses, random.Random(self._draw.random()))
 
-    def start(self, kinds: Sequence[str] = ("direct", "shared", "nginx")) -> None:
+    def start(
+        self,
+        vias: Sequence[str] = ("direct", "shared", "nginx"),
+        habits: Sequence[tuple[Habit, int]] = (),
+    ) -> None:
         self._stop.clear()
-        for habit, count in HABITS:
-            for via in kinds:
+        for habit, count in habits or HABITS:
+            for via in vias:
                 for _ in range(max(1, round(count * self._scale))):
                     self._tasks.append(asyncio.create_task(self._go_on(habit, self.client(via))))
 
-    async def _go_on(self, habit: Callable[[Client], Awaitable[None]], client: Client) -> None:
+    async def _go_on(self, habit: Habit, client: Client) -> None:
         try:
             while not self._stop.is_set():
                 await habit(client)

@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import logging
 import random
-import resource
 import shutil
 import sys
 import tempfile
@@ -24,6 +22,7 @@ from tests.harness import KINDS
 
 from .disturbances import DISTURBANCES, chosen
 from .game import Game, Result
+from .program import prepare
 from .report import problems, summary
 
 
@@ -43,11 +42,7 @@ def main() -> int:
         parser.error(str(error))
     if unknown := set(kinds) - KINDS.keys():
         parser.error(f"no such kind: {', '.join(unknown)}")
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 4096)), hard))
-    # A client's library reports what the oracle hears of anyway.
-    for name in ("socketio.client", "engineio.client", "asyncio"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
+    prepare(4096)
     return soak(kinds, names, asked.seconds, seed, asked.size)
 
 

@@ -13,9 +13,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import logging
 import random
-import resource
 import shutil
 import signal
 import statistics
@@ -29,6 +27,7 @@ from tests.harness import KINDS
 from .game import NUM, SEED
 from .load import Load, burst, short
 from .oracle import Oracle, Session, now
+from .program import prepare
 from .server import Server, until
 from .talk import PythonClient, Spec, Talk
 
@@ -217,10 +216,7 @@ def main() -> int:
     parser.add_argument("--drain-spread", type=float, default=1.0, help="the server's option")
     parser.add_argument("--seed", type=int, default=1)
     asked = parser.parse_args()
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 8192)), hard))
-    for name in ("socketio.client", "engineio.client", "asyncio"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
+    prepare(8192)
     folder = Path(tempfile.mkdtemp(prefix="sticky-deploy-"))
     print(
         f"{asked.kind}: HUP every {asked.every:g} s for {asked.seconds:g} s, {asked.clients} "

@@ -15,7 +15,6 @@ import http.client
 import itertools
 import json
 import os
-import resource
 import shutil
 import signal
 import statistics
@@ -35,6 +34,7 @@ from tests.harness import KINDS as CLASSES
 from tests.harness import ROOT
 
 from .game import NUM, SEED
+from .program import prepare
 from .server import Server, until
 
 TIMES = 3.0
@@ -259,8 +259,7 @@ def main() -> int:
     names = [name for name in asked.only.split(",") if name] or list(FLOODS)
     if asked.kind not in CLASSES or set(names) - FLOODS.keys():
         parser.error("no such kind")
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # the server's as well
+    prepare()
     folder = Path(tempfile.mkdtemp(prefix="sticky-floods-"))
     os.environ["SOAK_PING"] = "600"  # thousands of silent websockets are not to be missed
     print(f"{asked.kind}: clients of other slots", flush=True)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import logging
 import os
 import shutil
 import sys
@@ -18,6 +17,7 @@ from tests.harness import KINDS
 
 from .game import Game
 from .plants import PLANTS
+from .program import prepare
 
 SECONDS = 6.0
 
@@ -27,8 +27,7 @@ def main() -> int:
     parser.add_argument("--kind", default="asgi", help=", ".join(KINDS))
     parser.add_argument("--only", default="", help=", ".join(PLANTS))
     asked = parser.parse_args()
-    for name in ("socketio.client", "engineio.client", "asyncio"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
+    prepare(4096)
     status = 0
     for name in asked.only.split(",") if asked.only else PLANTS:
         folder = Path(tempfile.mkdtemp(prefix="sticky-prove-"))

@@ -14,9 +14,8 @@ from typing import NamedTuple
 from .oracle import Oracle, now
 from .server import Child, Server, exists, until
 
-NOT_YET = {"term", "scale", "upgrade"}
-"""What the server cannot do yet: left out unless it is asked for by name. TTIN stops the master,
-USR2 ends it, and a worker that is sent TERM leaves its slot without service."""
+NOT_YET = {"upgrade"}
+"""What the server cannot do yet: left out unless it is asked for by name."""
 
 LEAST, MOST = 2, 6
 """Workers, when their number changes."""

@@ -2,6 +2,7 @@
 # make test    everything that has to be right before a commit
 # make fast    the tests that need nothing but Python, without the slowest of them
 #              (PYTHON=python3.12, here and everywhere, for another Python)
+# make simulate  a million simulated histories of the master (HISTORIES, PROCESSES; some hours)
 # make fuzz    the compiled core under AddressSanitizer and UBSan, fed for a minute (FUZZ_SECONDS)
 # make bench   the benchmarks (a quarter of an hour; BENCH_QUICK=1: three minutes)
 # make long    100,000 requests through each real proxy to each kind of server (a quarter of an hour)
@@ -35,7 +36,7 @@ NODE_MODULES := tests/e2e/node_modules/.package-lock.json
 # contract and e2e, the slowest, first.
 PYTEST := $(BIN)/python -m pytest -n 3 --dist loadgroup --no-loadscope-reorder
 
-.PHONY: demo test lint fast fuzz bench long soak deploy-check floods clean ready ready-for-fast programs
+.PHONY: demo test lint fast simulate fuzz bench long soak deploy-check floods clean ready ready-for-fast programs
 
 demo: $(VENV)/installed
 	@exec $(BIN)/python examples/chat/app.py $(PORT)
@@ -56,6 +57,12 @@ fast: ready-for-fast
 		tests/process/test_listen.py \
 		--ignore tests/unit/test_core_mutants.py --ignore tests/unit/test_packaging.py \
 		-k "not portable_form"
+
+# A seed that breaks a promise is shown, with how to replay it.
+HISTORIES ?= 1000000
+PROCESSES ?= 0
+simulate: ready-for-fast
+	$(BIN)/python -m tests.simulation --histories $(HISTORIES) --processes $(PROCESSES)
 
 fuzz: ready-for-fast
 	$(BIN)/python -m tests.fuzz

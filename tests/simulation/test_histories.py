@@ -12,10 +12,10 @@ from .history import World, run, trace
 from .kernel import Code
 from .scene import FAULTS, RestingScene, Scene
 
-# What a connection that moves can meet, and in how many of 1000 histories it has to be met.
+# What can be met, and in how many of 1000 histories it has to be.
 EVENTS = {
-    "hand back": 200,
-    "hand back of much": 50,
+    "hand back": 143,
+    "hand back of much": 32,
     "hand back of a 400": 4,
     "hand back has to wait": 2,
     "hand back starved": 2,
@@ -25,29 +25,46 @@ EVENTS = {
     "queue after a move": 50,
     "refused after a move": 80,
     "served after 1 moves": 100,
-    "served after 2 moves": 50,
-    "served after 3 moves": 20,
-    "503 after a move, because of moves": 50,
+    "served after 2 moves": 35,
+    "served after 3 moves": 14,
+    "503 after a move, because of moves": 28,
     "503 after a move, because of time": 10,
     "503 after a move, because of a stop": 30,
     "503 after a move, because of crowds": 3,
-    "crash before a hand back": 20,
-    "crash with a hand back in flight": 20,
+    "crash before a hand back": 13,
+    "crash with a hand back in flight": 13,
     "crash after a hand back, before it is served": 20,
-    "crash with a moved connection in the inbox": 12,
+    "crash with a moved connection in the inbox": 8,
     "rest with an heir": 8,
-    "rest without an heir": 8,
+    "rest without an heir": 6,
     "rest after a move": 1,
     "taken on at rest": 8,
     "another worker class in a reload": 10,
+    "shed": 98,
+    "overstayed": 55,
+    "read back": 104,
+    "back in the queue": 73,
+    "leaving": 104,
+    "nobody was ready in time": 27,
+    "more slots": 28,
+    "fewer slots": 27,
+    "scaled up": 60,
+    "retired": 27,
+    "there cannot be more slots": 25,
+    "waits for other code": 33,
+    "ready, and killed already": 38,
+    "hand back, unheld": 13,
+    "asked for a session": 12,
+    "a session was lost": 8,
+    "rest closed because of more": 17,
 }
 for step, number in {
     "worker": 40,
-    "worker again": 10,
-    "leaving": 2,
+    "worker again": 7,
+    "leaving": 1,
     "moving": 5,
     "queue again": 2,
-    "inbox again": 10,
+    "inbox again": 5,
     "refused again": 40,
 }.items():
     EVENTS |= {f"FIN {step}": number, f"RST {step}": number}
@@ -686,7 +703,7 @@ MUTANTS = {
 
 
 # In which some of them were met, to save the time of looking for them: they are rare.
-RARE = ()
+RARE = (236, 235, 706, 845, 364, 380, 1141, 1186, 1307, 2173)
 
 
 @pytest.mark.parametrize("mutant", MUTANTS)

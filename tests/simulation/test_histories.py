@@ -99,7 +99,7 @@ def test_a_connection_that_moves_meets_a_fault_at_every_step(fault):
     scene = Scene(code)
     scene.run()
     assert (scene.mover.served, scene.mover.moves) == (4, 3)
-    assert scene.kernel.events["queue after a move"] == 1
+    assert scene.kernel.events["queue after a move"] >= 1
     assert scene.kernel.events["hand back of much"] == 1
     outcomes = set()
     for step in range(scene.kernel.steps + 1):

@@ -77,8 +77,8 @@ class Child:
         self.inbox_end: socket.socket | None = None
         self.failure: dict[str, Any] | None = None
         self.killed_because: Why | None = None
-        # For what there was no room on the control pair: kind, payload, descriptors.
-        self.unsaid: deque[tuple[int, bytes, tuple[int, ...]]] = deque()
+        # For what there was no room on the control pair: kind, payload, what goes with it.
+        self.unsaid: deque[tuple[int, bytes, socket.socket | None]] = deque()
         self.limit = 0  # of requests, after which it is replaced
 
     def send(self, sig: signal.Signals) -> None:
@@ -141,7 +141,14 @@ class Children:
             self.inboxes.append(pairs.inbox)
             for child in self.by_key.values():
                 where = json.dumps({"slot": number}).encode()
-                self.say(child, channel.SIBLING, where, pairs.sibling.fileno())
+                self.say(child, channel.SIBLING, where, pairs.sibling)
+
+    def shrink(self, num: int) -> None:
+        """Close what belongs to slots from this number on, once nobody is there any more."""
+        last = max((child.slot for child in self.by_key.values()), default=-1)
+        while len(self.pairs) > max(num, last + 1):
+            self.pairs.pop().close()
+            self.inboxes.pop()
 
     def start(self, number: int) -> int:
         """Start a process for a slot; its key.
@@ -237,19 +244,24 @@ class Children:
 
     # -- what they are told -------------------------------------------------------------------
 
-    def say(self, child: Child, kind: int, payload: bytes = b"", *fds: int) -> None:
+    def say(
+        self, child: Child, kind: int, payload: bytes = b"", end: socket.socket | None = None
+    ) -> None:
         """Tell a process something; as soon as there is room for it.
 
         Args:
-            fds: descriptors that go with it, which stay open.
+            end: goes with it. Closed until then, there is nothing to tell any more.
         """
         if child.unsaid:
-            child.unsaid.append((kind, payload, fds))
+            child.unsaid.append((kind, payload, end))
+            return
+        fds = (end.fileno(),) if end is not None else ()
+        if -1 in fds:
             return
         try:
             channel.send(child.control, channel.pack_header(kind), payload, *fds)
         except BlockingIOError:
-            child.unsaid.append((kind, payload, fds))
+            child.unsaid.append((kind, payload, end))
             self._loop.register(
                 child.control.fileno(),
                 select.EPOLLIN | select.EPOLLOUT,
@@ -265,8 +277,8 @@ class Children:
             self._loop.register(
                 child.control.fileno(), select.EPOLLIN, lambda _: self._on_control(key)
             )
-            for kind, payload, fds in unsaid:
-                self.say(child, kind, payload, *fds)
+            for kind, payload, end in unsaid:
+                self.say(child, kind, payload, end)
         if events & ~select.EPOLLOUT:
             self._on_control(key)
 

@@ -371,6 +371,7 @@ class Master:
             self._board.show(row, slot, by_key[current].pid)
 
     def _rescaled(self, num: int, done: bool) -> None:
+        self._children.shrink(self._lives.target)
         if done:
             log.info("There are %d worker%s now", num, "s" if num > 1 else "")
             self._around.status(" at ".join(self._about()))
@@ -405,6 +406,7 @@ class Master:
             if message.kind == channel.READY:
                 self._learn(child, message.payload)
                 if self._lives.ready(key, time.monotonic()):
+                    self._publish(child.slot)  # before anybody reads that it is ready
                     log.info("worker %d ready (pid %d)", child.slot, child.pid)
             elif message.kind == channel.PONG:
                 self._lives.heard(key)
@@ -488,10 +490,12 @@ class Master:
         right = failure.get("worker_class")
         again = bool(right) and self._auto and right != child.worker_class
         again = self._ledger.ended(key, now, failure.get("status", 3), again=again)
-        self._dispatcher.return_(own, left)
-        self._make_room()
         if again:
             self._children.worker_class = str(right)
+        self._dispatcher.return_(own, left)
+        self._settle()  # what lies in the inbox of a slot that goes is read before it is closed
+        self._children.shrink(self._lives.target)
+        if again:
             log.info("This app needs the worker class %r: all workers are of that class", right)
         if again or child.killed_because is Why.STOPPED:
             return

@@ -106,6 +106,7 @@ class World:
         kernel.unwatched = self.unwatched
         self.listener = Listener(kernel)
         self.inboxes: list[Inbox] = []
+        self.made: list[Inbox] = []  # all that there have been
         self.cells = memoryview(bytearray(16)).cast("Q")
         self.signals = Flag(kernel)
         self.sent_signals: list[signal.Signals] = []
@@ -260,6 +261,8 @@ class World:
             worker = self.workers[child.pid]
             if again:
                 again -= 1
+                if more[-1] is not None and more[-1].fileno() < 0 and worker.owed:
+                    worker.owed.popleft()  # there is nothing to tell any more
             else:
                 worker.is_told(kind)
             say(child, kind, *more)
@@ -400,6 +403,7 @@ class World:
         inbox = Inbox(self.kernel, self.capacity, self.options.max_moves)
         inbox.judge_rest = self.judge_rest
         inbox.when_read_back = self.one_returns
+        self.made.append(inbox)
         try:
             return inbox, InboxEnd(self.kernel, inbox)
         except OSError:
@@ -451,8 +455,11 @@ class World:
         shared, own = (self.kernel.files[fd] for fd in fds[:2])
         assert isinstance(shared, InboxEnd)
         assert isinstance(own, InboxEnd)
+        siblings = [self.kernel.files[fd] for fd in fds[4:]]
+        del self.inboxes[len(self.master._children.pairs) :]
         for number, pairs in enumerate(self.master._children.pairs):
-            if number >= len(self.inboxes):
+            if number >= len(self.inboxes) or self.inboxes[number] is not pairs.inbox:
+                del self.inboxes[number:]
                 self.inboxes.append(pairs.inbox)
                 pairs.inbox.number = number
                 pairs.inbox.is_read = partial(self.is_served, number)
@@ -483,7 +490,7 @@ class World:
         if not self.kernel.room:
             raise failing(errno.EMFILE)
         pid = 5000 + len(self.workers)
-        worker = Worker(self, slot, pid, worker_class, spec["row"], own.inbox)
+        worker = Worker(self, slot, pid, worker_class, spec["row"], own.inbox, siblings)
         worker.corrected = corrects
         self.workers[pid] = worker
         if seen.worker is None:
@@ -900,7 +907,7 @@ class World:
     def all_inboxes(self) -> list[Inbox]:
         """Those of the slots, and those of the processes."""
         own = [worker.own for worker in self.workers.values() if not worker.collected]
-        return self.inboxes + own
+        return [inbox for inbox in self.inboxes + own if inbox.fd >= 0]
 
     def waiting(self) -> list[Wire]:
         """Every connection that is still to be given to a worker."""
@@ -1067,12 +1074,14 @@ class World:
                 row = shown.get(number)
                 doomed = seen.worker.row if seen.worker is not None else None
                 demand(row in (None, doomed), "slot", number, "is shown with row", row)
-        siblings = len(self.master._children.pairs)
+        pairs = self.master._children.pairs
+        demand(len(pairs) >= max(self.num, self.lives.target), "there are pairs for", len(pairs))
         for worker in self.workers.values():
             if worker.alive and not worker.collected and worker.pidfd is not None:
-                coming = [*worker.mail, *worker.owed].count(channel.SIBLING)
-                known = len(worker.siblings) + coming
-                demand(known == siblings, worker, "knows", known, "of", siblings)
+                known = worker.siblings
+                lacking = [n for n, pair in enumerate(pairs) if known.get(n) is not pair.sibling]
+                coming = worker.owed.count(channel.SIBLING)
+                demand(len(lacking) <= coming, worker, "does not know of slots", lacking)
 
     def check_replacing(self, now: float) -> list[tuple[float, object]]:
         """Who is to be replaced is, in turn, and who asks for it at once."""
@@ -1298,7 +1307,7 @@ class World:
         for what, number in self.handed_back.items():
             demand(counted[what] == number, "it counted", counted[what], what, "not", number)
         own = [worker.own for worker in self.workers.values()]
-        passed_on = sum(inbox.passed_on for inbox in self.inboxes + own)
+        passed_on = sum(inbox.passed_on for inbox in {*self.made, *own})
         demand(counted["passed_on"] == passed_on, "it counted", counted["passed_on"], passed_on)
         if self.quick or kernel.now >= self.stop_by:
             return

@@ -630,7 +630,7 @@ class Control(File):
     def __init__(self, kernel: Kernel) -> None:
         super().__init__(kernel)
         self.said: deque[tuple[int, Any]] = deque()
-        self.hear: Callable[[int], object] = lambda kind: None
+        self.hear: Callable[..., object] = lambda kind: None
         self.seen: Callable[[int], object] = lambda kind: None
         self.refused: Callable[[], object] = lambda: None
         self.back: Callable[[Wire, bool], object] = lambda wire, unheld: None
@@ -666,13 +666,13 @@ class Control(File):
         self.reset = self.unread > 0
         self.stir()
 
-    def put(self, kind: int) -> None:
+    def put(self, kind: int, payload: bytes = b"", *fds: int) -> None:
         if not self.alive:
             self.refused()
             raise failing(errno.EPIPE)
         if self.is_full:
             raise BlockingIOError(errno.EAGAIN, "full")
-        self.hear(kind)
+        self.hear(kind, *((int(json.loads(payload)["slot"]), self.kernel.files[fd]) for fd in fds))
 
 
 class Flag(File):
@@ -912,7 +912,7 @@ def _connection(kind: int, parcel: Parcel) -> _Message:
 
 
 def _send(channel: Control, kind: int, payload: bytes = b"", *fds: int) -> None:
-    channel.put(kind)
+    channel.put(kind, payload, *fds)
 
 
 def _hand_over(inbox: Inbox, fd: int, address: object, since: int) -> None:

@@ -566,8 +566,8 @@ MUTANTS = {
     ),
     "what a busy process is told is lost": (
         "children",
-        "            for kind, payload, fds in unsaid:\n",
-        "            for kind, payload, fds in ():\n",
+        "            for kind, payload, end in unsaid:\n",
+        "            for kind, payload, end in ():\n",
     ),
     "a process is told things in another order": (
         "children",
@@ -666,7 +666,7 @@ MUTANTS = {
     ),
     "a process does not know of a new slot": (
         "children",
-        "                self.say(child, channel.SIBLING, where, pairs.sibling.fileno())\n",
+        "                self.say(child, channel.SIBLING, where, pairs.sibling)\n",
         "                pass\n",
     ),
     "who hangs is killed before it can say where": (

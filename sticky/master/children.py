@@ -305,7 +305,7 @@ class Children:
         """A process has ended: collect it. What it said, and what lies in its inbox, is to be read
         before."""
         child = self.by_key.pop(key)
-        del self.own_inboxes[key]
+        self._loop.unregister(self.own_inboxes.pop(key).fileno())
         self._loop.unregister(child.pidfd)
         self._loop.unregister(child.control.fileno())
         self._board.take_back(child.row)

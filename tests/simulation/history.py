@@ -1028,7 +1028,8 @@ class World:
         if self.master._status is not None:
             return
         handlers = self.master._loop._handlers
-        demand(kernel.watched.keys() == handlers.keys(), "handlers without events")
+        alone = [kernel.files.get(fd, fd) for fd in kernel.watched.keys() ^ handlers.keys()]
+        demand(not alone, "handlers without events:", alone)
         deadlines = self.check_places(now, timeout)
         deadlines += self.check_processes(now)
         if self.stop_at < math.inf:

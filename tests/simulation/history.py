@@ -261,7 +261,8 @@ class World:
             worker = self.workers[child.pid]
             if again:
                 again -= 1
-                if more[-1] is not None and more[-1].fileno() < 0 and worker.owed:
+                gone = more[-1] is not None and more[-1].fileno() < 0
+                if gone and worker.owed and not child.unsaid:
                     worker.owed.popleft()  # there is nothing to tell any more
             else:
                 worker.is_told(kind)

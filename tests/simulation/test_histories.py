@@ -554,11 +554,6 @@ MUTANTS = {
         "for num in (self.num, *self._earlier)",
         "for num in (self.num,)",
     ),
-    "who waits for a process that ends is forgotten": (
-        "waiting",
-        "            self._turn_away(line, unheld=True)\n",
-        "",
-    ),
     "what lies in the own inbox of a process that ends is lost": (
         "master",
         "left = self._collect(child.inbox_end) if child.inbox_end is not None else []",
@@ -583,11 +578,6 @@ MUTANTS = {
         "lives",
         "            if worker.state is Process.READY:\n                self._shut(worker.slot)\n",
         "",
-    ),
-    "nobody sees that a process has replaced another": (
-        "lives",
-        "        self.agenda.add(Serves(worker.slot))\n        self._opens",
-        "        self._opens",
     ),
     "a process that was replaced is forgotten": (
         "lives",

@@ -506,6 +506,7 @@ class Lives:
             if slot.current is None and slot.start_at is None and not slot.spawning:
                 slot.start_at = self.agenda.remind(now)
         self._all_ready()
+        self._go_on(now)
         return True
 
     def _retire(self, num: int, now: float) -> None:

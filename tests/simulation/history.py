@@ -759,6 +759,8 @@ class World:
             if worker.replaced is None and self.kernel.now >= self.quit_at(worker) - MOMENT:
                 self.gives_up_waiting(worker)
             demand(worker.replaced is not None, worker, "is told to end, and has no successor")
+        elif kind == channel.END and self.kernel.now >= self.quit_at(worker) - MOMENT:
+            worker.draining = True  # it had asked to be replaced, in vain
         elif kind == channel.END and (worker.replaced is None or channel.END in worker.told):
             demand(not self.listener.open, worker, "is told to end before the listeners closed")
             waiting = self.waiting()
@@ -1075,7 +1077,9 @@ class World:
             else:
                 row = shown.get(number)
                 doomed = seen.worker.row if seen.worker is not None else None
-                demand(row in (None, doomed), "slot", number, "is shown with row", row)
+                before_it = seen.previous.row if seen.previous is not None else None
+                fair = row in (None, doomed, before_it)
+                demand(fair, "slot", number, "is shown with row", row)
         pairs = self.master._children.pairs
         demand(len(pairs) >= max(self.num, self.lives.target), "there are pairs for", len(pairs))
         for worker in self.workers.values():

@@ -58,14 +58,19 @@ class Terminal:
     Who closes it means that the program is to end, and the system says so with SIGHUP; which people
     send to a server to have it reload, too. A shell passes its own SIGHUP on to its children, so
     who has sent it says nothing.
+
+    Args:
+        had_one: what is known of that already.
     """
 
-    def __init__(self) -> None:
-        self._had_one = signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN and _can_be_opened()
+    def __init__(self, had_one: bool | None = None) -> None:
+        if had_one is None:
+            had_one = signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN and _can_be_opened()
+        self.had_one = had_one
 
     def is_closed(self) -> bool:
         """Whether there was one and is none any more. With nohup(1) there never was."""
-        return self._had_one and not _can_be_opened()
+        return self.had_one and not _can_be_opened()
 
 
 def _can_be_opened() -> bool:

@@ -559,7 +559,7 @@ class Lives:
                     self._kill(process, Why.STOPPED)
             worker = self._workers.get(slot.current)
             if worker is not None and worker.state is Process.READY:
-                slot.previous, slot.current = slot.current, slot.successor
+                slot.previous, slot.current, slot.successor = slot.current, slot.successor, None
                 self._shuts(number, True)
                 self._end(slot.previous)
                 if not worker.doomed:

@@ -9,6 +9,23 @@ import os
 import sys
 
 
+def open_standard() -> None:
+    """Open what is closed of the descriptors 0 to 2, on /dev/null.
+
+    Whatever is opened first would take their numbers, and be what a ``print`` writes into: the
+    memory of the counters, a client's connection. To be called before anything is opened.
+    """
+    for fd in range(3):
+        try:
+            os.fstat(fd)
+        except OSError:
+            opened = os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+            if opened == fd:
+                os.set_inheritable(fd, True)
+            else:
+                os.close(opened)  # another thread was faster: it is open now
+
+
 def _receive() -> tuple[dict, list[int]]:  # type: ignore[type-arg]
     """The spec and the descriptors that came with it (channel.py has the format)."""
     import array
@@ -55,6 +72,7 @@ def _try(fd: int, answer: int) -> None:
 
 def main() -> None:
     """Become what the spec says."""
+    open_standard()
     if sys.argv[1] == "trial":
         _try(int(sys.argv[2]), int(sys.argv[3]))
     if sys.argv[1] == "upgraded":
@@ -77,6 +95,7 @@ def main() -> None:
 
         watch(spec)
 
+    import sticky.outlet  # noqa: F401 - while os.write is what it is
     from sticky.worker.classes import prepare
 
     prepare(spec["options"]["worker_class"])

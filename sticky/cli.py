@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from . import __version__, ctl, explaining
+from ._boot import open_standard
 from .arguments import Parser, add_options, from_arguments
 from .config import FIELDS, as_toml, settings
 from .errors import StickyError
@@ -46,6 +47,11 @@ def _parser(prog: str) -> Parser:
 
 def main(argv: Sequence[str] | None = None, *, prog: str = "sticky") -> NoReturn:
     """Run the command; never returns."""
+    open_standard()
+    # What was closed when the interpreter started has no stream. Nobody reads what is said there,
+    # and yet it is to be said without an AttributeError.
+    sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115
+    sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         if arguments[:1] == ["explain"]:

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import select
 import sys
+import traceback
 
+from . import outlet
 from .errors import OptionError
 from .options import Options
+from .outlet import Outlet
 
 _FORMAT = "[%(asctime)s] [%(process)d] [%(levelname)s] %(message)s"
 _DATES = "%Y-%m-%d %H:%M:%S %z"
-_PIPE_BUF = 4096
-"""A pipe that polls as writable takes this much without blocking (pipe(7))."""
 
 
 def printable(text: object, longest: int = 1000, *, quote: str = "") -> str:
@@ -47,37 +46,99 @@ def printable(text: object, longest: int = 1000, *, quote: str = "") -> str:
     return short + "..." if len(plain) > longest else short
 
 
-class PatientHandler(logging.Handler):
-    """Writes to a descriptor, and never waits for whoever reads at the other end.
+def losses(number: int, why: str, what: str = "log") -> str:
+    """What is said of lines that could not be written."""
+    some = "1 {} line was" if number == 1 else f"{number} {{}} lines were"
+    return f"{some.format(what)} lost: {why}"
 
-    A log that nobody reads must not stop the server: what does not fit is dropped and counted, and
-    the count is written when there is room again. (Making the descriptor non-blocking would change
-    it for everyone who shares it.)
-    """
+
+def _record(text: str) -> logging.LogRecord:
+    return logging.LogRecord("sticky", logging.WARNING, __file__, 0, text, None, None)
+
+
+class PatientHandler(logging.Handler):
+    """Writes to a descriptor, and never waits for whoever reads at the other end (``outlet``)."""
 
     def __init__(self, fd: int) -> None:
         super().__init__()
-        self._fd = fd
-        self._poll = select.poll()
-        self._poll.register(fd, select.POLLOUT)
-        self._dropped = 0
+        self._outlet = Outlet(fd, self._on_lost)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write one record, or drop it."""
-        text = self.format(record) + "\n"
-        if self._dropped:
-            text = f"({self._dropped} log lines were dropped: nobody read them)\n" + text
-        data = text.encode(errors="backslashreplace")
-        for start in range(0, len(data), _PIPE_BUF):
-            try:
-                ready = self._poll.poll(0)
-                if not ready or not ready[0][1] & select.POLLOUT:
-                    self._dropped += 1
-                    return
-                os.write(self._fd, data[start : start + _PIPE_BUF])
-            except OSError:
-                return  # the reader is gone: there is nobody to tell
-        self._dropped = 0
+        """Write one record."""
+        try:
+            text = self.format(record)
+        except Exception:  # its text and its arguments do not fit
+            text = traceback.format_exc()
+        self._outlet.write((text + "\n").encode(errors="backslashreplace"))
+
+    def _on_lost(self, number: int, why: str) -> None:
+        self.emit(_record(losses(number, why)))
+
+    def flush(self) -> None:
+        """Write what could not be written before, as far as it can be."""
+        self._outlet.flush()
+
+    def close(self) -> None:
+        """Close what is ours."""
+        self._outlet.close()
+        super().close()
+
+
+class _PatientStream:
+    """The standard output or error of a handler that the user has set up."""
+
+    def __init__(self, fd: int, handler: logging.Handler) -> None:
+        self._outlet = Outlet(fd, self._on_lost)
+        self._format = handler.format
+
+    def write(self, text: str) -> None:
+        self._outlet.write(text.encode(errors="backslashreplace"))
+
+    def flush(self) -> None:
+        """Nothing is kept that could be written."""
+
+    def _on_lost(self, number: int, why: str) -> None:
+        self.write(self._format(_record(losses(number, why))) + "\n")
+
+
+class _Failures:
+    """What a handler of the user's cannot write: the disk is full. By itself it would print a
+    traceback for each line."""
+
+    def __init__(self, handler: logging.Handler) -> None:
+        self._emit, self._explain = handler.emit, handler.handleError
+        self._lost = 0
+        self._why = ""
+        handler.emit, handler.handleError = self.emit, self.failed  # type: ignore[method-assign]
+
+    def emit(self, record: logging.LogRecord) -> None:
+        before = self._lost
+        self._emit(record)
+        if before and before == self._lost:  # it was written
+            self._lost = 0
+            self._emit(_record(losses(before, self._why)))
+
+    def failed(self, record: logging.LogRecord) -> None:
+        error = sys.exception()
+        if isinstance(error, OSError):
+            self._lost += 1
+            self._why = error.strerror or str(error)
+        else:
+            self._explain(record)
+
+
+def _make_patient() -> None:
+    """Have the handlers that a ``log_config`` has given our loggers wait for nobody."""
+    for handler in _handlers("sticky", "sticky.master", "sticky.worker", "sticky.access", None):
+        if type(handler) is logging.StreamHandler:
+            if handler.stream and handler.stream in (sys.stdout, sys.stderr):
+                handler.setStream(_PatientStream(handler.stream.fileno(), handler))
+        elif isinstance(handler, logging.FileHandler):
+            _Failures(handler)
+
+
+def _handlers(*names: str | None) -> set[logging.Handler]:
+    return {handler for name in names for handler in logging.getLogger(name).handlers}
 
 
 def set_up(options: Options, *, worker: int | None = None) -> None:
@@ -87,7 +148,7 @@ def set_up(options: Options, *, worker: int | None = None) -> None:
 
     Args:
         options: the settings.
-        worker: the number of the slot; None in the master, which never waits for a reader.
+        worker: the number of the slot; None in the master.
 
     Raises:
         OptionError: ``log_config`` cannot be used; nothing of it is in force then.
@@ -103,13 +164,10 @@ def set_up(options: Options, *, worker: int | None = None) -> None:
                 f"option 'log_config' is {options.log_config!r}, which cannot be used: "
                 f"{type(error).__name__}: {error}{cause}"
             ) from None
+        _make_patient()
         return
-    handler: logging.Handler
-    if sys.stderr is None:  # closed by whoever started us
-        handler = logging.NullHandler()
-    else:
-        patient = worker is None
-        handler = PatientHandler(sys.stderr.fileno()) if patient else logging.StreamHandler()
+    # Closed by whoever started us: there is nobody to tell.
+    handler = PatientHandler(sys.stderr.fileno()) if sys.stderr else logging.NullHandler()
     who = "%(process)d" if worker is None else f"%(process)d worker {worker}"
     handler.setFormatter(logging.Formatter(_FORMAT.replace("%(process)d", who), _DATES))
     logger.addHandler(handler)
@@ -132,12 +190,35 @@ def take_over(options: Options) -> None:
             logger.propagate = False
 
 
+AGAIN = 0.1
+"""Seconds until whoever has a loop calls ``flush`` again, while lines are ``pending``."""
+
+
+def pending() -> bool:
+    """Whether there are lines of this process's logs that could not be written yet."""
+    return outlet.pending()
+
+
+def flush() -> None:
+    """Write what could not be written before, as far as it can be now: the lines of this process's
+    logs, the access log's, too. For whoever has a loop that comes by now and then."""
+    outlet.flush()
+
+
+def finish(seconds: float = 1.0) -> None:
+    """The same before the process ends, and wait for the readers, at most so long. An exit does it
+    by itself; ``os._exit`` does not."""
+    outlet.finish(seconds)
+
+
 def reopen() -> None:
     """Open every log file of this process anew, by its name: it may have been renamed meanwhile.
 
     These are the files of all handlers of the module ``logging``, ours and those that a
-    ``log_config`` or the app has made.
+    ``log_config`` or the app has made. Where the standard error has become another file meanwhile,
+    our own lines go there, too.
     """
+    outlet.reopen()
     loggers = [logging.getLogger(), *logging.getLogger().manager.loggerDict.values()]
     found = {
         handler

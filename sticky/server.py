@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from . import channel, spawn
+from ._boot import open_standard
 from .board import Board
 from .config import settings
 from .errors import StickyError, WorkerError
@@ -169,8 +170,11 @@ class Server:
         self._pidfd = -1
         self._status: int | None = None
         self._lock = threading.Lock()
-        self._in_worker = worker.current_worker() is not None
-        if not self._in_worker:  # what a worker serves, and how, is decided already
+        current = worker.current_worker()
+        self._in_worker = current is not None
+        if current is not None:  # what a worker serves, and how, is decided already
+            self.options = current.options
+        else:
             self.options = settings(options, config=config, **more)
             self._program = find(factory)
 
@@ -191,6 +195,7 @@ class Server:
             program = dataclasses.replace(program, call=_calls)
             _calls += 1
         given = listeners.inherited(self.options)
+        open_standard()
         self._board = Board()
         spec = {
             "role": "master",

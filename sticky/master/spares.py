@@ -94,6 +94,7 @@ class Spares:
         elif message.kind == channel.READY and child in self._starting:
             self._starting.remove(child)
             self._waiting.append(child)
+            log.debug("a spare (pid %d) waits for a slot", child.pid)
         elif message.kind == channel.FAILED:
             self._futile = True
             log.warning("no spare can be kept: the app's module cannot be imported by itself")

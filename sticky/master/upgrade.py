@@ -17,8 +17,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from .. import spawn
-from ..logs import printable
+from .. import logs, spawn
 from .loop import Loop
 from .signals import describe, reap
 from .state import Packing
@@ -110,7 +109,7 @@ class Trial:
         except (ValueError, AttributeError):
             self._on_answer(f"the new code {describe(status)}; what it wrote may say more")
             return
-        self._on_answer(None if why is None else printable(why))
+        self._on_answer(None if why is None else logs.printable(why))
 
 
 def hold() -> list[int]:
@@ -136,8 +135,7 @@ def become(packing: Packing, content: Mapping[str, Any]) -> None:
     fds = [memfd, *packing.fds]
     try:
         command = spawn.interpreter("upgraded", str(memfd))
-        for handler in logging.getLogger("sticky").handlers:
-            handler.flush()
+        logs.finish(0.2)
         for stream in (sys.stdout, sys.stderr):
             if stream is not None:
                 stream.flush()

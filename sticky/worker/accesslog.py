@@ -4,13 +4,14 @@ https://docs.gunicorn.org/en/stable/settings.html#access-log-format
 
 What clients choose of a line is escaped and bounded (``logs.printable``). Of the atoms only those
 are made that the format names, and a line is one ``write(2)`` to a file that is opened for
-appending, so that the lines of all workers stay whole.
+appending, so that the lines of all workers stay whole. Nobody waits until one is written
+(``outlet``): what a full disk or a reader that is gone does not take is counted, and told in the
+error log.
 """
 
 from __future__ import annotations
 
 import base64
-import contextlib
 import logging
 import os
 import time
@@ -18,8 +19,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ..errors import OptionError
-from ..logs import printable
+from ..logs import losses, printable
 from ..options import Options
+from ..outlet import Outlet
 
 log = logging.getLogger("sticky.worker")
 
@@ -163,12 +165,14 @@ class AccessLog:
         self.names_environ = any(name.endswith("}e") for name in names)
         self._path = options.access_logfile
         self._logger: logging.Logger | None = None
-        self._fd = 1
+        self._outlet: Outlet | None = None
         if options.log_config is not None:
             self._logger = logging.getLogger("sticky.access")  # that file says where it goes
-        elif self._path != "-":
+        elif self._path == "-":
+            self._outlet = Outlet(1, self._on_lost)
+        else:
             try:
-                self._fd = self._open()
+                self._outlet = Outlet(self._open(), self._on_lost, own=True)
             except OSError as error:
                 raise OptionError(
                     f"option 'access_logfile' is {self._path!r}: "
@@ -176,26 +180,28 @@ class AccessLog:
                 ) from None
 
     def _open(self) -> int:
-        return os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        # Where it is a named pipe that nobody reads, opening would wait.
+        how = os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+        return os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | how, 0o666)
+
+    def _on_lost(self, number: int, why: str) -> None:
+        log.warning("%s", losses(number, why, "access log"))
 
     def reopen(self) -> None:
         """Open the file anew, by its name: it may have been renamed meanwhile."""
-        if self._path == "-" or self._logger is not None:
+        if self._path == "-" or self._outlet is None:
             return
         try:
             fd = self._open()
         except OSError as error:
             log.error("%s cannot be opened anew: %s", self._path, error.strerror)
             return
-        # Under the same number, for whoever is just writing a line.
-        os.dup2(fd, self._fd, inheritable=False)
-        os.close(fd)
+        self._outlet.replace(fd)
 
     def close(self) -> None:
         """Close the file."""
-        if self._fd != 1:
-            os.close(self._fd)
-            self._fd = 1
+        if self._outlet is not None:
+            self._outlet.close()
 
     def write(
         self,
@@ -229,8 +235,7 @@ class AccessLog:
         line = self._format % {name: atom(entry) for name, atom in self._atoms}
         if len(line) > LONGEST_LINE:
             line = line[: LONGEST_LINE - 3] + "..."
-        if self._logger is not None:
+        if self._outlet is not None:
+            self._outlet.write((line + "\n").encode(errors="backslashreplace"))
+        elif self._logger is not None:
             self._logger.info("%s", line)
-            return
-        with contextlib.suppress(OSError):  # the disk is full, or the reader is gone
-            os.write(self._fd, (line + "\n").encode(errors="backslashreplace"))

@@ -7,6 +7,7 @@ the app, and everything else happens within its turn.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import inspect
 import logging
@@ -15,7 +16,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -26,9 +27,10 @@ from ..errors import WorkerError
 from .asgi_http import Exchange, Request
 from .asgi_lifespan import Lifespan
 from .asgi_websocket import WebSocket
-from .boundary import Wire
+from .boundary import TAKEN, Wire
 from .service import Service
-from .sessions import close
+from .sessions import end, of_engineio
+from .signals import nothing
 from .sync import Connection
 from .wire import AsgiWire
 
@@ -37,8 +39,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("sticky.worker")
 
-_CANCELLED = 1.0
-"""Seconds for what is cancelled at the end to end."""
+_CANCELLED = 0.5
+"""Seconds for requests that are cancelled at the end: the app's lifespan is to have its turn."""
+_LAST = 0.2
+"""Seconds for tasks of the app's, at least."""
 _EARLY = 0.001
 """Seconds by which a loop's timer may be early."""
 
@@ -72,7 +76,6 @@ class AsgiService(Service):
     Attributes:
         loop: the event loop, once it runs.
         state: what the app's lifespan keeps for its requests.
-        cancelling: what is in hand is being cancelled: this process ends.
     """
 
     loop: asyncio.AbstractEventLoop
@@ -86,11 +89,10 @@ class AsgiService(Service):
         own_inbox: socket.socket,
     ) -> None:
         super().__init__(worker, as_asgi(app), control, inbox, own_inbox)
-        self.cancelling = False
+        self.exchanges: set[Exchange] = set()  # type: ignore[assignment]
         self.state: dict[str, Any] = {}
         self._lifespan = Lifespan(self.app)
         self._context = contextvars.copy_context()
-        self._running: set[Exchange] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._fresh: list[Exchange] = []
         self._turning = False
@@ -98,18 +100,37 @@ class AsgiService(Service):
         self._timer_due = math.inf
 
     def run(self) -> None:
-        with asyncio.Runner(loop_factory=loop_factory(self.options.loop)) as runner:
-            self.loop = loop = runner.get_loop()
-            main = loop.create_task(self._serve())
-            while not main.done():
-                try:
-                    loop.run_until_complete(main)
-                except (SystemExit, KeyboardInterrupt):
-                    # Of a task that the app has made: asyncio raises them here, and the loop is
-                    # as good as before.
-                    if main.done():
-                        raise
-                    log.exception("a task of the app's has ended with this")
+        self.loop = loop_factory(self.options.loop)()
+        try:
+            self._drive(self._serve())
+        finally:
+            self._wind_up()
+
+    def _drive(self, work: Coroutine[Any, Any, Any]) -> None:
+        """Run the loop until this has ended."""
+        main = self.loop.create_task(work)
+        while True:
+            try:
+                self.loop.run_until_complete(main)
+            except (SystemExit, KeyboardInterrupt):
+                # Of a task that the app has made: asyncio raises them here, and the loop is
+                # as good as before.
+                if main.done():
+                    raise
+                log.exception("a task of the app's has ended with this")
+            else:
+                return
+
+    def _wind_up(self) -> None:
+        """What ``asyncio.run`` does at its end, but within a bound: an executor's threads, too, are
+        waited for later (``ending``)."""
+        loop = self.loop
+        try:
+            by = max(self.draining.by, time.monotonic() + _LAST)
+            self._drive(_all_cancelled(min(by, time.monotonic() + _CANCELLED)))
+        finally:
+            loop.close()
+            signal.signal(signal.SIGTERM, nothing)  # it has put the usual action in its place
 
     async def _serve(self) -> None:
         loop = self.loop
@@ -118,26 +139,37 @@ class AsgiService(Service):
         stopped = loop.create_future()
         self.hub.on_stop = lambda: None if stopped.done() else stopped.set_result(None)
         self.hub.on_earlier = self._set_timer
-        loop.add_signal_handler(signal.SIGTERM, self.draining.end)
+        loop.add_signal_handler(signal.SIGTERM, self.link.ask_to_leave)
         loop.add_reader(self.hub.fileno(), self._turn, self.hub.turn)
         self.begin()
         self._set_timer()
         await stopped
         loop.remove_reader(self.hub.fileno())
-        await self._cancel()
-        await self._lifespan.stop(self.options.graceful_timeout)
+        if self.draining.cancelling:
+            await self._cancel()
+        await self._lifespan.stop(max(_LAST, self.draining.by - time.monotonic()))
+
+    def cancel(self) -> None:
+        self.hub.stop()
 
     async def _cancel(self) -> None:
-        """End what is still in hand."""
-        self.cancelling = True
-        tasks = [exchange.task for exchange in self._running if exchange.task is not None]
-        tasks += self._tasks
-        for task in tasks:
+        """Cancel what is in hand."""
+        by = min(self.draining.by, time.monotonic() + _CANCELLED)
+        for wire in list(self.wires):
+            if wire.state == TAKEN:
+                self.end_upgraded(wire)
+        tasks = {exchange.task for exchange in self.exchanges if exchange.task is not None}
+        for task in tasks | self._tasks:
             task.cancel()
-        if tasks:
-            await asyncio.wait(tasks, timeout=_CANCELLED)
+        self.end_sessions(of_engineio())
+        while (left := self._undone()) and by > time.monotonic():
+            await asyncio.wait(left, timeout=by - time.monotonic())
         for wire in list(self.wires):
             wire.close()
+
+    def _undone(self) -> set[asyncio.Task[None]]:
+        tasks = {exchange.task for exchange in self.exchanges if exchange.task is not None}
+        return {task for task in tasks | self._tasks if not task.done()}
 
     # -- the loop -----------------------------------------------------------------------------
 
@@ -205,29 +237,28 @@ class AsgiService(Service):
         exchange = WebSocket(self, wire, head) if head.websocket else Request(self, wire, head)
         # Not in the context of whoever runs now: it may be the request before this one.
         exchange.task = self.loop.create_task(exchange.run(), context=self._context.copy())
-        self._running.add(exchange)
+        self.exchanges.add(exchange)
         self._fresh.append(exchange)
         if not self._turning and len(self._fresh) == 1:
             self.loop.call_soon(self._settle)
         return exchange
 
     def forked(self) -> None:
-        if not self.hub.over:
-            super().forked()
-            for exchange in self._running:
-                exchange.left = True
-            self.ended = lambda _: self.end_child(None)  # type: ignore[assignment,method-assign]
+        super().forked()
+        for exchange in self.exchanges:
+            exchange.left = True
+        self.ended = lambda _: self.end_child(None)  # type: ignore[assignment,method-assign]
 
     def ended(self, exchange: Exchange) -> None:
         """The app is done with it."""
         exchange.task = None
-        self._running.discard(exchange)
+        self.exchanges.discard(exchange)
         if self.draining.finishing:
             self._check()
 
     @property
     def busy(self) -> bool:
-        return bool(self.wires or self._running or self._tasks)
+        return bool(self.wires or self.exchanges or self._tasks)
 
     def _check(self) -> None:
         if self.draining.finishing and not self.busy:
@@ -267,16 +298,25 @@ class AsgiService(Service):
 
     def end_sessions(self, sessions: list[Any]) -> None:
         for session in sessions:
-            pending = close(session)
+            pending = end(session)
             if pending is not None:  # of an asynchronous server
-                self._start_task(_awaited(pending))
+                self._start_task(pending)
 
 
-async def _awaited(pending: Awaitable[object]) -> None:
-    try:
-        await pending
-    except Exception:  # one session's trouble must not keep the others
-        log.debug("closing a session failed", exc_info=True)
+async def _all_cancelled(by: float) -> None:
+    """Cancel all other tasks, and close the asynchronous generators that nobody goes on with."""
+    loop = asyncio.get_running_loop()
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        await asyncio.wait(tasks, timeout=by - time.monotonic())
+    for task in tasks:
+        if task.done() and not task.cancelled() and task.exception() is not None:
+            log.error("a task of the app's failed as it was cancelled: %r", task.exception())
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(by - time.monotonic()):
+            await loop.shutdown_asyncgens()
 
 
 def as_asgi(app: Any) -> Any:

@@ -45,9 +45,11 @@ class Exchange:
     Attributes:
         left: the client is gone, or it is over between us.
         stage: how far the answer is.
+        began: when the app has got it, on the monotonic clock.
     """
 
     __slots__ = (
+        "_noted",
         "_settled",
         "_waiters",
         "began",
@@ -77,7 +79,8 @@ class Exchange:
         self._settled = False
         self._waiters: list[asyncio.Future[None]] = []
         self.scope: Message
-        self.began = 0.0  # with an access log: when
+        self.began = 0.0
+        self._noted = True  # its line of the access log is written, or there is none
         self.size = 0
 
     # -- the app ------------------------------------------------------------------------------
@@ -85,8 +88,8 @@ class Exchange:
     async def run(self) -> None:
         """Call the app. Whatever it raises costs this request and nothing else."""
         self.wire.begun()
-        if self.service.access_log is not None:
-            self.began = time.monotonic()
+        self.began = time.monotonic()
+        self._noted = self.service.access_log is None
         try:
             result = await self.service.app(self.scope, self.receive, self.send)
         except GeneratorExit:
@@ -119,7 +122,7 @@ class Exchange:
 
     def complain(self, error: BaseException) -> None:
         """Log what the app has raised: unless we or its client have ended it."""
-        cancelled = isinstance(error, asyncio.CancelledError) and self.service.cancelling
+        cancelled = isinstance(error, asyncio.CancelledError) and self.service.draining.cancelling
         if cancelled or self.left:
             log.debug("%s: the app failed without a client", self.wire.address, exc_info=True)
         elif isinstance(error, BadAnswer):
@@ -176,7 +179,7 @@ class Exchange:
         """The app's message with the status."""
         self.status = message["status"]
         self.fields = message.get("headers", ())
-        if self.began:
+        if not self._noted:
             self.fields = list(self.fields)
         self.stage = BEGUN
         if self._settled:
@@ -235,7 +238,7 @@ class Exchange:
 
     def answer_instead(self) -> None:
         """The app has not answered, and will not."""
-        if self.service.cancelling:
+        if self.service.draining.cancelling:
             self.status, self.fields, text = 503, _ENDED_FIELDS, _ENDED
         else:
             self.status, self.fields, text = 500, _FAILED_FIELDS, _FAILED
@@ -253,9 +256,9 @@ class Exchange:
     def note(self) -> None:
         """Write the line of the access log, once."""
         began, access_log = self.began, self.service.access_log
-        if not began or access_log is None:
+        if self._noted or access_log is None:
             return
-        self.began = 0.0
+        self._noted = True
         scope, client = self.scope, self.scope["client"]
         access_log.write(
             client=client[0] if client else "",

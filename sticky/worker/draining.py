@@ -2,9 +2,12 @@
 
 Told CLOSING, the server stops: every answer closes its connection. Told END, nothing more will
 come: what is in hand is finished; connections at rest pass to the process that has the slot now,
-or are closed where there will be none. Sessions of a process that was replaced stay while they are
-held, because the successor asks for them; Engine.IO's are ended one after another within
-``drain_spread``, so that not all clients come back at once.
+or are closed where there will be none. Told QUIT, what is still in hand is cancelled: the app's
+code for that runs, and behind it its code for the end of the process.
+
+Sessions of a process that was replaced stay while they are held, because the successor asks for
+them; Engine.IO's are ended one after another within ``drain_spread``, so that not all clients come
+back at once.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import math
 import time
 from typing import TYPE_CHECKING, Any
 
+from ..logs import printable
 from .boundary import HEAD, NEW, TAKEN, Wire
 from .sessions import of_engineio
 
@@ -24,6 +28,12 @@ log = logging.getLogger("sticky.worker")
 
 _LOOK_AGAIN = 0.25
 """Seconds between two looks at whether sessions are still held."""
+TURN = 1.5
+"""Seconds for everything that comes behind QUIT. The master waits a little longer."""
+_NAMED = 10
+"""Requests that are named in the log."""
+_LONGEST = 100
+"""Characters of each."""
 LAST_HEAD = 1.0
 """Seconds for heads that are not complete when the server stops, as in the master."""
 
@@ -34,12 +44,16 @@ class Draining:
     Attributes:
         passes_on: connections at rest go to the successor.
         finishing: what is in hand is the last.
+        cancelling: it is being cancelled.
+        by: when this process is to have ended, on the monotonic clock.
     """
 
     def __init__(self, service: Service) -> None:
         self.service = service
         self.passes_on = False
         self.finishing = False
+        self.cancelling = False
+        self.by = math.inf
         self._lingers = False
 
     def end(self, *, replaced: bool = False) -> None:
@@ -55,6 +69,7 @@ class Draining:
         service.placing.stopping = service.closing
         service.placing.ending = True
         service.link.inbox.pause()
+        self.by = time.monotonic() + service.options.graceful_timeout + TURN
         if replaced:
             self.passes_on = True
             self._settle()
@@ -66,6 +81,35 @@ class Draining:
             self._linger(sessions, len(sessions), time.monotonic())
         else:
             self._finish()
+
+    def quit(self) -> None:
+        """Cancel what is in hand, and end."""
+        if self.cancelling:
+            return
+        service = self.service
+        self.cancelling = True
+        self.by = min(self.by, time.monotonic() + TURN)
+        service.placing.ending = service.closing = self.finishing = True
+        service.link.inbox.pause()
+        self._name()
+        service.link.leave()
+        service.cancel()
+
+    def _name(self) -> None:
+        """Say what was still in hand."""
+        now = time.monotonic()
+        found = sorted(self.service.exchanges, key=lambda one: one.began)
+        if not found:
+            return
+        names = [
+            f"{one.head.method} {printable(one.head.target.decode('latin-1'), _LONGEST)} "
+            f"({now - one.began:.0f} s)"
+            for one in found[:_NAMED]
+        ]
+        if len(found) > _NAMED:
+            names.append(f"and {len(found) - _NAMED} more")
+        what = "1 request was" if len(found) == 1 else f"{len(found)} requests were"
+        log.warning("%s cancelled: %s", what, ", ".join(names))
 
     def at_rest(self, wire: Wire) -> None:
         """A connection has nothing to do here, and this process ends."""
@@ -115,5 +159,5 @@ class Draining:
 
     def check(self) -> None:
         """End if nothing is left."""
-        if self.finishing and not self.service.busy:
-            self.service.quit()
+        if self.finishing and not self.service.busy and not self.service.hub.over:
+            self.service.end()

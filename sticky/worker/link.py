@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 from .. import board, channel, logs
 from ..errors import ChannelError
 from .boundary import Wire
+from .descriptors import Reserve
 from .hub import Watcher
+from .inbox import Inbox
 from .kernel import EPOLLIN, EPOLLOUT, Socket, close
 
 if TYPE_CHECKING:
@@ -23,76 +25,6 @@ log = logging.getLogger("sticky.worker")
 
 _RETRY = 0.05
 """Seconds until something is sent again that failed for a reason nothing announces the end of."""
-_MOST_AT_ONCE = 16
-"""Connections picked up before everything else gets its turn again."""
-_FULL_BATCHES = 4
-"""Full batches in a row after which the batch grows."""
-
-
-class Inbox:
-    """One way on which connections come.
-
-    Attributes:
-        paused: it is not looked at, because there is no room for another connection.
-    """
-
-    def __init__(self, link: Link, sock: Socket, *, own: bool) -> None:
-        self.sock = sock
-        self.paused = True
-        self._link = link
-        self._service = link.service
-        self._own = own
-        self._burst = 1
-        self._full = 0
-
-    def room(self) -> None:
-        """There may be room again: look at it, if there is."""
-        if self.paused and self._has_room:
-            self.paused = False
-            self._service.watch_inbox(self.sock.fileno(), self._come)
-
-    def pause(self) -> None:
-        """Leave in it what is there."""
-        if not self.paused:
-            self.paused = True
-            self._service.leave_inbox(self.sock.fileno())
-
-    @property
-    def _has_room(self) -> bool:
-        service = self._service
-        return service.has_room_for_own if self._own else service.has_room
-
-    def _come(self, _: int = 0) -> None:
-        """Adopt what is there, within the bound.
-
-        One at a time while they come singly: the next wait tells as cheaply as a failing read
-        whether there are more, and when there often are, the batch doubles.
-        """
-        service, link = self._service, self._link
-        for _ in range(self._burst):
-            if service.hub.over:  # or this is a child, which the app has forked meanwhile
-                return
-            if not self._has_room:
-                self.pause()
-                return
-            try:
-                message = link.inbox_reader.receive(self.sock)
-            except BlockingIOError:
-                self._burst, self._full = 1, 0
-                return
-            except ChannelError as error:
-                service.count(board.LOST)
-                log.error("a connection was lost: %s", error)
-                continue
-            if message is None:
-                service.orphaned()
-            if self._own and service.draining.finishing:
-                link.give_back(message)  # no session is held any more
-            else:
-                link.adopt(message, asked=self._own)
-        self._full += 1
-        if self._full >= _FULL_BATCHES:
-            self._burst = min(self._burst * 2, _MOST_AT_ONCE)
 
 
 class Link:
@@ -107,13 +39,16 @@ class Link:
     def __init__(self, service: Service, control: Socket, inbox: Socket, own_inbox: Socket) -> None:
         self.service = service
         self.control = control
-        self.inbox = Inbox(self, inbox, own=False)
-        self.own_inbox = Inbox(self, own_inbox, own=True)
+        self._reserve = reserve = Reserve()
+        self.inbox = Inbox(service, inbox, reserve, lambda: service.has_room, self.adopt)
+        self.own_inbox = Inbox(
+            service, own_inbox, reserve, lambda: service.has_room_for_own, self._adopt_own
+        )
         self.has_left = False
-        self.inbox_reader = channel.Reader(connections=True)
         self._reader = channel.Reader()
         self._leaving: deque[tuple[Wire, int, int, bool]] = deque()
         self._blocked = False
+        self._asks = False  # to be replaced
         self._watcher = Watcher(self._on_control)
 
     def begin(self) -> None:
@@ -150,6 +85,13 @@ class Link:
             wire.begin_at_rest()
         else:
             wire.begin(message.payload)
+
+    def _adopt_own(self, message: channel.Message) -> None:
+        """Serve one of a session that only this process may hold."""
+        if self.service.draining.finishing:
+            self.give_back(message)  # no session is held any more
+        else:
+            self.adopt(message, asked=True)
 
     def hand_back(self, wire: Wire, *, moves: int, unheld: bool) -> None:
         """Give a connection to the master, with what was read of its next request."""
@@ -241,7 +183,7 @@ class Link:
             case channel.END:
                 service.draining.end(replaced=not service.closing)
             case channel.QUIT:
-                service.quit()
+                service.draining.quit()
             case channel.REOPEN:
                 logs.reopen()
                 if service.access_log is not None:
@@ -254,6 +196,22 @@ class Link:
             channel.send(self.control, channel.pack_header(kind), payload)
         except BlockingIOError:
             pass  # the master is behind; it will ask again
+        except OSError:
+            self.service.orphaned()
+
+    def ask_to_leave(self) -> None:
+        """Ask to be replaced. Until the master says END nothing else changes."""
+        if not (self._asks or self.service.closing or self.service.placing.ending):
+            self._asks = True
+            self._ask()
+
+    def _ask(self) -> None:
+        if self.has_left:
+            return
+        try:
+            channel.send(self.control, channel.pack_header(channel.LEAVING))
+        except BlockingIOError:  # nobody would ask again whether we want to
+            self.service.hub.later(_RETRY, self._ask)
         except OSError:
             self.service.orphaned()
 
@@ -270,13 +228,7 @@ class Link:
         self._flush()
         self.has_left = True  # what is read from now on is the end that is made here
         self.service.hub.unregister(self.control.fileno())
-        while True:
-            try:
-                message = self.inbox_reader.receive(self.own_inbox.sock)
-            except (BlockingIOError, ChannelError, OSError):
-                break
-            if message is None:
-                break
+        for message in self.own_inbox.rest():
             self.give_back(message)
 
     def give_back(self, message: channel.Message) -> None:
@@ -296,6 +248,7 @@ class Link:
     def close_after_fork(self) -> None:
         """In a child of the app's."""
         self.has_left = True
+        self._reserve.let_go()
         self.control.close()
         self.inbox.sock.close()
         self.own_inbox.sock.close()

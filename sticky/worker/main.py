@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import faulthandler
 import gc
 import importlib
 import json
@@ -15,7 +16,6 @@ import logging
 import os
 import runpy
 import secrets
-import signal
 import socket
 import sys
 import traceback
@@ -31,7 +31,7 @@ from ..board import Board
 from ..errors import OptionError, StickyError, WorkerError
 from ..options import Options
 from ..topology import Topology
-from . import classes
+from . import classes, ending, signals
 from .sessions import Holder, Make, Sessions
 
 if TYPE_CHECKING:
@@ -131,6 +131,26 @@ class _Boot:
     own_inbox: Socket
     calls_before: int | None
     """How many of the script's ``listen`` calls come before ours; None: it is not run at all."""
+    is_child: bool = False
+
+    def forked(self) -> None:
+        """In a child that the app has forked, perhaps before there was anything to serve: all of
+        this is the parent's, which is to be the only one that has it open."""
+        if self.is_child:  # of a child: these numbers may be the app's by now
+            return
+        self.is_child = True
+        signals.give_back()
+        worker = self.worker
+        if worker.service is not None:
+            worker.service.forked()
+            return
+        from .kernel import close  # not in the launcher
+
+        for fd in (worker.mailbox, *worker.siblings):
+            with contextlib.suppress(OSError):
+                close(fd)
+        for end in (self.control, self.inbox, self.own_inbox):
+            end.close()
 
 
 _boot: _Boot | None = None
@@ -200,17 +220,13 @@ def holds(holder: Holder) -> Holder:
     return holder
 
 
-def _ignore(*_: Any) -> None:
-    """A signal. SIG_IGN would outlive an exec: programs that the app starts are to have the usual
-    actions."""
-
-
 def main(spec: Mapping[str, Any], fds: Sequence[int]) -> NoReturn:
     """Be the worker that the spec describes (``_boot.py`` calls this, after patching)."""
     global _boot
     spawn.die_with(spec["master"])
-    signal.signal(signal.SIGINT, _ignore)  # Ctrl-C in a terminal is the master's business
-    signal.signal(signal.SIGQUIT, _ignore)
+    signals.leave_to_master()
+    if sys.stderr is not None:
+        faulthandler.enable()  # whoever ends a worker that hangs (SIGABRT) learns where it hung
     options = Options.make(spec["options"])
     unix, packets = int(socket.AF_UNIX), int(socket.SOCK_SEQPACKET)
     control = Socket(unix, packets, 0, spawn.CONTROL_FD)
@@ -228,6 +244,7 @@ def main(spec: Mapping[str, Any], fds: Sequence[int]) -> NoReturn:
         Socket(unix, packets, 0, own_inbox),
         None if spec["target"] else spec["call"],
     )
+    os.register_at_fork(after_in_child=_boot.forked)
     sys.argv[:] = spec["argv"]
     with _failures_told():
         if spec["target"]:
@@ -317,6 +334,8 @@ def serve(factory: Callable[[], Any] | Any) -> NoReturn:
     boot = _boot
     worker, options = boot.worker, boot.worker.options
     app, worker_class = classes.find(factory, options)
+    if os.getpid() != worker.pid:  # the factory has forked, and this is the child
+        ending.end_child(None)
     if worker_class != options.worker_class:
         worker.options = options = dataclasses.replace(options, worker_class=worker_class)
     make = classes.load(worker_class)
@@ -325,14 +344,14 @@ def serve(factory: Callable[[], Any] | Any) -> NoReturn:
     # From here on an exit is an exit, not a failure to boot. SystemExit runs the atexit handlers.
     _boot = None
     gc.freeze()  # the interpreter's last collection would take longer than all the rest of the end
-    sys.exit(0)
+    ending.leave(service.draining.by)
 
 
 def _check_thread() -> None:
     """Python has signal handlers in the main thread only. (Which that is it says only by refusing:
     after monkey-patching, threading no longer knows.)"""
     try:
-        signal.signal(signal.SIGINT, _ignore)
+        signals.leave_to_master()
     except ValueError:
         _fail(  # an exception would only end this thread
             "the server was started with a function in a thread, and workers, which run the "

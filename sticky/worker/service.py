@@ -13,13 +13,16 @@ import signal
 import sys
 from collections.abc import Callable
 from ipaddress import ip_address
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
+from urllib.parse import parse_qs
 
 from .. import board, channel, logs
 from ..answers import refusals, texts
 from ..core import Head
 from ..forwarded import Trusted
+from ..logs import printable
 from ..options import Options, parse_bind
+from . import ending
 from .accesslog import AccessLog
 from .boundary import Wire
 from .draining import Draining
@@ -66,6 +69,18 @@ def _is_one_address(options: Options) -> bool:
         return False
 
 
+class InHand(Protocol):
+    """A request that the app has.
+
+    Attributes:
+        head: its head.
+        began: when that was, on the monotonic clock.
+    """
+
+    head: Head
+    began: float
+
+
 class Service:
     """Serves one app in one worker process.
 
@@ -80,6 +95,8 @@ class Service:
         closing: the server stops: every answer says that its connection is closed behind it.
         keeps: whether connections stay open for further requests.
         wires: the connections that are open here.
+        exchanges: the requests that the app has, also those whose client has left.
+        ended_sessions: of Engine.IO, because this process ends: their ids.
     """
 
     def __init__(
@@ -97,6 +114,8 @@ class Service:
         self.closing = False
         self.keeps = options.keep_alive > 0
         self.wires: set[Wire] = set()
+        self.exchanges: set[InHand] = set()
+        self.ended_sessions: set[str] = set()
         self.refusals = refusals(options)
         self.texts = {status: f"{text}\n".encode() for status, text in texts(options).items()}
         self.access_log = AccessLog(options) if options.access_logfile else None
@@ -144,13 +163,17 @@ class Service:
         raise NotImplementedError
 
     def end_sessions(self, sessions: list[Any]) -> None:
-        """Close Engine.IO sessions; not in the loop, where nothing may wait."""
+        """End Engine.IO sessions (``sessions.end``); not in the loop, where nothing may wait."""
+        raise NotImplementedError
+
+    def cancel(self) -> None:
+        """Have what is still in hand end: this process does, at ``draining.by`` at the latest."""
         raise NotImplementedError
 
     @property
     def busy(self) -> bool:
         """Whether something is in hand that is to be finished before this process ends."""
-        return bool(self.wires)
+        return bool(self.wires or self.exchanges)
 
     @property
     def can_start(self) -> bool:
@@ -163,7 +186,6 @@ class Service:
         """The app is ready: say so, and take connections."""
         self.look_around()
         self.link.begin()
-        os.register_at_fork(after_in_child=self.forked)
 
     def count(self, cell: int, by: int = 1) -> None:
         """Count something."""
@@ -231,7 +253,18 @@ class Service:
         """Say that the app raised the exception that is being handled."""
         self.count(board.APP_ERRORS)
         target = head.target[:500].decode("latin-1").encode("unicode_escape").decode("ascii")
-        log.exception("%s %s: the app failed", head.method, target)
+        if self.draining.cancelling:  # which the app may not have reckoned with
+            error = printable(repr(sys.exception()), 200)
+            log.error("%s %s: the app failed as it was cancelled: %s", head.method, target, error)
+        else:
+            log.exception("%s %s: the app failed", head.method, target)
+
+    def has_ended(self, head: Head) -> bool:
+        """Whether a request is of a session that was ended here."""
+        if not self.ended_sessions:
+            return False
+        query = parse_qs(head.target.partition(b"?")[2].decode("latin-1"))
+        return not self.ended_sessions.isdisjoint(query.get("sid", ()))
 
     def malformed(self, wire: Wire, refused: Refused) -> None:
         """Say, once, that a client's head is not to be understood."""
@@ -293,20 +326,16 @@ class Service:
         """The master is gone: nobody will ever send anything, so there is no reason to be."""
         os._exit(1)
 
-    def quit(self) -> None:
-        """End now, whatever is in hand."""
+    def end(self) -> None:
+        """End now: nothing is in hand."""
         self.link.leave()
         self.hub.stop()
 
     def forked(self) -> None:
         """In a child that the app has forked: all of this is the parent's. The child keeps none of
         it open and serves nobody."""
-        if self.hub.over:
-            return
         signal.set_wakeup_fd(-1)  # the other end is the parent's: it would take signals for its own
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        signal.signal(signal.SIGQUIT, signal.SIG_DFL)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
         self.hub.close_after_fork()
         self.link.close_after_fork()
         for fd in (self.worker.mailbox, *self.worker.siblings):
@@ -323,10 +352,5 @@ class Service:
         Args:
             error: what the app has raised, ``SystemExit`` for example.
         """
-        if os.getpid() == self.worker.pid:
-            return
-        code = error.code if isinstance(error, SystemExit) else error and 1
-        with contextlib.suppress(OSError, ValueError):
-            sys.stdout.flush()
-            sys.stderr.flush()
-        os._exit(code if isinstance(code, int) else code is not None)
+        if os.getpid() != self.worker.pid:
+            ending.end_child(error)

@@ -10,7 +10,7 @@ import os
 import secrets
 import sys
 import time
-from collections.abc import Callable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from ..errors import StickyError
@@ -181,16 +181,40 @@ def of_engineio() -> list[Any]:
     return [session for server in servers for session in list(server.sockets.values())]
 
 
-def close(session: Any) -> Any:
-    """Close an Engine.IO session so that its client comes back.
+def end(session: Any) -> Any:
+    """End an Engine.IO session so that its client comes back.
 
-    Closed at this level a JavaScript client sees "transport close" and reconnects; after
-    ``sio.disconnect(sid)`` it sees "io server disconnect" and does not.
+    No CLOSE packet is sent: python-engineio's client takes that for final, and so does JavaScript's
+    what ``sio.disconnect`` sends. The app's handler of "disconnect" is called; then the client sees
+    its transport end (a long poll is answered, and the next one finds no session), and connects
+    again.
 
     Returns:
         What is to be awaited, of an asynchronous server.
     """
     try:
-        return session.close(wait=False)
+        pending = session.close(wait=False, abort=True)
     except Exception:  # one session's trouble must not keep the others
-        log.debug("closing a session failed", exc_info=True)
+        log.debug("ending a session failed", exc_info=True)
+        pending = None
+    if inspect.isawaitable(pending):
+        return _ended(session, pending)
+    _forget(session)
+    return None
+
+
+async def _ended(session: Any, pending: Awaitable[object]) -> None:
+    try:
+        await pending
+    except Exception:
+        log.debug("ending a session failed", exc_info=True)
+    session.queue.put_nowait(None)  # what waits for packets there; the other server does it itself
+    _forget(session)
+
+
+def _forget(session: Any) -> None:
+    """Have its server know it no more: it would raise KeyError when it is asked for a session that
+    it has and that is closed, which makes a 500 of what should be a 400."""
+    sockets = session.server.sockets
+    if session.closed and sockets.get(session.sid) is session:
+        sockets.pop(session.sid, None)

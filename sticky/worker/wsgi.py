@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from typing import Any, Protocol
 from urllib.parse import unquote_to_bytes
@@ -20,13 +21,14 @@ from ..core import Head
 from ..forwarded import scheme_of
 from . import kernel
 from .body import FileWrapper
-from .boundary import Wire
+from .boundary import TAKEN, Wire
 from .hub import Hub, Watcher
 from .kernel import Socket, allocate_lock, read
 from .service import Service
-from .sessions import close
+from .sessions import end, of_engineio
+from .signals import nothing
 from .sync import Connection
-from .wsgi_http import WsgiWire
+from .wsgi_http import Exchange, WsgiWire
 
 log = logging.getLogger("sticky.worker")
 
@@ -41,11 +43,13 @@ class Loop(Protocol):
         multithread: ``wsgi.multithread``.
         checks_handshakes: whether apps are given websockets whose handshake is right. (eventlet's
             check it themselves, and know older versions of the protocol, too.)
+        cancelled: what ``cancel`` has the app raise.
     """
 
     threads: bool
     multithread: bool
     checks_handshakes: bool
+    cancelled: tuple[type[BaseException], ...]
 
     @property
     def here(self) -> bool:
@@ -78,6 +82,10 @@ class Loop(Protocol):
             What is to be called behind the request, with the environ, or None.
         """
 
+    def cancel(self) -> None:
+        """Have what was started end, as far as it can be told to. With greenlets: to be called in
+        the hub's."""
+
     def after_fork(self) -> None:
         """In a child of the app's: wait for nothing of the parent's."""
 
@@ -101,7 +109,10 @@ class WsgiService(Service):
         super().__init__(worker, app, control, inbox, own_inbox)
         self.wsgi = as_wsgi(app)
         self.loop = make_loop(self)
+        self.exchanges: set[Exchange] = set()  # type: ignore[assignment]
         self._lock = allocate_lock()
+        self._ending = 0  # sessions
+        self._signals = self._wakes = -1
         self._base = {
             "SCRIPT_NAME": self.options.root_path,
             "SERVER_SOFTWARE": f"sticky/{__version__}",
@@ -128,17 +139,17 @@ class WsgiService(Service):
             self.cells[cell] += by
 
     def _watch_signals(self) -> None:
-        """SIGTERM to this worker alone ends it gracefully; its slot gets a new one.
+        """SIGTERM to this worker alone: see ``Link.ask_to_leave``.
 
         A Python signal handler runs only when something wakes the loop, so something must.
         """
         self._signals, self._wakes = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(self._wakes, warn_on_full_buffer=False)
-        signal.signal(signal.SIGTERM, lambda *_: None)
+        signal.signal(signal.SIGTERM, nothing)
 
         def arrived(_: int) -> None:
             if signal.SIGTERM in read(self._signals, 64):
-                self.draining.end()
+                self.link.ask_to_leave()
 
         self.hub.register(self._signals, Watcher(arrived))
 
@@ -172,8 +183,45 @@ class WsgiService(Service):
         self.hub.call(lambda: self.sync.introduced(wire, failed=failed))
 
     def end_sessions(self, sessions: list[Any]) -> None:
-        if sessions:
-            self.loop.start(_close_all, sessions)
+        self._ending += len(sessions)
+        for session in sessions:
+            self.loop.start(self._end_session, session)
+
+    def _end_session(self, session: Any) -> None:
+        self.ended_sessions.add(session.sid)
+        try:
+            end(session)
+        finally:
+            self.in_loop(self._session_ended)
+
+    def _session_ended(self) -> None:
+        self._ending -= 1
+        self._check()
+
+    def ended(self, exchange: Exchange) -> None:
+        """A request is over."""
+        self.exchanges.discard(exchange)
+        if self.draining.finishing:
+            self.hub.call(self._check)
+
+    @property
+    def busy(self) -> bool:
+        return bool(self.wires or self.exchanges or self._ending)
+
+    def _check(self) -> None:
+        if not self.draining.cancelling:
+            self.draining.check()
+        elif not self.exchanges and not self._ending:
+            self.hub.stop()
+
+    def cancel(self) -> None:
+        for wire in list(self.wires):
+            if wire.state == TAKEN:
+                self.end_upgraded(wire)
+        self.loop.cancel()
+        self.end_sessions(of_engineio())
+        self.hub.later(max(0.0, self.draining.by - time.monotonic()), self.hub.stop)
+        self._check()
 
     def end_upgraded(self, wire: Wire) -> None:
         """Let whoever has it see its end."""
@@ -182,11 +230,11 @@ class WsgiService(Service):
             wire.offer.end()
 
     def forked(self) -> None:
-        if not self.hub.over:
-            super().forked()
-            for fd in (self._signals, self._wakes):
+        super().forked()
+        for fd in (self._signals, self._wakes):
+            if fd >= 0:
                 kernel.close(fd)
-            self.loop.after_fork()
+        self.loop.after_fork()
 
     def environ(self, wire: WsgiWire, head: Head) -> dict[str, Any]:
         """What PEP 3333 asks for, but for ``wsgi.input``."""
@@ -226,11 +274,6 @@ class WsgiService(Service):
         proto = environ.get("HTTP_X_FORWARDED_PROTO")
         if proto and (scheme := scheme_of(proto)):
             environ["wsgi.url_scheme"] = scheme
-
-
-def _close_all(sessions: list[Any]) -> None:
-    for session in sessions:
-        close(session)
 
 
 def _origin_form(target: bytes, environ: dict[str, Any]) -> bytes:

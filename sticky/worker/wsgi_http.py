@@ -100,9 +100,11 @@ class WsgiWire(Wire):
         service.count(board.NOT_BEGUN, -1)
         if service.link.paused:
             service.in_loop(service.link.room)
+        exchange = None
         try:
             while head is not None:
-                contextvars.Context().run(Exchange(self, head).run)
+                exchange = Exchange(self, head)
+                contextvars.Context().run(exchange.run)
                 if threads:
                     if not service.loop.leave():
                         self._behind()
@@ -111,9 +113,12 @@ class WsgiWire(Wire):
                     service.loop.enter()
                 else:
                     head = self.answered()
-        except Exception:
-            log.exception("%s: an error outside the app", self.address)
+        except BaseException as error:
+            if not isinstance(error, service.loop.cancelled):
+                log.exception("%s: an error outside the app", self.address)
             service.in_loop(self.close)
+            if exchange is not None:
+                service.ended(exchange)
 
     def _behind(self) -> None:
         """Behind an answer, in a thread that does not have the loop. What touches this connection
@@ -228,19 +233,20 @@ class Exchange:
     __slots__ = (
         "_begun",
         "_fields",
-        "_head",
         "_http",
         "_line",
         "_refused",
         "_sent",
         "_status",
-        "_wire",
+        "began",
         "environ",
+        "head",
+        "wire",
     )
 
     def __init__(self, wire: WsgiWire, head: Head) -> None:
-        self._wire = wire
-        self._head = head
+        self.wire = wire
+        self.head = head
         self._http = wire.http
         self._status = 0
         self._line: bytes | None = None
@@ -252,16 +258,17 @@ class Exchange:
 
     def run(self) -> None:
         """Have it answered. Raises nothing that the app is to blame for."""
-        wire, service = self._wire, self._wire.service
-        began = time.monotonic() if service.access_log is not None else 0.0
-        self.environ = environ = service.environ(wire, self._head)
+        wire, service = self.wire, self.wire.service
+        self.began = time.monotonic()
+        service.exchanges.add(self)
+        self.environ = environ = service.environ(wire, self.head)
         environ["wsgi.input"] = Input(self._fill)
         app, behind = service.wsgi, None
-        checked = self._head.websocket and service.loop.checks_handshakes
+        checked = self.head.websocket and service.loop.checks_handshakes
         if checked and (status := handshake.refusal(environ)):
             app = handshake.refuse(status)
         else:
-            behind = service.loop.offer(wire, environ, self._head)
+            behind = service.loop.offer(wire, environ, self.head)
         raised: BaseException | None = None
         try:
             result = app(environ, self._start_response)
@@ -284,12 +291,13 @@ class Exchange:
             raised = None  # it refers to this frame
         service.count(board.REQUESTS)
         if service.access_log is not None:
-            self._log(began)
+            self._log()
+        service.ended(self)
         self.environ = {}  # which refers to this object, by its input
 
     def _fill(self) -> bytes:
         try:
-            return self._wire.fill()
+            return self.wire.fill()
         except Refused as refused:
             self._refused = refused
             self._http.stays = False
@@ -315,7 +323,7 @@ class Exchange:
 
     def _write(self, data: bytes) -> None:
         """What ``start_response`` returns: the old way to send a body."""
-        if self._wire.state == SERVING:
+        if self.wire.state == SERVING:
             self._send(data)
 
     def _send_all(self, result: Iterable[bytes]) -> None:
@@ -327,15 +335,15 @@ class Exchange:
             result = (blocks,)
             size = len(blocks)
         for block in result:
-            if self._wire.state != SERVING:
+            if self.wire.state != SERVING:
                 return  # it has been taken meanwhile
-            if block or (self._status and self._head.method == "HEAD"):
+            if block or (self._status and self.head.method == "HEAD"):
                 self._send(block, size)
                 if not self._http.framing and not self._sent:
                     break  # there is no body: nobody has to wait for what would be one
         if not self._begun:
             self._begin(b"", 0)
-        self._wire.write(tail) if (tail := self._http.last()) else None
+        self.wire.write(tail) if (tail := self._http.last()) else None
 
     def _send(self, block: bytes, size: int | None = None) -> None:
         if not isinstance(block, bytes):
@@ -361,7 +369,7 @@ class Exchange:
     def _answer_head(self, size: int | None) -> bytes:
         """The head of the answer; it has begun with this."""
         http = self._http
-        if self._wire.service.closing:
+        if self.wire.service.closing:
             http.stays = False
         head = http.answer(
             self._status, self._fields, date_line(time.time()), size=size, line=self._line
@@ -370,7 +378,7 @@ class Exchange:
         return head
 
     def _put(self, head: bytes, block: bytes) -> None:
-        http, wire = self._http, self._wire
+        http, wire = self._http, self.wire
         try:
             data = http.data(block) if block else b""
         except BadAnswer as error:
@@ -399,9 +407,9 @@ class Exchange:
             return False
         head = self._answer_head(size)
         size = min(size, http.left_to_send)
-        self._wire.write(head, _MORE if size else SEND)
+        self.wire.write(head, _MORE if size else SEND)
         if size:
-            self._wire.send_file(fd, offset, size)
+            self.wire.send_file(fd, offset, size)
         self._sent = size
         http.left_to_send -= size
         http.last()
@@ -410,11 +418,11 @@ class Exchange:
     # -- when something goes wrong ------------------------------------------------------------
 
     def _say(self, error: BadAnswer) -> None:
-        log.error("%s %.200r: %s", self._head.method, self._head.target, error)
+        log.error("%s %.200r: %s", self.head.method, self.head.target, error)
 
     def _failed(self, error: BaseException) -> None:
         """The app has raised this, or what it answers cannot be sent."""
-        wire, http, service = self._wire, self._http, self._wire.service
+        wire, http, service = self.wire, self._http, self.wire.service
         if isinstance(error, _CutError):
             return
         if wire.state != SERVING:  # its client has left, or the app has taken the socket
@@ -423,11 +431,18 @@ class Exchange:
         if self._refused is not None:
             self._answer(self._refused.status)
             return
+        if isinstance(error, KeyError) and service.has_ended(self.head):
+            self._answer(400)
+            return
+        if isinstance(error, service.loop.cancelled) and service.draining.cancelling:
+            http.stays = False
+            self._answer(503)
+            return
         if isinstance(error, BadAnswer):
             self._say(error)
             service.count(board.APP_ERRORS)
         else:
-            service.app_failed(self._head)
+            service.app_failed(self.head)
         if self._begun:
             http.stays = False  # its client sees that something is missing
         else:
@@ -441,14 +456,14 @@ class Exchange:
         http = self._http
         if self._begun:
             return
-        text = self._wire.service.texts[status]
+        text = self.wire.service.texts[status]
         self._fields, self._line = [("Content-Type", "text/plain")], None
         head = self._answer_head(len(text))
         with contextlib.suppress(ClientLostError):
-            self._wire.write(head + http.data(text))
+            self.wire.write(head + http.data(text))
 
-    def _log(self, began: float) -> None:
-        access_log, head, wire = self._wire.service.access_log, self._head, self._wire
+    def _log(self) -> None:
+        access_log, head, wire = self.wire.service.access_log, self.head, self.wire
         assert access_log is not None
         taken = wire.offer is not None
         access_log.write(
@@ -458,7 +473,7 @@ class Exchange:
             protocol=self.environ["SERVER_PROTOCOL"],
             status=101 if taken else self._status or 500,
             size=self._sent,
-            seconds=time.monotonic() - began,
+            seconds=time.monotonic() - self.began,
             request={
                 name.decode("latin-1"): value.decode("latin-1") for name, value in head.fields()
             },

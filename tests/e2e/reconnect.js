@@ -5,7 +5,9 @@ import { io } from "socket.io-client";
 import { createInterface } from "node:readline";
 
 const { url, count, mode } = JSON.parse(process.argv[2]);
-const transports = { polling: ["polling"], upgrade: ["polling", "websocket"] }[mode];
+const transports = {
+  polling: ["polling"], websocket: ["websocket"], upgrade: ["polling", "websocket"],
+}[mode];
 const lines = createInterface({ input: process.stdin });
 
 const clients = Array.from({ length: count }, (_, number) => {

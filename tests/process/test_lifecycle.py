@@ -232,7 +232,7 @@ def test_a_log_that_nobody_reads_stops_nobody(kind: Kind) -> None:
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0
         os.set_blocking(reader, False)
-        assert re.search(rb"\d+ (log )?lines were (dropped|lost)", os.read(reader, 65536))
+        assert b"Listening at: " in os.read(reader, 65536)  # it was kept
     finally:
         os.close(reader)
         for left in marked(mark):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import os
 import random
 import re
@@ -10,6 +11,7 @@ import threading
 
 import pytest
 
+from sticky import outlet
 from sticky.errors import OptionError
 from sticky.options import ACCESS_LOG_FORMAT, Options
 from sticky.worker.accesslog import LONGEST_LINE, AccessLog, _Clock, _user
@@ -213,6 +215,12 @@ def write(log, status):
     )
 
 
+def is_open_as(fd, path):
+    with contextlib.suppress(OSError):
+        return os.path.samestat(os.fstat(fd), path.stat())
+    return False
+
+
 def test_after_a_rename_and_reopen_lines_go_to_a_new_file(tmp_path):
     path = tmp_path / "log"
     log = log_to(path)
@@ -225,7 +233,8 @@ def test_after_a_rename_and_reopen_lines_go_to_a_new_file(tmp_path):
     log.reopen()
     write(log, 203)
     assert len(os.listdir("/proc/self/fd")) == before
-    assert not os.get_inheritable(log._fd)
+    fds = [fd for fd in map(int, os.listdir("/proc/self/fd")) if is_open_as(fd, path)]
+    assert [os.get_inheritable(fd) for fd in fds] == [False]
     log.close()
     assert (tmp_path / "log.1").read_text() == "200\n201\n"
     assert path.read_text() == "202\n203\n"
@@ -249,12 +258,39 @@ def test_the_standard_output_is_not_opened_anew(capfd):
     log.reopen()
     write(log, 200)
     log.close()
-    write(log, 204)
-    assert capfd.readouterr().out == "200\n204\n"
+    assert capfd.readouterr().out == "200\n"
 
 
-def test_a_full_disk_is_no_reason_to_fail():
-    log = log_to("/dev/full")
+def test_a_full_disk_is_told_in_the_error_log_when_there_is_room_again(tmp_path, caplog):
+    path = tmp_path / "log"
+    path.symlink_to("/dev/full")
+    log = log_to(path, "%(s)s" + "x" * 1000)
+    number = outlet.MOST // 1004 + 20
+    for _ in range(number):
+        write(log, 200)
+    assert not caplog.records
+    path.unlink()
+    log.reopen()
+    write(log, 201)
+    log.close()
+    lines = path.read_text().splitlines()
+    assert [line[:3] for line in lines] == ["200"] * (number - 20) + ["201"]
+    assert caplog.messages == ["20 access log lines were lost: No space left on device"]
+
+
+def test_a_named_pipe_that_nobody_reads_is_an_error_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "log")
+    with pytest.raises(OptionError, match=r"'access_logfile' is .*it cannot be written"):
+        log_to(tmp_path / "log")
+
+
+def test_a_named_pipe_that_nobody_reads_any_more_is_no_reason_to_wait(tmp_path):
+    os.mkfifo(tmp_path / "log")
+    reader = os.open(tmp_path / "log", os.O_RDONLY | os.O_NONBLOCK)
+    log = log_to(tmp_path / "log")
+    for _ in range(50_000):
+        write(log, 200)
+    os.close(reader)
     write(log, 200)
     log.close()
 

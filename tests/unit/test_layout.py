@@ -179,6 +179,8 @@ def test_who_decides_does_no_io_and_reads_no_clock(name: str) -> None:
         ("options", {"errors", "forwarded"}),
         ("forwarded", set()),
         ("channel", {"errors"}),
+        ("outlet", set()),
+        ("logs", {"errors", "options", "outlet"}),
     ],
 )
 def test_the_parts_below_know_only_what_is_below_them(name: str, known: set[str]) -> None:

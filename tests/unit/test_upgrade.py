@@ -135,11 +135,9 @@ class World:
 
     def happen(self) -> None:
         """One event, and what it leads to."""
-        pick = self.random.choice
-        event = pick(
-            (self.connects, self.connects, self.connects, self.is_decided, self.leaves, self.room)
-            + (self.becomes_ready, self.becomes_ready, self.ends, self.operator, self.time_passes)
-        )
+        connects, ready = (self.connects,) * 3, (self.becomes_ready,) * 2
+        others = (self.is_decided, self.leaves, self.room, self.ends, self.operator)
+        event = self.random.choice((*connects, *ready, *others, self.time_passes))
         event()
         self.perform()
 

@@ -33,12 +33,25 @@ class Greenlets:
     def __init__(self, hub: greenlet.greenlet) -> None:
         self._hub = hub
         self._free: list[greenlet.greenlet] = []
+        self._all: set[greenlet.greenlet] = set()
+        self._most = _MOST
 
     def start(self, call: Callable[..., object], *arguments: Any) -> None:
         """Run this beside everything else. To be called in the hub's greenlet."""
         free = self._free
-        one = free.pop() if free else greenlet.greenlet(self._live, self._hub)
+        if free:
+            one = free.pop()
+        else:
+            one = greenlet.greenlet(self._live, self._hub)
+            self._all.add(one)
         one.switch(call, arguments)
+
+    def cancel(self) -> None:
+        """Have all that runs end as if it had been killed: ``finally`` is gone through, and may
+        still wait. To be called in the hub's greenlet."""
+        self._most = 0  # they may be in somebody's list of who is to be switched to: once is enough
+        for one in self._all.difference(self._free):
+            one.throw(greenlet.GreenletExit)
 
     def _live(self, call: Callable[..., object], arguments: tuple[Any, ...]) -> None:
         """One greenlet's life."""
@@ -46,10 +59,13 @@ class Greenlets:
         while True:
             try:
                 call(*arguments)
+            except greenlet.GreenletExit:
+                log.debug("%r was cancelled", call)
             except BaseException:  # it would end the hub
                 log.exception("an error outside the app")
             del call, arguments  # one that is free keeps nothing of its last request
-            if len(self._free) >= _MOST:
+            if len(self._free) >= self._most:
+                self._all.discard(me)
                 return
             self._free.append(me)
             call, arguments = self._hub.switch()
@@ -67,12 +83,19 @@ class GreenLoop:
     multithread = False
     here = True
     can_start = True
+    cancelled: tuple[type[BaseException], ...] = (greenlet.GreenletExit,)
 
     def __init__(self, hub: Hub, mother: greenlet.greenlet) -> None:
         self._hub = hub
         self._due = math.inf
         self._timer: Any = None
-        self.start = Greenlets(mother).start
+        greenlets = Greenlets(mother)
+        self.start = greenlets.start
+        self._greenlets = greenlets
+
+    def cancel(self) -> None:
+        """Throw into every greenlet of ours."""
+        self._greenlets.cancel()
 
     def _set_timer(self, seconds: float) -> Any:
         """A timer that calls ``_ring``, once."""

@@ -5,6 +5,7 @@ A thread belongs to a request and not to a connection: those that rest hold none
 
 from __future__ import annotations
 
+import contextlib
 import select
 import socket
 from _thread import get_ident
@@ -34,6 +35,7 @@ class ThreadsLoop:
 
     threads = True
     multithread = True
+    cancelled: tuple[type[BaseException], ...] = ()
     checks_handshakes = True
 
     def __init__(self, service: WsgiService) -> None:
@@ -96,6 +98,13 @@ class ThreadsLoop:
         offer = Offer(wire, _Socket, get_ident)
         environ["werkzeug.socket"] = offer.get_socket()
         return offer.over
+
+    def cancel(self) -> None:
+        """Nothing can be thrown into a thread: it sees that its client is gone when it next reads
+        or writes."""
+        for exchange in tuple(self._service.exchanges):
+            with contextlib.suppress(OSError):  # it may be over by now
+                exchange.wire.sock.shutdown(socket.SHUT_RDWR)
 
     def after_fork(self) -> None:
         self._crew.forget()

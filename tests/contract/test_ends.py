@@ -1,0 +1,289 @@
+"""How a worker ends: what it is told, by whom, and what of the app's still runs then."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import select
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sticky import channel
+from tests.harness import Kind, wait_until
+from tests.process.clients import Client, head
+from tests.process.lone import Lone
+
+POLLING = "/socket.io/?EIO=4&transport=polling"
+POST = head("Content-Length: 5", target="/wait", method="POST")
+
+
+class Recorded:
+    """What the app has written down."""
+
+    def __init__(self, folder: Path) -> None:
+        self.file = folder / "record"
+        self.file.touch()
+
+    def lines(self) -> list[str]:
+        return self.file.read_text().split("\n")[:-1]
+
+    def wait_for(self, line: str) -> None:
+        wait_until(lambda: line in self.lines(), what=f"the app has recorded {line!r}")
+
+
+@pytest.fixture
+def recorded(tmp_path: Path) -> Recorded:
+    return Recorded(tmp_path)
+
+
+@pytest.fixture
+def worker(kind: Kind, tmp_path: Path, recorded: Recorded) -> Iterator[Lone]:
+    with start(kind, tmp_path, recorded) as lone:
+        yield lone
+
+
+def start(
+    kind: Kind, folder: Path, recorded: Recorded, *, suffix: str = "", **more: str
+) -> Lone:
+    app = {"wsgi": "app", "asgi": "asgi"}[kind.interface] + suffix
+    env = {"RECORD": str(recorded.file), **more}
+    return Lone(kind, f"tests.ending_apps:{app}", folder, env=env)
+
+
+def last_of_the_app(kind: Kind) -> list[str]:
+    return ["lifespan", "atexit"] if kind.name == "asgi" else ["atexit"]
+
+
+# -- it asks to be replaced --------------------------------------------------------------------
+
+
+def test_a_worker_that_is_told_to_end_asks_to_be_replaced_and_goes_on(
+    kind: Kind, worker: Lone, recorded: Recorded
+) -> None:
+    with worker.client(head()) as kept, worker.client(head(target="/stream")) as stream:
+        assert kept.answer().body == str(worker.pid).encode()
+        stream.read(20)
+        os.kill(worker.pid, signal.SIGTERM)
+        worker.expect(channel.LEAVING)
+        for _ in range(3):
+            os.kill(worker.pid, signal.SIGTERM)  # once is enough
+            kept.send(head())
+            assert kept.answer().headers["Connection"] != "close"
+            with worker.client(head()) as new:
+                assert new.answer().status == 200
+        stream.read(20)
+        assert channel.LEAVING not in worker.said()
+        worker.say(channel.END)
+        stream.read(20)
+        worker.say(channel.QUIT)
+        assert worker.ended() == 0
+    assert recorded.lines() == ["finally /stream", *last_of_the_app(kind)]
+
+
+def test_a_worker_asks_to_be_replaced_as_soon_as_its_master_can_be_told(
+    kind: Kind, tmp_path: Path, recorded: Recorded
+) -> None:
+    with start(kind, tmp_path, recorded) as worker:
+        for _ in range(40):  # what it says to these fills the channel, which nobody empties
+            for _ in range(20):
+                worker.say(channel.PING)
+            with worker.client(head()) as client:
+                client.answer()
+        os.kill(worker.pid, signal.SIGTERM)
+        with worker.client(head()) as client:
+            client.answer()
+        worker.expect(channel.LEAVING)
+
+
+@pytest.mark.parametrize("name", ["INT", "QUIT", "HUP", "USR1", "USR2", "TTIN", "TTOU"])
+def test_signals_to_the_group_are_the_masters_business(worker: Lone, name: str) -> None:
+    """All of them to one process: starting it takes longer than each of these."""
+    with worker.client(head(target="/stream")) as stream:
+        stream.read(20)
+        os.kill(worker.pid, getattr(signal, "SIG" + name))
+        with worker.client(head()) as client:
+            assert client.answer().status == 200
+        stream.read(20)
+    assert set(worker.said()) <= {channel.NOTICE}
+
+
+# -- everybody has a turn ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("told", ["END and QUIT", "QUIT"])
+def test_what_a_worker_has_in_hand_is_cancelled_and_the_apps_code_for_its_end_runs(
+    kind: Kind, worker: Lone, recorded: Recorded, told: str
+) -> None:
+    with (
+        worker.client(head(target="/stream?secret\\")) as stream,
+        worker.client(POST) as waiting,
+        worker.client(head()) as idle,
+    ):
+        stream.read(20)
+        recorded.wait_for("waits")
+        assert idle.answer().status == 200
+        if "END" in told:
+            worker.say(channel.END)
+            for fd in worker.expect(channel.REST).fds:  # the idle one, for its successor
+                os.close(fd)
+            assert idle.rest() == b""
+            stream.read(20)
+        worker.say(channel.QUIT)
+        assert worker.ended() == 0
+        ends(waiting)
+        ends(stream)
+    lines = recorded.lines()
+    last = last_of_the_app(kind)
+    assert lines[-len(last) :] == last
+    assert sorted(lines[: -len(last)]) == ["finally /stream", "finally /wait", "waits"]
+    log = worker.log()
+    assert "Traceback" not in log
+    said = re.findall(r"2 requests were cancelled: (.*)", log)
+    assert len(said) == 1
+    assert re.search(r"GET /stream\?secret\\\\ \(\d+ s\)", said[0])
+    assert re.search(r"POST /wait \(\d+ s\)", said[0])
+
+
+def ends(client: Client) -> None:
+    with contextlib.suppress(ConnectionError):
+        client.rest()
+
+
+def test_many_requests_that_are_cancelled_are_one_short_line(worker: Lone) -> None:
+    with contextlib.ExitStack() as opened:
+        for number in range(15):
+            target = f"/stream?{number}" + "x" * 5000
+            stream = opened.enter_context(worker.client(head(target=target)))
+            stream.read(20)
+        worker.say(channel.QUIT)
+        assert worker.ended() == 0
+    lines = [line for line in worker.log().split("\n") if "cancelled" in line]
+    assert len(lines) == 1
+    assert "15 requests were cancelled: GET /stream?0x" in lines[0]
+    assert lines[0].endswith(", and 5 more")
+    assert len(lines[0]) < 2000
+
+
+def test_a_request_of_which_nothing_was_answered_is_told_to_come_again(
+    kind: Kind, worker: Lone, recorded: Recorded
+) -> None:
+    with worker.client(POST) as waiting:
+        recorded.wait_for("waits")
+        worker.say(channel.QUIT)
+        if kind.name == "threads":  # a thread can only be told by its socket
+            assert waiting.rest() == b""
+        else:
+            answer = waiting.answer()
+            assert (answer.status, answer.headers["Connection"]) == (503, "close")
+        assert worker.ended() == 0
+
+
+def test_a_thread_of_the_apps_that_never_ends_does_not_keep_the_worker(
+    kind: Kind, worker: Lone, recorded: Recorded
+) -> None:
+    with worker.client(head(target="/thread")) as client:
+        assert client.answer().status == 200
+        worker.say(channel.QUIT)
+        assert worker.ended() == 0
+    assert recorded.lines() == last_of_the_app(kind)
+    assert "Traceback" not in worker.log()
+
+
+# -- it has sessions ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def sociable(kind: Kind, tmp_path: Path, recorded: Recorded) -> Iterator[Lone]:
+    """A worker with a Socket.IO server."""
+    with start(kind, tmp_path, recorded, suffix="_with_sessions") as lone:
+        yield lone
+
+
+def open_session(worker: Lone) -> str:
+    """The target of the requests of a new session, of which no request is under way."""
+    with worker.client(head(target=POLLING)) as client:
+        target = f"{POLLING}&sid={json.loads(client.answer().body[1:])['sid']}"
+    with worker.client(head("Content-Length: 2", target=target, method="POST") + b"40") as client:
+        assert client.answer().status == 200
+    with worker.client(head(target=target)) as client:
+        assert client.answer().body.startswith(b"40{")
+    return target
+
+
+def test_a_session_ends_with_its_worker_and_its_requests_are_answered_400(
+    sociable: Lone, recorded: Recorded
+) -> None:
+    target = open_session(sociable)
+    post = head("Content-Length: 1", target=target, method="POST") + b"3"
+    with (
+        sociable.client(head(target="/stream")) as stream,
+        sociable.client(post[:10]) as late,
+        sociable.client(head(target=target)) as poll,
+    ):
+        stream.read(20)
+        sociable.say(channel.CLOSING)
+        sociable.say(channel.END)
+        answer = poll.answer()
+        assert b"1" not in (answer.status, answer.body)  # which is a CLOSE packet, and final
+        recorded.wait_for("disconnect")
+        late.send(post[10:])
+        assert late.answer().status == 400
+        sociable.say(channel.QUIT)
+        assert sociable.ended() == 0
+    assert recorded.lines().count("disconnect") == 1
+    assert "Traceback" not in sociable.log()
+
+
+@pytest.mark.parametrize("order", [channel.END, channel.QUIT])
+def test_a_worker_ends_when_the_apps_disconnect_handlers_have_ended(
+    sociable: Lone, recorded: Recorded, order: int
+) -> None:
+    for _ in range(3):
+        open_session(sociable)
+    sociable.say(order)
+    assert sociable.ended() == 0
+    lines = recorded.lines()
+    assert lines.count("disconnect") == 3
+    assert lines[-1] == "atexit"
+    assert "Traceback" not in sociable.log()
+
+
+# -- it has no descriptors ---------------------------------------------------------------------
+
+
+def test_a_worker_without_descriptors_leaves_connections_where_they_are(
+    kind: Kind, tmp_path: Path, recorded: Recorded
+) -> None:
+    with (
+        start(kind, tmp_path, recorded, FILES="64") as worker,
+        contextlib.ExitStack() as opened,
+    ):
+        clients = [opened.enter_context(worker.client(head())) for _ in range(100)]
+        worker.expect(channel.NOTICE)  # those that are answered stay, so there is no room
+        while clients:
+            answered = select.select([client.sock for client in clients], [], [], 20)[0]
+            assert answered, f"{len(clients)} wait; log:\n{worker.log()}"
+            for client in [client for client in clients if client.sock in answered]:
+                assert client.answer().status == 200
+                client.close()
+                clients.remove(client)
+            worker.place()
+        assert "lost" not in worker.log()
+        assert "Traceback" not in worker.log()
+
+
+# -- it hangs ----------------------------------------------------------------------------------
+
+
+def test_a_worker_that_hangs_says_where_when_it_is_ended(worker: Lone, recorded: Recorded) -> None:
+    with worker.client(head(target="/hang")) as client:
+        recorded.wait_for("hangs")
+        os.kill(worker.pid, signal.SIGABRT)
+        assert worker.ended() == -signal.SIGABRT
+        ends(client)
+    assert re.search(r'File ".*ending_apps\.py", line \d+ in stands_still_here', worker.log())

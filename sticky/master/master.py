@@ -173,8 +173,9 @@ class Master:
         try:
             if self._options.reload:
                 self._start_watcher()
-            if self._packed is not None:
-                self._resume(self._packed)
+            packed, self._packed = self._packed, None
+            if packed is not None:
+                self._resume(packed)
             else:
                 self._ledger.start(time.monotonic())
             self._perform()
@@ -810,7 +811,9 @@ class Master:
         log.info(
             "Upgraded in place from %s to %s (pid %d)", content["version"], __version__, os.getpid()
         )
-        self._obey_signals([signal.Signals(number) for number in content["signals"]])
+        arrived = [signal.Signals(number) for number in content["signals"]]
+        packed.close()
+        self._obey_signals(arrived)
         self._reload()  # the workers run the old code still
 
     # -- files that change --------------------------------------------------------------------

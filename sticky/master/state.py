@@ -16,7 +16,7 @@ import json
 import os
 import socket
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, BinaryIO
 
 from ..errors import StickyError
 
@@ -69,29 +69,41 @@ class Packed:
 
     Args:
         content: the line.
-        pieces: what follows it.
+        rest: the file, to be read from behind it.
 
     Raises:
         StickyError: it is of a format that this code does not know.
     """
 
-    def __init__(self, content: Mapping[str, Any], pieces: bytes = b"") -> None:
+    def __init__(self, content: dict[str, Any], rest: BinaryIO) -> None:
         found = content.get("format")
         if found != FORMAT:
             raise StickyError(f"the state is of format {found!r}, and this code reads {FORMAT}")
         self.content = content
-        self._pieces = memoryview(pieces)
-        self._at = 0
+        self._rest = rest
 
     def piece(self, length: int) -> bytes:
-        """The next piece."""
-        self._at += length
-        return bytes(self._pieces[self._at - length : self._at])
+        """The next piece.
 
-    def check_end(self) -> None:
-        """Raise StickyError unless all pieces were taken, and no more than there are."""
-        if self._at != len(self._pieces):
-            raise StickyError(f"{len(self._pieces)} bytes were read, and {self._at} are known of")
+        Raises:
+            StickyError: there is not so much.
+        """
+        data = self._rest.read(length) if length else b""
+        if len(data) != length:
+            raise StickyError(f"of {length} bytes of a connection {len(data)} are there")
+        return data
+
+    def close(self) -> None:
+        """Everything was taken: its memory, of which there may be much, is not needed any more.
+
+        Raises:
+            StickyError: there are pieces left.
+        """
+        left = len(self._rest.read(1))
+        self._rest.close()
+        self.content.clear()
+        if left:
+            raise StickyError("there are more bytes of connections than connections")
 
     def descriptor(self, number: int) -> int:
         """A descriptor that was packed, not inheritable any more."""

@@ -13,10 +13,9 @@ import os
 import pkgutil
 import resource
 import sys
-from collections.abc import Mapping
 from dataclasses import replace
 from importlib.abc import InspectLoader
-from typing import Any, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
 from .. import __version__, board, channel, logs, spawn
 from ..errors import OptionError, StickyError
@@ -29,8 +28,11 @@ from .surroundings import Surroundings
 log = logging.getLogger("sticky.master")
 
 
-def check(content: Mapping[str, Any], pieces: bytes) -> dict[str, Any]:
+def check(content: dict[str, Any], rest: BinaryIO) -> dict[str, Any]:
     """Whether this code could go on from this state.
+
+    Args:
+        content, rest: as for ``Packed``.
 
     Returns:
         What the old code is to know of the new one, if it can.
@@ -39,7 +41,7 @@ def check(content: Mapping[str, Any], pieces: bytes) -> dict[str, Any]:
         StickyError, SyntaxError and others: it cannot.
     """
     spawn.die_with(content["pid"])
-    packed = Copy(content, pieces)
+    packed = Copy(content, rest)
     if content["messages"] not in channel.SPOKEN:
         spoken = ", ".join(map(str, sorted(channel.SPOKEN)))
         raise StickyError(
@@ -52,7 +54,7 @@ def check(content: Mapping[str, Any], pieces: bytes) -> dict[str, Any]:
     ours = board.Board()
     ours.topology[0], ours.topology[1] = content["topology"]["cells"]
     _build(packed, ours, None)
-    packed.check_end()
+    packed.close()
     return {"version": __version__}
 
 
@@ -80,9 +82,13 @@ def _build(packed: Packed, ours: board.Board, launcher: int | None) -> Master:
     return Master(options, program, control, None, ours, most_files, around, packed)
 
 
-def go_on(content: Mapping[str, Any], pieces: bytes) -> NoReturn:
-    """Be the master, from this state."""
-    packed = Packed(content, pieces)
+def go_on(content: dict[str, Any], rest: BinaryIO) -> NoReturn:
+    """Be the master, from this state.
+
+    Args:
+        content, rest: as for ``Packed``.
+    """
+    packed = Packed(content, rest)
     options = Options.make(content["options"])
     try:
         logs.set_up(options)

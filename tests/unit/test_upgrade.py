@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import io
 import json
 import os
 import random
@@ -268,34 +269,37 @@ def test_what_is_watched_is_what_was_watched() -> None:
             assert watched[repr(line).partition(":")[0]] == "True"
 
 
-def packed_by(packing: Packing, content) -> tuple[dict, bytes]:
-    memfd = packing.write(content)
-    with open(memfd, "rb") as file:
-        file.seek(0)
-        return json.loads(file.readline()), file.read()
+def packed_by(packing: Packing, content) -> Copy:
+    file = os.fdopen(packing.write(content), "rb")
+    file.seek(0)
+    return Copy(json.loads(file.readline()), file)
 
 
 def test_pieces_come_back_in_their_order() -> None:
     packing = Packing()
     pieces = [b"GET / HTTP/1.1\r\n\n\0", b"", b"\xff" * 100_000, b"{}"]
     lengths = [packing.piece(piece) for piece in pieces]
-    content, rest = packed_by(packing, {"lengths": lengths})
-    packed = Copy(content, rest)
+    packed = packed_by(packing, {"lengths": lengths})
+    assert packed.content["lengths"] == lengths
     assert [packed.piece(length) for length in lengths] == pieces
-    packed.check_end()
+    packed.close()
 
 
-def test_pieces_that_are_missing_are_noticed() -> None:
-    packed = Copy({"format": FORMAT}, b"123")
-    packed.piece(2)
-    with pytest.raises(StickyError, match="3 bytes were read, and 2 are known of"):
-        packed.check_end()
+def test_pieces_that_are_missing_or_too_many_are_noticed() -> None:
+    packed = Copy({"format": FORMAT}, io.BytesIO(b"1234"))
+    packed.piece(1)
+    with pytest.raises(StickyError, match="of 4 bytes of a connection 3 are there"):
+        packed.piece(4)
+    packed = Copy({"format": FORMAT}, io.BytesIO(b"1234"))
+    packed.piece(3)
+    with pytest.raises(StickyError, match="more bytes of connections than connections"):
+        packed.close()
 
 
 @pytest.mark.parametrize("other", [FORMAT + 1, None, "1"])
 def test_another_format_is_refused(other: object) -> None:
     with pytest.raises(StickyError, match="the state is of format"):
-        Packed({"format": other})
+        Packed({"format": other}, io.BytesIO())
 
 
 def test_what_has_no_place_in_this_code_is_refused() -> None:

@@ -9,8 +9,10 @@ import json
 import os
 import select
 import socket
+import struct
 import sys
 import termios
+import time
 import tty
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -48,9 +50,9 @@ def _parser(prog: str) -> Parser:
     parser = Parser(
         prog=prog,
         description="Ask a running server how it is, and have it do things.",
-        epilog="Without --pid and --ctl it is the one server that this user runs; if there are "
-        "several, they are listed. Exit status: 0 done, 1 no server, or it refused; 2 a wrong "
-        "command.",
+        epilog="Without --pid and --ctl (or $STICKY_CTL) it is the one server that this user runs; "
+        "if there are several, they are listed. Exit status: 0 done, 1 no server, or it refused; 2 "
+        "a wrong command.",
         allow_abbrev=False,
     )
     _add_common(parser, argument_default=None)
@@ -98,12 +100,12 @@ def main(argv: Sequence[str], *, prog: str) -> int:
     try:
         path = _find(where, pid)
         if command == "top":
-            if as_json:
-                raise StickyError("top is for people: status has --json")
-            return _top(path)
+            return _stream(path) if as_json else _top(path)
         answer = ask(path, command, given)
     except StickyError as error:
         sys.stderr.write(f"{prog}: {error}\n")
+        return 1
+    except KeyboardInterrupt:
         return 1
     if as_json:
         print(json.dumps(answer))
@@ -118,6 +120,8 @@ def _find(where: str | None, pid: int | None) -> Path:
     Raises:
         StickyError: there is none, or more than one.
     """
+    if where is None and pid is None and os.environ.get("STICKY_CTL", "").startswith("/"):
+        where = os.environ["STICKY_CTL"]  # as the server has it
     if where is not None:
         return Path(where)
     user = os.geteuid()
@@ -164,14 +168,16 @@ def ask(path: Path, command: str, arguments: Mapping[str, Any] | None = None) ->
         StickyError: nobody listens, somebody else does, or it was refused; why.
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-        sock.settimeout(_PATIENCE)
+        # With a timeout of Python's own, connect() would not wait where others wait already.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(_PATIENCE), 0))
         try:
             sock.connect(str(path))
+            sock.settimeout(_PATIENCE)
             if peer_of(sock) not in (0, os.geteuid()) and os.geteuid() != 0:
                 raise StickyError(f"the server at {str(path)!r} is another user's")
             sock.sendall(pack(command=command, arguments=dict(arguments or {})))
             line = b"".join(_pieces(sock))
-        except TimeoutError:
+        except (TimeoutError, BlockingIOError):
             raise StickyError(f"the server did not answer within {_PATIENCE:g} s") from None
         except OSError as error:
             raise StickyError(
@@ -299,13 +305,23 @@ def _size(size: float) -> str:
 # -- top -------------------------------------------------------------------------------------------
 
 
+def _stream(path: Path) -> int:
+    """The status, a line of JSON each time, for programs that read along until they have enough."""
+    with contextlib.suppress(BrokenPipeError):
+        while True:
+            print(json.dumps(ask(path, "status")), flush=True)
+            time.sleep(_REFRESH)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python flushes once more at the end
+    return 0
+
+
 def _top(path: Path) -> int:
     """The table, again and again, until q or Ctrl-C."""
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise StickyError("top needs a terminal: use status")
     with _keys(sys.stdin, sys.stdout), contextlib.suppress(KeyboardInterrupt):
         while True:
-            height = os.get_terminal_size().lines
+            height = os.get_terminal_size().lines or 24  # 0: it does not know
             lines = status_text(ask(path, "status")).splitlines()
             sys.stdout.write(_CLEAR + "\r\n".join(lines[: height - 1]))
             sys.stdout.flush()

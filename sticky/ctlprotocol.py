@@ -37,7 +37,7 @@ def unpack(line: bytes) -> dict[str, Any]:
     """
     try:
         content = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         content = None
     if not isinstance(content, dict) or "sticky" not in content:
         raise StickyError("this is not what sticky ctl says")

@@ -79,8 +79,9 @@ class PatientHandler(logging.Handler):
         self._outlet.flush()
 
     def close(self) -> None:
-        """Close what is ours."""
-        self._outlet.close()
+        """What is written from now on is written all the same: when an app configures ``logging``,
+        that closes all handlers that are there, and leaves them where they are."""
+        self.flush()
         super().close()
 
 

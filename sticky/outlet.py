@@ -23,6 +23,7 @@ To be imported before anything is monkey-patched: eventlet's ``os.write`` waits.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import errno
 import os
 import stat
@@ -35,7 +36,9 @@ from collections import deque
 from collections.abc import Callable
 from functools import partial
 from os import pwritev, write
-from select import POLLOUT, poll
+
+with contextlib.suppress(ImportError):  # eventlet has it taken away from a launcher, without a log
+    from select import POLLOUT, poll
 
 MOST = 1 << 18
 """Bytes that are kept of what cannot be written: some 1,500 lines."""

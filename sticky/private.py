@@ -140,6 +140,22 @@ def found(directory: Path) -> dict[int, Path]:
     return servers
 
 
+def sweep(directory: Path) -> None:
+    """Remove the sockets of servers that were killed."""
+    with contextlib.suppress(OSError):
+        for path in directory.iterdir():
+            name = path.name.removesuffix(_SUFFIX)
+            if name == path.name or not name.isdecimal():
+                continue
+            try:
+                os.kill(int(name), 0)
+            except ProcessLookupError:  # here; it may be alive in another container
+                with contextlib.suppress(OSError):
+                    answers(path)
+            except (OSError, OverflowError):
+                continue
+
+
 def remove(path: Path, identity: tuple[int, int]) -> None:
     """Remove a socket that is still the one with this device and inode."""
     with contextlib.suppress(OSError):

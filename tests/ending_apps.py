@@ -1,8 +1,11 @@
-"""Apps that write down, in the file $RECORD, what of them runs when their worker ends.
+"""Apps that write down, in the file $RECORD, what of them runs when their worker ends; and what can
+be told to start slowly.
 
 For WSGI ``app``, for ASGI ``asgi``: / answers the pid; /stream never ends, nor does /wait, which
 answers nothing; both say "finally" and their path. /hang computes, in ``stands_still_here``.
-/thread starts a thread, no daemon, that never ends. ``app_with_sessions`` and
+/thread starts a thread, no daemon, that never ends. /stuck does not come back from where it waits,
+in a thread if there are any. /late raises what Engine.IO's servers raise when a session ends in the
+middle of a request. ``app_with_sessions`` and
 ``asgi_with_sessions`` are the same behind a Socket.IO server, whose handler of "disconnect" takes a
 moment until it says so.
 """
@@ -35,6 +38,10 @@ def sleep_on() -> None:
         time.sleep(0.05)
 
 
+def has_ended() -> bool:
+    return "disconnect" in Path(os.environ["RECORD"]).read_text()
+
+
 def _others(path: str) -> bytes:
     if path == "/hang":
         stands_still_here()
@@ -49,9 +56,16 @@ def _limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (int(files), int(files)))
 
 
+def _gate() -> None:
+    """Wait while there is the file $GATE."""
+    while (gate := os.environ.get("GATE")) and Path(gate).exists():
+        time.sleep(0.01)
+
+
 def app() -> Callable[..., Iterable[bytes]]:
     atexit.register(record, "atexit")
     _limit()
+    _gate()
 
     def stream() -> Iterator[bytes]:
         try:
@@ -69,6 +83,14 @@ def app() -> Callable[..., Iterable[bytes]]:
                 environ["wsgi.input"].read(1)
             finally:
                 record("finally /wait")
+        if path == "/stuck":
+            record("waits")
+            time.sleep(120)
+        if path == "/late":
+            record("waits")
+            while not has_ended():
+                time.sleep(0.01)
+            raise KeyError("Session is disconnected")
         body: Iterable[bytes] = stream() if path == "/stream" else [_others(path)]
         start_response("200 OK", [])
         return body
@@ -81,6 +103,7 @@ def asgi() -> Callable[..., Any]:
 
     atexit.register(record, "atexit")
     _limit()
+    _gate()
 
     async def stream() -> AsyncIterator[bytes]:
         try:
@@ -105,6 +128,14 @@ def asgi() -> Callable[..., Any]:
                 await asyncio.Event().wait()
             finally:
                 record("finally /wait")
+        if path == "/stuck":
+            record("waits")
+            await asyncio.to_thread(time.sleep, 120)
+        if path == "/late":
+            record("waits")
+            while not has_ended():
+                await asyncio.sleep(0.01)
+            raise KeyError("Session is disconnected")
         await send({"type": "http.response.start", "status": 200, "headers": []})
         if path == "/stream":
             async for piece in stream():

@@ -44,7 +44,9 @@ def _ours() -> list[str]:
     assert worker is not None
     assert worker.service is not None
     service, link = worker.service, worker.service.link
-    fds = [link.control.fileno(), link.inbox.fileno(), worker.mailbox, *worker.siblings]
+    inboxes = [link.inbox.sock, link.own_inbox.sock]
+    fds = [end.fileno() for end in (link.control, *inboxes)]
+    fds += [worker.mailbox, *worker.siblings]
     fds += [wire.fd for wire in service.wires]
     return [os.readlink(f"/proc/self/fd/{fd}") for fd in fds]
 
@@ -92,17 +94,52 @@ def ended(pid: int) -> int | None:
     return os.waitstatus_to_exitcode(status) if found else None
 
 
+def waits(how: str) -> int:
+    """The exit status of a child that waits, by what its standard library has become."""
+    if how == "multiprocessing":
+        import multiprocessing
+
+        child = multiprocessing.get_context("fork").Process(target=_waits)
+        child.start()
+        child.join(20)
+        assert child.exitcode is not None
+        return child.exitcode
+    pid = os.fork()
+    if not pid:
+        _waits()
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def _waits() -> None:
+    for _ in range(20):
+        os.pipe()  # takes the numbers of descriptors that were the server's
+    time.sleep(0.1)
+
+
+def first() -> None:
+    """In the factory of the first process: start a child in the way that $FIRST says."""
+    if (how := os.environ.get("FIRST")) and not (_folder() / "first").exists():
+        pid = start(how)
+        if pid:
+            (_folder() / "first").write_text(str(pid))
+
+
 def answer(path: str, query: str) -> Any:
     if path == "/":
         return os.getpid()
     if path == "/ours":
         return _ours()
+    if path == "/waits":
+        return waits(query)
     if path == "/ended":
         return ended(int(query))
     return start(path)
 
 
 def app() -> Any:
+    first()
+
     def serve(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         said = json.dumps(answer(environ["PATH_INFO"], environ["QUERY_STRING"])).encode()
         start_response("200 OK", [("Content-Length", str(len(said)))])
@@ -112,6 +149,8 @@ def app() -> Any:
 
 
 def asgi() -> Any:
+    first()
+
     async def serve(scope: dict[str, Any], receive: Any, send: Any) -> None:
         if scope["type"] != "http":
             return

@@ -131,6 +131,8 @@ class Control:
             if path == "auto":
                 self.path = private.socket_of(private.default(os.environ, self._user), os.getpid())
             listener = private.listener(self.path, self._user)
+            if path == "auto":
+                private.sweep(self.path.parent)
             there = os.lstat(self.path)
             self._identity = [there.st_dev, there.st_ino]
         overlong = pack(error=f"a question has at most {LONGEST} bytes")

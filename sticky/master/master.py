@@ -188,9 +188,13 @@ class Master:
     def _turn_until_over(self) -> None:
         turn, book, clock = self._loop.turn, self._agenda, time.monotonic
         settle = self._perform
-        now = clock()
+        now, behind = clock(), logs.pending
         while self._status is None:
-            turn(max(0.0, book.due - now), settle)
+            wait = book.due - now
+            if behind():
+                logs.flush()
+                wait = min(wait, logs.AGAIN)
+            turn(max(0.0, wait), settle)
             now = clock()
             if book.actions:  # most turns only hand over: nothing is decided
                 self._perform()
@@ -326,21 +330,20 @@ class Master:
     def _announce(self) -> None:
         bound = self._listeners.addresses
         self._dispatcher.listen(self._listeners.sockets)
-        where = ", ".join(self._listeners.urls)
-        self._around.ready(f"{self._topology.num} workers at {where}")
-        log.info(
-            "Listening at: %s (pid %d), %d worker%s",
-            where,
-            os.getpid(),
-            self._topology.num,
-            "s" if self._topology.num > 1 else "",
-        )
+        workers, where = self._about()
+        self._around.ready(f"{workers} at {where}")
+        log.info("Listening at: %s (pid %d), %s", where, os.getpid(), workers)
         if self._launcher is not None:
             payload = json.dumps(bound).encode()
             try:
                 channel.send(self._launcher, channel.pack_header(channel.READY), payload)
             except OSError:
                 self._ledger.stop(time.monotonic(), quick=True)
+
+    def _about(self) -> tuple[str, str]:
+        """What this server is, for people: how many workers, and where."""
+        num = self._topology.num
+        return f"{num} worker{'s' if num > 1 else ''}", ", ".join(self._listeners.urls)
 
     # -- processes ----------------------------------------------------------------------------
 
@@ -383,6 +386,7 @@ class Master:
     def _rescaled(self, num: int, done: bool) -> None:
         if done:
             log.info("There are %d worker%s now", num, "s" if num > 1 else "")
+            self._around.status(" at ".join(self._about()))
             for child in self._children.by_key.values():
                 self._children.say(child, channel.RESCALED)
         else:
@@ -472,7 +476,7 @@ class Master:
         slot = self._children.by_key[key].slot
         if slot >= self._topology.num:
             return self._dispatcher.heir(address)
-        return None if self._lives.current(slot) in (None, key) else slot
+        return None if self._lives.current(slot) == key else slot
 
     def _load(self, slot: int) -> int | None:
         """What a slot has to do: its sessions, and the connections on their way to become some.
@@ -655,7 +659,8 @@ class Master:
             StickyError: it is neither.
         """
         found = inquiry.why(text, self._options, self._topology.num)
-        key: Any = self._lives.current(found["slot"])
+        slot = found["slot"]  # None where any may have it
+        key: Any = None if slot is None else self._lives.current(slot)
         return {**found, "pid": self._children.by_key[key].pid if key is not None else None}
 
     def reload(self) -> None:

@@ -18,14 +18,13 @@ from typing import Any
 
 from ..errors import StickyError
 from ..options import Options
-from . import identity
+from . import identity, systemd
 from .control import Control, Operations
 from .desk import Register, Unregister
 from .listeners import Listeners, url
 from .metrics import Metrics
 from .pidfile import PidFile
 from .state import Packed, Packing
-from .systemd import Notifier
 
 log = logging.getLogger("sticky.master")
 
@@ -51,7 +50,7 @@ class Surroundings:
     ) -> None:
         self._options = options
         self._started_by = os.getppid() if launched else None
-        self._notifier = Notifier(environ or {}, self._started_by)
+        self._notifier = systemd.Notifier(environ or {}, self._started_by)
         self._identity = identity.find(options) if options else None
         self._pid_file: PidFile | None = None
         self._control: Control | None = None
@@ -93,6 +92,8 @@ class Surroundings:
         except BaseException:
             self.close()
             raise
+        for name in systemd.PASSED:
+            os.environ.pop(name, None)
         if self._notifier.listens:
             self._notifier.keep(listeners.made, listeners.kept_names, listeners.again)
             if self._notifier.keeps_files:
@@ -205,6 +206,7 @@ class Surroundings:
         """
         if not serving and not self._stopping:
             self._stopping = True
+            self._reloading = False
             self._notifier.stopping("Stopping")
         elif self._reloading and not reloading:
             self._reloading = False

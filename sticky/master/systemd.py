@@ -14,8 +14,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
+PASSED = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PIDFDID")
+"""What says which descriptors were passed. True at the start only: later they have other numbers,
+or others have theirs, also in a program that takes our place."""
 VARIABLES = (
-    *("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PIDFDID"),
+    *PASSED,
     *("NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "FDSTORE"),
 )
 """What is for the server itself, and not for the processes that it starts."""

@@ -298,6 +298,7 @@ class AsgiService(Service):
 
     def end_sessions(self, sessions: list[Any]) -> None:
         for session in sessions:
+            self.ended_sessions.add(session.sid)
             pending = end(session)
             if pending is not None:  # of an asynchronous server
                 self._start_task(pending)

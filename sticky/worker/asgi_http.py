@@ -45,7 +45,7 @@ class Exchange:
     Attributes:
         left: the client is gone, or it is over between us.
         stage: how far the answer is.
-        began: when the app has got it, on the monotonic clock.
+        began: when its head was there, on the monotonic clock.
     """
 
     __slots__ = (
@@ -79,7 +79,7 @@ class Exchange:
         self._settled = False
         self._waiters: list[asyncio.Future[None]] = []
         self.scope: Message
-        self.began = 0.0
+        self.began = time.monotonic()
         self._noted = True  # its line of the access log is written, or there is none
         self.size = 0
 
@@ -88,7 +88,6 @@ class Exchange:
     async def run(self) -> None:
         """Call the app. Whatever it raises costs this request and nothing else."""
         self.wire.begun()
-        self.began = time.monotonic()
         self._noted = self.service.access_log is None
         try:
             result = await self.service.app(self.scope, self.receive, self.send)
@@ -236,9 +235,12 @@ class Exchange:
         if not self.left:
             self.wire.complete()
 
-    def answer_instead(self) -> None:
+    def answer_instead(self, status: int = 500) -> None:
         """The app has not answered, and will not."""
-        if self.service.draining.cancelling:
+        if status != 500:
+            text = self.service.texts[status]
+            self.status, self.fields = status, _FAILED_FIELDS
+        elif self.service.draining.cancelling:
             self.status, self.fields, text = 503, _ENDED_FIELDS, _ENDED
         else:
             self.status, self.fields, text = 500, _FAILED_FIELDS, _FAILED
@@ -378,9 +380,14 @@ class Request(Exchange):
         self._end()
 
     def failed(self, error: BaseException) -> None:
-        self.complain(error)
+        over = isinstance(error, KeyError) and self.service.has_ended(self.head)
+        if not over:
+            self.complain(error)
         if self.stage != COMPLETE and not self.left:
-            self._end()
+            if over and self.stage == NOTHING:
+                self.answer_instead(400)
+            else:
+                self._end()
 
     def _end(self) -> None:
         if self.stage == SENT:

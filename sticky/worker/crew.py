@@ -98,11 +98,11 @@ class Crew:
     def enter(self) -> None:
         """The calling thread is going to be in the app."""
         with self._lock:
+            if not self._leads():
+                return  # whoever does may be in the app, too
             self._entered = time.monotonic()
-            self._in_app = self._leads()
-            rings = self._asleep and self._in_app
-            if rings:
-                self._asleep = False
+            self._in_app = True
+            rings, self._asleep = self._asleep, False
         if rings:
             self._bell.release()
 

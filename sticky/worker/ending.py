@@ -13,6 +13,7 @@ import threading
 import time
 from typing import NoReturn
 
+from .. import logs
 from .sessions import instances
 
 THREADS = 2.0
@@ -65,4 +66,5 @@ def end_child(error: BaseException | None) -> NoReturn:
     """
     code = error.code if isinstance(error, SystemExit) else error and 1
     flush()
+    logs.finish()
     os._exit(code if isinstance(code, int) else code is not None)

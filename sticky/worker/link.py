@@ -49,6 +49,7 @@ class Link:
         self._leaving: deque[tuple[Wire, int, int, bool]] = deque()
         self._blocked = False
         self._asks = False  # to be replaced
+        self._writing = False  # log lines
         self._watcher = Watcher(self._on_control)
 
     def begin(self) -> None:
@@ -172,6 +173,7 @@ class Link:
         match message.kind:
             case channel.PING:
                 self.tell(channel.PONG)
+                self._write_logs()
                 if service.sessions is not None:
                     service.sessions.count()
             case channel.SIBLING:
@@ -188,6 +190,18 @@ class Link:
                 logs.reopen()
                 if service.access_log is not None:
                     service.access_log.reopen()
+
+    def _write_logs(self) -> None:
+        """Write the lines that nobody has read so far, again and again while there are some."""
+        if not self._writing and logs.pending():
+            self._writing = True
+            self._write_more()
+
+    def _write_more(self) -> None:
+        logs.flush()
+        self._writing = logs.pending()
+        if self._writing:
+            self.service.hub.later(logs.AGAIN, self._write_more)
 
     def tell(self, kind: int, content: Any = None) -> None:
         """Send the master a message."""

@@ -224,7 +224,7 @@ def main(spec: Mapping[str, Any], fds: Sequence[int]) -> NoReturn:
     """Be the worker that the spec describes (``_boot.py`` calls this, after patching)."""
     global _boot
     spawn.die_with(spec["master"])
-    signals.leave_to_master()
+    signals.leave_to_master(nohup=spec.get("nohup", False))
     if sys.stderr is not None:
         faulthandler.enable()  # whoever ends a worker that hangs (SIGABRT) learns where it hung
     options = Options.make(spec["options"])
@@ -315,6 +315,7 @@ def _fail(reason: str, status: int, **more: str) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:  # closed by whoever started us
             stream.flush()
+    logs.finish()
     os._exit(status)
 
 

@@ -260,7 +260,8 @@ class Service:
             log.exception("%s %s: the app failed", head.method, target)
 
     def has_ended(self, head: Head) -> bool:
-        """Whether a request is of a session that was ended here."""
+        """Whether a request is of a session that was ended here, of which Engine.IO's server may
+        have found out in the middle: it raises KeyError then."""
         if not self.ended_sessions:
             return False
         query = parse_qs(head.target.partition(b"?")[2].decode("latin-1"))

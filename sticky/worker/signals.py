@@ -20,11 +20,18 @@ def nothing(*_: Any) -> None:
     """A signal has come."""
 
 
-def leave_to_master() -> None:
-    """Have these signals do nothing here. One that the app handles is the app's, from then on."""
+def leave_to_master(*, nohup: bool = False) -> None:
+    """Have these signals do nothing here. One that the app handles is the app's, from then on.
+
+    Args:
+        nohup: HUP was ignored when the server was started: what the app starts is to outlive the
+            terminal, too. (The same if it is ignored in this process.)
+    """
+    if nohup:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
     for number in OF_THE_MASTER:
         if number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
-            continue  # nohup: what the app starts is to outlive the terminal, too
+            continue
         signal.signal(number, nothing)
         signal.siginterrupt(number, False)  # no system call of anybody's fails for their sake
 

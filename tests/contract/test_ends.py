@@ -18,6 +18,10 @@ from tests.harness import Kind, wait_until
 from tests.process.clients import Client, head
 from tests.process.lone import Lone
 
+MASTERS = {
+    *(signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2),
+    *(signal.SIGTTIN, signal.SIGTTOU),
+}
 POLLING = "/socket.io/?EIO=4&transport=polling"
 POST = head("Content-Length: 5", target="/wait", method="POST")
 
@@ -47,9 +51,7 @@ def worker(kind: Kind, tmp_path: Path, recorded: Recorded) -> Iterator[Lone]:
         yield lone
 
 
-def start(
-    kind: Kind, folder: Path, recorded: Recorded, *, suffix: str = "", **more: str
-) -> Lone:
+def start(kind: Kind, folder: Path, recorded: Recorded, *, suffix: str = "", **more: str) -> Lone:
     app = {"wsgi": "app", "asgi": "asgi"}[kind.interface] + suffix
     env = {"RECORD": str(recorded.file), **more}
     return Lone(kind, f"tests.ending_apps:{app}", folder, env=env)
@@ -100,16 +102,38 @@ def test_a_worker_asks_to_be_replaced_as_soon_as_its_master_can_be_told(
         worker.expect(channel.LEAVING)
 
 
-@pytest.mark.parametrize("name", ["INT", "QUIT", "HUP", "USR1", "USR2", "TTIN", "TTOU"])
-def test_signals_to_the_group_are_the_masters_business(worker: Lone, name: str) -> None:
-    """All of them to one process: starting it takes longer than each of these."""
+def test_signals_to_the_group_are_the_masters_business(worker: Lone) -> None:
     with worker.client(head(target="/stream")) as stream:
-        stream.read(20)
-        os.kill(worker.pid, getattr(signal, "SIG" + name))
-        with worker.client(head()) as client:
-            assert client.answer().status == 200
-        stream.read(20)
+        for number in sorted(MASTERS):
+            os.kill(worker.pid, number)
+            with worker.client(head()) as client:
+                assert client.answer().status == 200
+            stream.read(20)
     assert set(worker.said()) <= {channel.NOTICE}
+
+
+def test_what_a_worker_is_not_to_hear_of_was_not_ignored_for_it(worker: Lone) -> None:
+    """What is ignored stays so behind an exec."""
+    assert ignored(worker.pid) & MASTERS == set()
+
+
+def test_a_hangup_that_was_ignored_before_the_start_stays_ignored(
+    kind: Kind, tmp_path: Path, recorded: Recorded
+) -> None:
+    """As nohup has it: what the app starts is to outlive the terminal."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with start(kind, tmp_path, recorded) as worker:
+            assert ignored(worker.pid) & MASTERS == {signal.SIGHUP}
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def ignored(pid: int) -> set[int]:
+    """The signals that a process ignores (proc(5))."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    mask = int(status.partition("SigIgn:")[2].split()[0], 16)
+    return {number for number in range(1, 65) if mask & 1 << (number - 1)}
 
 
 # -- everybody has a turn ----------------------------------------------------------------------
@@ -194,6 +218,19 @@ def test_a_thread_of_the_apps_that_never_ends_does_not_keep_the_worker(
     assert "Traceback" not in worker.log()
 
 
+def test_a_request_that_cannot_be_cancelled_does_not_keep_the_worker(
+    kind: Kind, worker: Lone, recorded: Recorded
+) -> None:
+    with worker.client(head(target="/stuck")) as stuck:
+        recorded.wait_for("waits")
+        worker.say(channel.QUIT)
+        assert worker.ended() == 0
+        ends(stuck)
+    assert recorded.lines() == ["waits", *last_of_the_app(kind)]
+    assert "1 request was cancelled: GET /stuck" in worker.log()
+    assert "Traceback" not in worker.log()
+
+
 # -- it has sessions ---------------------------------------------------------------------------
 
 
@@ -239,6 +276,20 @@ def test_a_session_ends_with_its_worker_and_its_requests_are_answered_400(
     assert "Traceback" not in sociable.log()
 
 
+def test_a_request_in_the_middle_of_which_its_session_ends_is_answered_400(
+    sociable: Lone, recorded: Recorded
+) -> None:
+    """With threads Engine.IO's server may have found the session a moment ago."""
+    sid = open_session(sociable).partition("sid=")[2]
+    with sociable.client(head(target=f"/late?sid={sid}")) as late:
+        recorded.wait_for("waits")
+        sociable.say(channel.CLOSING)
+        sociable.say(channel.END)
+        assert late.answer().status == 400
+        assert sociable.ended() == 0
+    assert "Traceback" not in sociable.log()
+
+
 @pytest.mark.parametrize("order", [channel.END, channel.QUIT])
 def test_a_worker_ends_when_the_apps_disconnect_handlers_have_ended(
     sociable: Lone, recorded: Recorded, order: int
@@ -264,7 +315,12 @@ def test_a_worker_without_descriptors_leaves_connections_where_they_are(
         contextlib.ExitStack() as opened,
     ):
         clients = [opened.enter_context(worker.client(head())) for _ in range(100)]
-        worker.expect(channel.NOTICE)  # those that are answered stay, so there is no room
+
+        def starves() -> bool:  # those that are answered stay
+            worker.place()
+            return channel.NOTICE in worker.said()
+
+        wait_until(starves, what="the worker has no descriptor free")
         while clients:
             answered = select.select([client.sock for client in clients], [], [], 20)[0]
             assert answered, f"{len(clients)} wait; log:\n{worker.log()}"

@@ -9,6 +9,7 @@ import signal
 import socket
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import psutil
 import pytest
@@ -120,6 +121,36 @@ def test_a_worker_that_is_told_to_end_finishes_its_request_and_is_replaced(
     successor = shared.wait_for_successor(2, pid)
     assert served_by(shared, 2) == successor
     assert shared.worker_pids() == {**before, 2: successor}
+
+
+def test_a_worker_told_to_end_goes_on_serving_until_its_successor_is_ready(
+    kind: Kind, tmp_path: Path
+) -> None:
+    """No client waits for a boot: this one's takes until the gate is opened."""
+    app = {"wsgi": "app", "asgi": "asgi"}[kind.interface]
+    gate = tmp_path / "gate"
+    env = {"RECORD": str(tmp_path / "record"), "GATE": str(gate)}
+    with (
+        kind.serve(f"tests.ending_apps:{app}", num=1, env=env) as running,
+        Client(running.port, head()) as kept,
+    ):
+        pid = running.worker_pids()[0]
+        assert kept.answer().json() == pid
+        gate.touch()
+        for _ in range(3):  # once is as good as often
+            os.kill(pid, signal.SIGTERM)
+            for _ in range(5):
+                assert running.get("/").json() == pid
+                kept.send(head())
+                answer = kept.answer()
+                assert (answer.json(), answer.headers["Connection"]) == (pid, None)
+        gate.unlink()
+        successor = running.wait_for_successor(0, pid)
+        wait_until(lambda: running.get("/").json() == successor, what="the successor serves")
+        kept.send(head())  # at rest, it has passed to the successor, or will
+        assert kept.answer().json() in (pid, successor)
+        wait_until(lambda: not psutil.pid_exists(pid), what="the old process has ended")
+        assert "Traceback" not in running.log()
 
 
 def test_killed_workers_leave_no_zombie(shared: Running) -> None:
@@ -345,6 +376,33 @@ def test_an_interrupt_is_quick_whatever_goes_on(kind: Kind, sig: int) -> None:
         assert "Traceback" not in running.log()
 
 
+@pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("path", ["/", "/stream"])
+def test_the_apps_code_for_its_end_runs_whatever_is_open(
+    kind: Kind, tmp_path: Path, sig: int, path: str
+) -> None:
+    app = {"wsgi": "app", "asgi": "asgi"}[kind.interface]
+    record = tmp_path / "record"
+    options = ("--graceful-timeout", "1")
+    env = {"RECORD": str(record)}
+    with (
+        kind.serve(f"tests.ending_apps:{app}", num=1, env=env, options=options) as running,
+        Client(running.port, head(target=path)) as client,
+    ):
+        client.read(20)
+        pid = running.worker_pids()[0]
+        running.send_signal(sig)
+        wait_until(lambda: not psutil.pid_exists(pid), what="the process has ended")
+        lines = record.read_text().split()
+        expected = "finally /stream " * (path == "/stream")
+        expected += "lifespan " * (kind.name == "asgi") + "atexit"
+        assert lines == expected.split()
+        log = running.log()
+        assert "Traceback" not in log
+        assert "killed" not in log
+        assert ("1 request was cancelled: GET /stream" in log) == (path == "/stream")
+
+
 def test_an_interrupt_overtakes_a_graceful_stop(kind: Kind) -> None:
     patient = ("--graceful-timeout", "600")
     with (
@@ -355,9 +413,6 @@ def test_an_interrupt_overtakes_a_graceful_stop(kind: Kind) -> None:
         running.send_signal(signal.SIGTERM)
         wait_until(lambda: refused(running.port), what="new connections are refused")
         assert running.stop(signal.SIGINT) == 0
-
-
-# -- starting ----------------------------------------------------------------------------------
 
 
 # -- a log that nobody reads -------------------------------------------------------------------

@@ -141,6 +141,26 @@ def test_a_reader_that_is_gone_stops_nobody(kind: Kind) -> None:
             assert request(port, "/0").json()["pid"] == pid
 
 
+def test_what_was_kept_is_written_without_anything_new_to_say(kind: Kind) -> None:
+    """In the master, too, which has nothing to log meanwhile."""
+    port = free_port()
+    with pipe() as (reader, writer):
+        os.set_blocking(writer, False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                os.write(writer, b"x")
+        os.set_blocking(writer, True)
+        with started(kind, command(kind, port), stdout=subprocess.DEVNULL, stderr=writer):
+            when_served(lambda: int(request(port, "/1000").json()["pid"]))
+            text = read_until(rb"log lines were lost", reader, lambda: None)
+            text += (
+                read_until(rb"Listening at", reader, lambda: None)
+                if b"Listening" not in text
+                else b""
+            )
+            assert b"] 400 xxx" in text
+
+
 def full(running: Running, is_full: bool) -> None:
     """No file of this worker's may grow (as if its disk was full), or they may again."""
     pid = running.worker_pids()[0]

@@ -161,7 +161,7 @@ def test_the_environment_of_the_workers_has_what_was_added(
 
 def script(folder: Path, source: str) -> str:
     path = folder / "serve.py"
-    path.write_text("import sticky, sys, threading\n" + textwrap.dedent(source))
+    path.write_text("import sticky, sys, threading, urllib.request\n" + textwrap.dedent(source))
     return str(path)
 
 
@@ -245,6 +245,24 @@ def test_on_listening_gets_the_chosen_port_when_everyone_is_ready(
     )
     with kind.serve(path, script=True, num=3, env={"PYTHONPATH": str(ROOT)}) as running:
         running.wait_for(r"^asked 127\.0\.0\.1 b'app \d'$")
+
+
+def test_a_server_has_its_options_in_the_workers_too(kind: Kind, tmp_path: Path) -> None:
+    """A script may ask for them, and workers run it up to the call of ``start``."""
+    path = script(
+        tmp_path,
+        f"""
+        from {kind.apps} import says
+        server = sticky.Server(lambda: says(lambda: server.options.num), {{"port": 0, "num": 2}})
+        print("workers:", server.options.num, flush=True)
+        with server:
+            host, port = server.addresses[0]
+            print("asked", urllib.request.urlopen(f"http://{{host}}:{{port}}/").read(), flush=True)
+        """,
+    )
+    with kind.serve(path, script=True, num=2, env={"PYTHONPATH": str(ROOT)}) as running:
+        running.wait_for(r"^asked b'2'$")
+        assert running.log().count("workers: 2") == 3  # in the launcher, and in each of them
 
 
 def test_a_worker_counts_what_it_does(kind: Kind, tmp_path: Path) -> None:

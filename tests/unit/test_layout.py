@@ -209,6 +209,7 @@ BORROWED = {
     ("sticky.logs", "handler._open"),
     ("sticky.arguments", "self._option_string_actions"),
     ("sticky.spawn", "subprocess._args_from_interpreter_flags"),
+    ("sticky.worker.ending", "atexit._run_exitfuncs"),
     ("sticky.master.master", "Rules._fields"),
 }
 LOW_LEVEL = {"_socket", "_thread"}

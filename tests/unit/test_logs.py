@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import json
 import logging
+import logging.config
 import os
 import sys
 
@@ -14,6 +15,13 @@ import pytest
 from sticky import logs, outlet
 from sticky.errors import OptionError
 from sticky.options import Options
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left():
+    """What a test could not write is nothing that the next one has to."""
+    yield
+    outlet._behind.clear()
 
 
 @pytest.fixture
@@ -135,6 +143,15 @@ def test_only_our_logger_is_set_up_and_nobody_ever_waits(worker, logger, pipe, m
     assert line.count("\n") == 1
     assert isinstance(logger.handlers[0], logs.PatientHandler)
     logger.handlers[0].close()
+
+
+def test_an_app_that_configures_logging_does_not_silence_ours(logger, pipe, monkeypatch):
+    with open(pipe[1], "w", closefd=False) as stderr:
+        monkeypatch.setattr(sys, "stderr", stderr)
+        logs.set_up(Options(num=1))
+    logging.config.dictConfig({"version": 1, "disable_existing_loggers": False})
+    logging.getLogger("sticky.master").error("an error")
+    assert "an error\n" in read(pipe[0])
 
 
 def test_without_a_standard_error_nothing_is_written_and_nothing_fails(logger, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import os
 import threading
@@ -12,7 +13,7 @@ import pytest
 
 from sticky import Options, StickyError
 from sticky.routing import make_router
-from sticky.worker.sessions import Sessions
+from sticky.worker.sessions import Sessions, end
 
 OPTIONS = Options(num=5, session="query:id", seed=bytes(range(8)))
 
@@ -165,3 +166,63 @@ def test_engineio_mints_here_and_says_what_it_holds(counters, monkeypatch):
     own.sockets.clear()
     sessions.count_servers()
     assert counters["sessions"] == 2
+
+
+# -- the end of those of Engine.IO -----------------------------------------------------------------
+
+
+def test_a_session_ends_without_a_packet_that_says_so():
+    """A CLOSE packet is final for some clients, so that they would not come back."""
+    engineio = pytest.importorskip("engineio")
+    server = engineio.Server(async_mode="threading")
+    seen = []
+    server.on("disconnect", lambda sid, reason: seen.append((sid, server.get_session(sid))))
+    session = server.sockets["x"] = engineio.socket.Socket(server, "x")
+    with server.session("x") as kept:
+        kept["user"] = "somebody"
+    assert end(session) is None
+    assert seen == [("x", {"user": "somebody"})]  # the app's handler still has what it has kept
+    assert server.sockets == {}  # and would make a KeyError, and a 500, of a request for it
+    assert session.poll() == []  # which is a poll's, or a websocket's end
+
+
+def test_a_session_of_an_asynchronous_server_ends_in_the_same_way():
+    engineio = pytest.importorskip("engineio")
+
+    async def run():
+        server = engineio.AsyncServer(async_mode="asgi")
+        seen = []
+
+        async def disconnect(sid, reason):
+            await asyncio.sleep(0)
+            seen.append(await server.get_session(sid))
+
+        server.on("disconnect", disconnect)
+        session = server.sockets["x"] = engineio.async_socket.AsyncSocket(server, "x")
+        await server.save_session("x", "kept")
+        poll = asyncio.create_task(session.poll())
+        await asyncio.sleep(0)
+        await end(session)
+        assert seen == ["kept"]
+        assert server.sockets == {}
+        assert await asyncio.wait_for(poll, 10) == []  # what waits there waits no longer
+
+    asyncio.run(run())
+
+
+def test_a_session_whose_handler_fails_does_not_keep_the_others():
+    session = SimpleNamespace(closed=False, sid="x", server=SimpleNamespace(sockets={}))
+
+    def close(**how):
+        raise RuntimeError
+
+    session.close = close
+    assert end(session) is None
+
+
+def test_a_session_that_somebody_else_is_ending_is_left_to_them():
+    server = SimpleNamespace(sockets={})
+    session = SimpleNamespace(closed=False, sid="x", server=server, close=lambda **how: None)
+    server.sockets["x"] = session
+    assert end(session) is None
+    assert server.sockets == {"x": session}

@@ -148,6 +148,7 @@ class Children:
         board: where they count.
         loop: tells of their ends and of what they say.
         on_end, on_control: called with a process's key.
+        nohup: SIGHUP was ignored when the program was started, and is to be in its children.
     """
 
     def __init__(
@@ -159,7 +160,9 @@ class Children:
         *,
         on_end: Callable[[int], object],
         on_control: Callable[[int], object],
+        nohup: bool = False,
     ) -> None:
+        self._nohup = nohup
         self._options = options
         self._program = program
         self._board = board
@@ -272,6 +275,7 @@ class Children:
         spec = {
             **role,
             "master": os.getpid(),
+            "nohup": self._nohup,
             "options": self._options.to_json() | {"worker_class": self.worker_class},
             "target": program.target,
             "script": program.script,

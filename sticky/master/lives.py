@@ -45,7 +45,7 @@ from .agenda import (
 
 BACKOFF_FIRST = 0.1
 BACKOFF_LAST = 10.0
-QUIT_GRACE = 2.0
+QUIT_GRACE = 2.5
 """Seconds for a process that was told QUIT: it cancels what it has in hand, and the app's own end
 has its turn."""
 ABORT_GRACE = 1.0

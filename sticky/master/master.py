@@ -110,6 +110,7 @@ class Master:
         )
         self._lives, self._waiting = self._ledger.lives, self._ledger.waiting
         self._agenda = self._ledger.agenda
+        self._terminal = Terminal(packed.content["terminal"] if packed else None)
         self._loop = Loop()
         self._children = Children(
             options,
@@ -118,6 +119,7 @@ class Master:
             self._loop,
             on_end=self._on_end,
             on_control=self._on_control,
+            nohup=self._terminal.nohup,
         )
         self._trial = upgrade.Trial(self._loop, self._on_trial)
         self._agreed = False  # the new code can take over
@@ -130,7 +132,6 @@ class Master:
         self._reserve = Reserve()
         # Listeners, channels and processes take a few for each slot; the rest is for connections.
         self._spacious = most_files - _SPARE_FDS - 10 * options.num
-        self._terminal = Terminal(packed.content["terminal"] if packed else None)
         self._signals = Signals(
             (
                 signal.SIGTERM,
@@ -769,7 +770,7 @@ class Master:
             "ledger": ledger,
             "dispatcher": self._dispatcher.pack(connections, packing),
             "around": self._around.pack(packing),
-            "terminal": self._terminal.had_one,
+            "terminal": self._terminal.pack(),
         }
 
     def _replace_code(self) -> None:

@@ -24,9 +24,9 @@ def free_port() -> int:
         return port
 
 
-def serve(kind: Kind, port: int) -> Running:
-    command = [sys.executable, "-m", "sticky", kind.app("socketio_server")]
-    return Running([*command, "-b", f"127.0.0.1:{port}", "-w", "1"], num=1, env=kind.env)
+def serve(kind: Kind, port: int, *options: str) -> Running:
+    command = [sys.executable, "-m", "sticky", kind.app("socketio_server"), "-w", "1", *options]
+    return Running([*command, "-b", f"127.0.0.1:{port}"], num=1, env=kind.env)
 
 
 class Clients:
@@ -51,8 +51,8 @@ class Clients:
         self.script.process.stdin.flush()
 
 
-@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS, indirect=False)
-@pytest.mark.parametrize("how", ["reload", "restart"])
+@pytest.mark.parametrize("kind", KINDS, indirect=True)
+@pytest.mark.parametrize("how", ["reload", "reload by session", "restart"])
 @pytest.mark.parametrize("program", ["reconnect.py", "reconnect.js"])
 def test_clients_of_a_server_that_reloads_or_is_started_anew_come_back_by_themselves(
     kind: Kind, script: Start, program: str, how: str
@@ -60,10 +60,11 @@ def test_clients_of_a_server_that_reloads_or_is_started_anew_come_back_by_themse
     if program.endswith(".js"):
         requires("node")
     port = free_port()
-    with serve(kind, port) as running:
+    options = ("--session", "sid", "--drain-spread", "1") if how == "reload by session" else ()
+    with serve(kind, port, *options) as running:
         groups = [Clients(script, program, port, mode) for mode in MODES]
         before = [clients.connected() for clients in groups]
-        if how == "reload":
+        if how != "restart":
             pid = running.worker_pids()[0]
             running.send_signal(signal.SIGHUP)
             running.wait_for_successor(0, pid)

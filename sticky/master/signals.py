@@ -79,7 +79,7 @@ class Terminal:
 
     def is_closed(self) -> bool:
         """Whether there was one and is none any more. With nohup(1) there never was."""
-        return self.had_one and not _can_be_opened()
+        return self._had_one and not _can_be_opened()
 
 
 def _can_be_opened() -> bool:

@@ -23,6 +23,7 @@ from .clients import XFF, Client, addresses_of, head
 from .life_kit import ROUTED, ask, stopped
 from .session_kit import Shared, connect, of, open_session
 from .test_listen import Script
+from .test_signals import Terminal
 from .test_wsgi_websockets import Socket
 from .upgrade_kit import (
     DONE,
@@ -133,6 +134,30 @@ def test_what_the_master_holds_waits_on(kind: Kind, tmp_path: Path) -> None:
             assert answer.status == 200
             assert answer.json()["pid"] == running.worker_pids()[1]
         wait_until(lambda: kept.ctl.ask("status")["held"] == 0, what="nobody waits")
+
+
+def test_what_was_read_from_a_connection_goes_with_it(kind: Kind, tmp_path: Path) -> None:
+    """It waits here for a worker that stands still, and the one that read it has given it away."""
+    kept = Kept(tmp_path, kind, "lab", "--timeout", "80", "--queue-timeout", "60")
+    zero, one = (addresses_of(slot, NUM, 1)[0] for slot in range(NUM))
+    body = os.urandom(200_000)
+    with kept.serving() as running, contextlib.ExitStack() as clients:
+        shared = clients.enter_context(Client(running.port, head(f"{XFF}: {zero}")))
+        assert shared.answer().json()["worker"] == 0
+        with stopped(running.worker_pids()[1]):
+            crowd = [clients.enter_context(ask(running, 1)) for _ in range(60)]
+            wait_until(lambda: kept.ctl.ask("status")["slots"][1]["queued"] > 20)
+            before = kept.ctl.ask("status")["slots"][1]["queued"]
+            length = f"Content-Length: {len(body)}"
+            lines = (f"{XFF}: {one}", length, f"X-Long: {'x' * 20_000}")
+            shared.send(head(*lines, target="/body", method="POST") + body[:50_000])
+            wait_until(lambda: kept.ctl.ask("status")["slots"][1]["queued"] > before)
+            kept.upgrade()
+            kept.upgrade()
+        shared.send(body[50_000:])
+        answer = shared.answer()
+        assert (answer.status, answer.body == body) == (200, True)
+        assert [client.answer().status for client in crowd] == [200] * 60
 
 
 def test_deadlines_go_on(kind: Kind, tmp_path: Path) -> None:
@@ -557,6 +582,22 @@ def test_a_worker_that_dies_while_the_code_is_replaced_is_replaced(kind: Kind) -
         running.wait_for_successor(0, worker)
         wait_until(lambda: psutil.STATUS_ZOMBIE not in children(running).values())
         assert running.get().status == 200
+
+
+@pytest.mark.parametrize("nohup", [False, True])
+def test_the_terminal_of_the_start_counts(tmp_path: Path, nohup: bool) -> None:
+    terminal = Terminal(tmp_path / "log", *["nohup"] * nohup)
+    os.kill(terminal.pid, signal.SIGUSR2)
+    terminal.wait_for("Upgraded in place")
+    before = terminal.log.read_text().count("Reloading")
+    terminal.close()
+    if nohup:
+        os.kill(terminal.pid, signal.SIGHUP)
+        wait_until(lambda: terminal.log.read_text().count("Reloading") > before, what="a reload")
+        os.kill(terminal.pid, signal.SIGTERM)
+    else:
+        terminal.wait_for("the terminal was closed: stopping gracefully")
+    assert terminal.status() == 0
 
 
 def test_an_upgrade_by_ctl(kind: Kind, tmp_path: Path) -> None:

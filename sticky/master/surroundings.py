@@ -162,8 +162,6 @@ class Surroundings:
                 self._pid_file = PidFile(options.pid, who.user, who.group)
             except StickyError as error:  # somebody has removed it, and only root may write there
                 log.warning("%s", error)
-        if self._ready and not self._reloading:
-            self._notifier.ready(self._text)
 
     # -- the loop ------------------------------------------------------------------------------
 

@@ -389,7 +389,7 @@ def copied(tmp_path_factory: pytest.TempPathFactory) -> Copied:
 @pytest.fixture(scope="module")
 def old(kind: Kind, copied: Copied) -> Iterator[Running]:
     """A server of that copy, which waits less long for a new one."""
-    copied.change("master/upgrade.py", "LONGEST = 30.0", "LONGEST = 5.0")
+    copied.change("master/upgrade.py", "LONGEST = 30.0", "LONGEST = 10.0")
     with copied.serve(kind, "lab", num=NUM) as running:
         running.get()
         wait_for_new_workers(running, upgrade(running))
@@ -426,7 +426,7 @@ BROKEN = {
     ),
     "a start that never ends": (
         *("master/upgraded.py", "_compile_all()\n", "import signal; signal.pause()\n"),
-        "the new code was not ready within 5 s",
+        "the new code was not ready within 10 s",
     ),
 }
 
@@ -569,6 +569,15 @@ def test_every_signal_that_comes_meanwhile_counts(kind: Kind) -> None:
         running.wait_for("There are 3 workers now", 60, after=mark)
         running.wait_for(DONE, 60, after=mark)
         assert running.get().status == 200
+
+
+def test_a_signal_that_has_arrived_and_was_not_read_counts(kind: Kind, tmp_path: Path) -> None:
+    copied = Copied(tmp_path)
+    before = "before = upgrade.hold()\n"
+    copied.change("master/master.py", before, f"os.kill(os.getpid(), signal.SIGTTIN); {before}")
+    with copied.serve(kind, "lab", num=NUM) as running:
+        upgrade(running)
+        running.wait_for("There are 3 workers now")
 
 
 def test_a_worker_that_dies_while_the_code_is_replaced_is_replaced(kind: Kind) -> None:

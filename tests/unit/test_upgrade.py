@@ -25,9 +25,10 @@ from sticky.master.agenda import (
     Stage,
     Watch,
 )
+from sticky.master.dispatcher import Connection, Dispatcher
 from sticky.master.ledger import Ledger
 from sticky.master.lives import Process
-from sticky.master.state import FORMAT, Copy, Packed, Packing
+from sticky.master.state import FORMAT, Copy, Packed, Packing, Unopened
 from sticky.master.waiting import Line
 from sticky.options import Options
 from sticky.topology import Topology
@@ -314,6 +315,47 @@ def test_more_connections_than_places_are_refused() -> None:
     packed, _ = World(1).ledger.pack()
     with pytest.raises(ValueError, match="more connections"):
         World(2).ledger.restore(packed, [1])
+
+
+class Stub:
+    """A dispatcher's connections, and nothing else of it."""
+
+    def __init__(self) -> None:
+        options = Options(seed=b"sameseed")
+        topology = Topology(options)
+        self.dispatcher = Dispatcher(
+            options,
+            topology,
+            Ledger(RULES, topology, Counter()),
+            inboxes=[],
+            own_inboxes={},
+            register=lambda *_: None,
+            unregister=lambda _: None,
+            clock=lambda: 0.0,
+            counters=Counter(),
+            next_slot=lambda: 0,
+        )
+
+
+def test_connections_come_back_as_they_were() -> None:
+    held = [
+        Connection(Unopened(5), ("192.0.2.1", 4711), b"GET / HTTP/1.1\r\n\0\xff", 3),
+        Connection(Unopened(6), ("2001:db8::1", 1, 0, 2)),
+        Connection(Unopened(7), "", b"x" * 100_000),
+        Connection(Unopened(8), ("192.0.2.1", 2)),
+    ]
+    held[1].kind, held[2].unheld = channel.REST, True
+    before, after, packing = Stub(), Stub(), Packing()
+    before.dispatcher.tell("tls", "told once")
+    packed = packed_by(packing, {"all": before.dispatcher.pack(held, packing)})
+    assert packing.fds == [5, 6, 7, 8]
+    found = after.dispatcher.restore(packed.content["all"], packed)
+    names = [name for name in Connection.__slots__ if name != "sock"]
+    for old, new in zip(held, found, strict=True):
+        assert [getattr(old, name) for name in names] == [getattr(new, name) for name in names]
+        assert old.sock.fileno() == new.sock.fileno()
+    assert after.dispatcher.pack(found, Packing()) == before.dispatcher.pack(held, Packing())
+    packed.close()
 
 
 def test_the_rows_of_the_counters_are_given_on() -> None:

@@ -5,6 +5,10 @@
 # make fuzz    the compiled core under AddressSanitizer and UBSan, fed for a minute (FUZZ_SECONDS)
 # make bench   the benchmarks (a quarter of an hour; BENCH_QUICK=1: three minutes)
 # make long    100,000 requests through each real proxy to each kind of server (a quarter of an hour)
+# make soak    servers of each worker class disturbed in every way under load, with an oracle (ten
+#              minutes; SECONDS=60 SEED=7 KINDS=asgi ONLY=kill,hup: python -m tests.soak --help)
+# make deploy-check  a reload every three seconds under two hundred Socket.IO clients (KINDS=...)
+# make floods  thousands of connections, and what other slots' clients notice (KINDS=..., PART=0.1)
 # make clean   remove what the others made
 #
 # All of them set up what they need, in a virtual environment of their own; the second time there is
@@ -12,6 +16,8 @@
 
 PYTHON ?= python3
 PORT ?= 3000
+
+comma := ,
 
 # Another Python than the usual one gets another environment.
 ifeq ($(PYTHON),python3)
@@ -29,7 +35,7 @@ NODE_MODULES := tests/e2e/node_modules/.package-lock.json
 # contract and e2e, the slowest, first.
 PYTEST := $(BIN)/python -m pytest -n 3 --dist loadgroup --no-loadscope-reorder
 
-.PHONY: demo test lint fast fuzz bench long clean ready ready-for-fast programs
+.PHONY: demo test lint fast fuzz bench long soak deploy-check floods clean ready ready-for-fast programs
 
 demo: $(VENV)/installed
 	@exec $(BIN)/python examples/chat/app.py $(PORT)
@@ -63,6 +69,23 @@ bench: $(VENV)/ready-for-bench
 long: ready
 	STICKY_REQUESTS=100000 $(BIN)/python -m pytest tests/e2e/test_proxies.py \
 		-k "own_worker and not 200" --timeout 1800
+
+# `python -m tests.soak.prove` says whether it would find what it is there to find.
+soak: ready
+	$(BIN)/python -m tests.soak --seconds $(or $(SECONDS),600) --kinds "$(KINDS)" --only "$(ONLY)" \
+		$(if $(SEED),--seed $(SEED))
+
+EACH_KIND := $(or $(subst $(comma), ,$(KINDS)),eventlet gevent threads asgi)
+
+deploy-check: ready
+	@status=0; for kind in $(EACH_KIND); do \
+		$(BIN)/python -m tests.soak.deploy --kind $$kind --seconds $(or $(SECONDS),60) || status=1; \
+	done; exit $$status
+
+floods: ready
+	@status=0; for kind in $(EACH_KIND); do \
+		$(BIN)/python -m tests.soak.floods --kind $$kind --part $(or $(PART),1) || status=1; \
+	done; exit $$status
 
 clean:
 	rm -rf .venv .venv-* build dist *.egg-info sticky/_core.c sticky/*.so

@@ -28,6 +28,8 @@ log = logging.getLogger("sticky.worker")
 
 _LOOK_AGAIN = 0.25
 """Seconds between two looks at whether sessions are still held."""
+_SWEEP = 1.0
+"""Seconds between two looks at whether others have begun."""
 TURN = 1.5
 """Seconds for everything that comes behind QUIT. The master waits a little longer."""
 _NAMED = 10
@@ -55,6 +57,7 @@ class Draining:
         self.cancelling = False
         self.by = math.inf
         self._lingers = False
+        self._swept: set[Wire] = set()
 
     def end(self, *, replaced: bool = False) -> None:
         """Nothing more will come: finish what is in hand, then end.
@@ -147,15 +150,27 @@ class Draining:
     def _finish(self) -> None:
         service = self.service
         self.finishing = True
-        service.end_sessions(of_engineio())
         self._settle()
         by = time.monotonic() + LAST_HEAD
         for wire in list(service.wires):
             if wire.state in (NEW, HEAD):
                 service.hub.keep(wire, min(wire.due, by))
-            elif wire.state == TAKEN:
-                service.end_upgraded(wire)
+        self._sweep()
         self.check()
+
+    def _sweep(self) -> None:
+        """End the sessions that are there, and what is none of HTTP any more; again and again,
+        because requests in hand may begin some."""
+        service = self.service
+        if self.cancelling or service.hub.over:
+            return
+        service.end_sessions([it for it in of_engineio() if it.sid not in service.ended_sessions])
+        taken = {wire for wire in service.wires if wire.state == TAKEN}
+        for wire in taken - self._swept:
+            service.end_upgraded(wire)
+        self._swept = taken
+        if service.busy:
+            service.hub.later(_SWEEP, self._sweep)
 
     def check(self) -> None:
         """End if nothing is left."""

@@ -67,6 +67,7 @@ class _Sibling:
 
     def __init__(self, slot: int, fd: int, limit: int) -> None:
         self.slot = slot
+        self.fd = fd
         self.limit = limit
         self.sock = socket(AF_UNIX, SOCK_SEQPACKET, 0, os.dup(fd))
         self.sock.setblocking(False)
@@ -176,9 +177,14 @@ class Manager(socketio.PubSubManager):  # type: ignore[misc]  # python-socketio 
         self._meet()
 
     def _meet(self) -> None:
-        """Know all siblings that there are."""
-        for slot in range(len(self._siblings), len(self._fds)):
-            self._siblings.append(_Sibling(slot, self._fds[slot], self._limit))
+        """Know all siblings that there are. A slot that was there, was not, and is again has
+        another descriptor."""
+        for slot, fd in enumerate(self._fds):
+            if slot == len(self._siblings):
+                self._siblings.append(_Sibling(slot, fd, self._limit))
+            elif self._siblings[slot].fd != fd:
+                self._siblings[slot].sock.close()
+                self._siblings[slot] = _Sibling(slot, fd, self._limit)
 
     @property
     def dropped(self) -> dict[int, int]:

@@ -186,6 +186,13 @@ class Children:
             for child in self.by_key.values():
                 self._tell(child, channel.SIBLING, {"slot": number}, pairs.sibling.fileno())
 
+    def shrink(self, num: int) -> None:
+        """Close what belongs to slots from this number on, once nobody is there any more."""
+        last = max((child.slot for child in self.by_key.values()), default=-1)
+        while len(self.pairs) > max(num, last + 1):
+            self.pairs.pop().close()
+            self.inboxes.pop()
+
     def pack(self, packing: Packing) -> dict[str, Any]:
         """What ``restore`` needs."""
         return {

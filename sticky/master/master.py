@@ -385,6 +385,7 @@ class Master:
             self._board.show(row, slot, by_key[current].pid)
 
     def _rescaled(self, num: int, done: bool) -> None:
+        self._children.shrink(self._lives.target)
         if done:
             log.info("There are %d worker%s now", num, "s" if num > 1 else "")
             self._around.status(" at ".join(self._about()))
@@ -419,6 +420,7 @@ class Master:
             if message.kind == channel.READY:
                 self._learn(child, message.payload)
                 if self._lives.ready(key, time.monotonic()):
+                    self._publish(child.slot)  # before anybody reads that it is ready
                     log.info("worker %d ready (pid %d)", child.slot, child.pid)
             elif message.kind == channel.PONG:
                 self._lives.heard(key)
@@ -503,6 +505,7 @@ class Master:
         again = bool(right) and self._auto and right != child.worker_class
         again = self._ledger.ended(key, now, failure.get("status", 3), again=again)
         self._dispatcher.return_(own, left)
+        self._children.shrink(self._lives.target)
         if again:
             self._children.worker_class = str(right)
             log.info("This app needs the worker class %r: all workers are of that class", right)

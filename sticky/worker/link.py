@@ -177,7 +177,7 @@ class Link:
                 if service.sessions is not None:
                     service.sessions.count()
             case channel.SIBLING:
-                service.worker.siblings.append(message.fds[0])
+                service.worker.meet(json.loads(message.payload)["slot"], message.fds[0])
             case channel.RESCALED:
                 service.placing.rescaled()
             case channel.CLOSING:

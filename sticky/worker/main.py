@@ -105,6 +105,14 @@ class Worker:
         """What this process has counted since it started, and what it holds now."""
         return dict(self.counters)
 
+    def meet(self, slot: int, sibling: int) -> None:
+        """There is a slot that there was not before, or was another time: the way to it."""
+        if slot < len(self.siblings):
+            os.close(self.siblings[slot])
+            self.siblings[slot] = sibling
+        else:
+            self.siblings.append(sibling)
+
     def has_others(self) -> bool:
         """Whether another process of this slot is there, or may be."""
         return self.board.has_others(self._row)

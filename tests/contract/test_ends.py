@@ -258,11 +258,11 @@ def test_a_session_ends_with_its_worker_and_its_requests_are_answered_400(
     target = open_session(sociable)
     post = head("Content-Length: 1", target=target, method="POST") + b"3"
     with (
-        sociable.client(head(target="/stream")) as stream,
         sociable.client(post[:10]) as late,
         sociable.client(head(target=target)) as poll,
+        sociable.client(head(target="/stream")) as stream,
     ):
-        stream.read(20)
+        stream.read(20)  # so the worker has those before it, too
         sociable.say(channel.CLOSING)
         sociable.say(channel.END)
         answer = poll.answer()

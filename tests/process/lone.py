@@ -71,6 +71,7 @@ class Lone:
             self._listener = opened.enter_context(socket.create_server(("127.0.0.1", 0)))
             self.port: int = self._listener.getsockname()[1]
             self._inbox, inbox = map(opened.enter_context, channel.inbox())
+            self._own_inbox, own_inbox = map(opened.enter_context, channel.inbox())
             mailbox, sibling = map(opened.enter_context, channel.pair())
             board = Board()
             opened.callback(board.close)
@@ -87,7 +88,8 @@ class Lone:
                 "path": sys.path,
                 "row": board.give(),
             }
-            fds = [inbox.fileno(), mailbox.fileno(), board.fd, sibling.fileno()]
+            ends = [inbox, own_inbox, mailbox]
+            fds = [*(end.fileno() for end in ends), board.fd, sibling.fileno()]
             with _log_into(self._log):
                 self.pid, self.control = spawn.start(
                     "worker 0", spec, fds, environment=self._env, stdin=os.devnull
@@ -127,7 +129,8 @@ class Lone:
         while self._waiting:
             connection, address = self._waiting[0]
             try:
-                channel.hand_over(self._inbox, connection.fileno(), address)
+                since = channel.stamp(time.monotonic())
+                channel.hand_over(self._inbox, connection.fileno(), address, since)
             except BlockingIOError:
                 return
             connection.close()

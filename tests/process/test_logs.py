@@ -188,6 +188,7 @@ def test_a_full_disk_is_told_once(kind: Kind, tmp_path: Path) -> None:
             full(running, False)
             ask("after")
         found = running.wait_for(r"(\d+) access log lines were lost: File too large", after=mark)
+        wait_until(lambda: path.read_text().rpartition("\n")[0].rpartition("\n")[2][:5] == "after")
         first, *kept, last = [line.split()[0] for line in path.read_text().splitlines()]
         assert (first, last) == ("before", "after")
         assert len(kept) == 400 - int(found[1])

@@ -504,22 +504,23 @@ def test_a_system_that_refuses_leaves_the_old_code_serving(kind: Kind, tmp_path:
     copied = Copied(tmp_path)
     copied.change("master/upgrade.py", "os.execve(command[0]", 'os.execve("/nowhere"')
     options = ("--reload", "--spares", "1")
-    with copied.serve(kind, "lab", num=NUM, options=options) as running, Load(running) as load:
+    with copied.serve(kind, "lab", num=NUM, options=options) as running:
+        running.get()
         wait_until(lambda: len(children(running)) == NUM + 2, what="a watcher and a spare")
         files = open_files(running.master_pid)
-        for _ in range(3):
-            mark = len(running.log())
-            os.kill(running.master_pid, signal.SIGUSR2)
-            running.wait_for("given up: No such file or directory", 60, after=mark)
-            load.goes_on()
-            wait_until(lambda: len(children(running)) == NUM + 2, what="a watcher and a spare")
+        with Load(running) as load:
+            for _ in range(3):
+                mark = len(running.log())
+                os.kill(running.master_pid, signal.SIGUSR2)
+                running.wait_for("given up: No such file or directory", 60, after=mark)
+                load.goes_on()
+                wait_until(lambda: len(children(running)) == NUM + 2, what="a watcher and a spare")
+        assert load.failures == []
         wait_until(lambda: open_files(running.master_pid) == files, what="no descriptor is left")
         mark = len(running.log())
         running.send_signal(signal.SIGHUP)  # signals arrive as before
-        wait_until(lambda: "worker 1 ready" in running.log()[mark:], 60)
-        load.__exit__()
+        running.wait_for("worker 1 ready", 60, after=mark)
         assert running.stop() == 0
-    assert load.failures == []
 
 
 def test_a_server_that_starts_is_not_upgraded(kind: Kind) -> None:

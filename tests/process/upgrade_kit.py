@@ -37,6 +37,7 @@ def wait_for_new_workers(running: Running, mark: int) -> None:
     master = psutil.Process(running.master_pid)
     current = set(running.worker_pids().values())
     wait_until(lambda: {child.pid for child in master.children()} == current, 60, "only the new")
+    wait_until(lambda: targets(master.pid).count("anon_inode:[pidfd]") == len(current))
 
 
 def children(running: Running) -> dict[int, str]:
@@ -54,13 +55,18 @@ def has_no_trial(running: Running) -> bool:
     return set(children(running)) == workers
 
 
-def open_files(pid: int) -> list[str]:
-    """What a process has open, without the numbers that differ each time."""
+def targets(pid: int) -> list[str]:
+    """What a process has open."""
     found = []
     for entry in Path(f"/proc/{pid}/fd").iterdir():
         with contextlib.suppress(FileNotFoundError):
-            found.append(os.readlink(entry).partition(":[")[0])
-    return sorted(found)
+            found.append(os.readlink(entry))
+    return found
+
+
+def open_files(pid: int) -> list[str]:
+    """The same without the numbers that differ each time."""
+    return sorted(target.partition(":[")[0] for target in targets(pid))
 
 
 class Copied:

@@ -4,6 +4,7 @@ Run by path, with ``-P``. Before the spec is read nothing but the standard libra
 and before the patching nothing that holds a lock or a socket should be.
 """
 
+import io
 import json
 import os
 import sys
@@ -44,9 +45,41 @@ def _receive() -> tuple[dict, list[int]]:  # type: ignore[type-arg]
     return json.loads(data[32:]), fds.tolist()
 
 
+def _unpack(fd: int) -> tuple[dict, io.BufferedReader]:  # type: ignore[type-arg]
+    """The state of a master (master/state.py has the format): what it consists of, and the rest."""
+    file = open(fd, "rb")  # noqa: SIM115 - whoever reads the rest closes it
+    file.seek(0)
+    content = json.loads(file.readline())
+    sys.path[:] = content["path"]
+    return content, file
+
+
+def _try(fd: int, answer: int) -> None:
+    """Say to the old code whether this new code can take its place; nothing is changed by that."""
+    os.set_inheritable(answer, False)
+    try:
+        content, rest = _unpack(fd)
+        from sticky.master.upgraded import check
+
+        said = check(content, rest)
+    except BaseException as error:  # whatever it is: it would happen to the server otherwise
+        ours = any(kind.__name__ == "StickyError" for kind in type(error).__mro__)
+        why = str(error) if ours else f"{type(error).__name__}: {error}"
+        said = {"no": why[:1000]}
+    os.write(answer, json.dumps(said).encode())
+    os._exit(0)
+
+
 def main() -> None:
     """Become what the spec says."""
     open_standard()
+    if sys.argv[1] == "trial":
+        _try(int(sys.argv[2]), int(sys.argv[3]))
+    if sys.argv[1] == "upgraded":
+        content, rest = _unpack(int(sys.argv[2]))
+        from sticky.master.upgraded import go_on
+
+        go_on(content, rest)
     # Descriptors that whoever started the program left inheritable are nobody's here.
     os.closerange(4, os.sysconf("SC_OPEN_MAX"))
     os.set_inheritable(3, False)

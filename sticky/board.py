@@ -16,7 +16,7 @@ import errno
 import heapq
 import mmap
 import os
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from typing import Any
 
 MASTER = (
@@ -96,6 +96,23 @@ _BEFORE = 3  # cells of a process's row that are no counters
 _USED = _CELLS - 1  # in the master's row: how many rows may be in use
 _TOPOLOGY = _CELLS - 3  # and the two cells of the topology
 _ROWS = 1 << 16
+
+
+def layout() -> dict[str, Any]:
+    """Where what is, for a process that has the memory from another one."""
+    names = {"master": list(MASTER), "worker": list(WORKER)}
+    return {"cells": _CELLS, "before": _BEFORE, "rows": _ROWS, **names}
+
+
+def fits(other: Mapping[str, Any]) -> bool:
+    """Whether a process with this layout finds what it means in ours: there may be more."""
+    ours = layout()
+    return ours.keys() == other.keys() and all(
+        value[: len(other[name])] == other[name]
+        if isinstance(value, list)
+        else value == other[name]
+        for name, value in ours.items()
+    )
 
 
 class Row(MutableMapping[str, int]):
@@ -241,6 +258,11 @@ class Board:
     def previous(self, row: int, there: bool) -> None:
         """The process that this one has replaced is still there, or is not any more."""
         self._cells[row * _CELLS + 2] = there
+
+    def restore(self, rows: Iterable[int]) -> None:
+        """In a new master: these rows are given, of those that were ever in use."""
+        self._fresh = max(1, self._cells[_USED])
+        self._free = sorted(set(range(1, self._fresh)) - set(rows))
 
     def take_back(self, row: int) -> None:
         """The process has ended."""

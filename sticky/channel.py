@@ -25,6 +25,8 @@ from _socket import socket as Socket  # noqa: N812 - what socket.socket is made 
 from .errors import ChannelError
 
 VERSION = 3
+SPOKEN = frozenset((VERSION,))
+"""The versions that this code can speak with a process that was started by an earlier one."""
 
 # Kinds of message, and who sends them.
 CONNECTION = 1  # master -> worker: serve this one

@@ -37,6 +37,7 @@ _COMMANDS = {
     "top": "the same, live; q ends it",
     "stats": "all counters",
     "reload": "replace all workers by new ones, with new code",
+    "upgrade": "the same for the server itself, in place (USR2)",
     "scale": "have N workers",
     "drain": "replace the worker of a slot, gracefully",
     "kill": "kill the worker of a slot (SIGKILL); another one takes its place",

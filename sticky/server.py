@@ -34,7 +34,10 @@ Factory = Callable[[], Any] | Any
 Address = tuple[Any, ...] | str
 OnListening = Callable[[list[Address]], object]
 
-_FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1)
+_FORWARDED = (
+    *(signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP),
+    *(signal.SIGUSR1, signal.SIGUSR2, signal.SIGTTIN, signal.SIGTTOU),
+)
 
 _calls = 0
 _last: Server | None = None

@@ -16,19 +16,20 @@ import socket
 import struct
 import termios
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from .. import channel, spawn
 from ..board import Board
-from ..errors import ChannelError
+from ..errors import ChannelError, StickyError
 from ..options import Options
 from ..program import Program
-from . import systemd
+from . import records, systemd
 from .agenda import Why
 from .loop import Loop
 from .signals import reap
 from .spares import Spares
+from .state import Packed, Packing
 
 _FIONREAD = termios.FIONREAD
 _RESERVE = 2
@@ -37,21 +38,35 @@ prefix. Without room for them the kernel would drop them, and the connection wit
 
 
 class Pairs:
-    """What a slot has, whoever serves it: both ends of its inbox, and of its place on the bus."""
+    """What a slot has, whoever serves it: both ends of its inbox, and of its place on the bus.
 
-    def __init__(self) -> None:
-        self.inbox, self.inbox_end = channel.inbox()
-        try:
-            self.sibling, self.mailbox = channel.pair()
-        except OSError:
-            self.inbox.close()
-            self.inbox_end.close()
-            raise
+    Args:
+        ends: these four, where they are open already.
+    """
+
+    def __init__(self, ends: Sequence[socket.socket] = ()) -> None:
+        self.ends = tuple(ends) or _made()
+        self.inbox, self.inbox_end, self.sibling, self.mailbox = self.ends
 
     def close(self) -> None:
         """Close all of them."""
-        for end in (self.inbox, self.inbox_end, self.sibling, self.mailbox):
+        for end in self.ends:
             end.close()
+
+
+def _made() -> tuple[socket.socket, ...]:
+    """The four ends of two new pairs."""
+    inbox = channel.inbox()
+    try:
+        return (*inbox, *channel.pair())
+    except OSError:
+        for end in inbox:
+            end.close()
+        raise
+
+
+_PACKED = ("slot", "pid", "row", "worker_class", "failure", "limit", "version")
+"""Of ``Child``, what is packed as it is."""
 
 
 class Child:
@@ -62,16 +77,23 @@ class Child:
         row: its counters, in the board.
         inbox, inbox_end: its own inbox, for what only it can serve.
         failure: its last words, if it cannot serve.
+        version: of the messages that it understands.
     """
 
     def __init__(
-        self, slot: int, pid: int, control: socket.socket, row: int = 0, worker_class: str = ""
+        self,
+        slot: int,
+        pid: int,
+        control: socket.socket,
+        row: int = 0,
+        worker_class: str = "",
+        pidfd: int | None = None,
     ) -> None:
         self.slot = slot
         self.row = row
         self.worker_class = worker_class
         self.pid = pid
-        self.pidfd = os.pidfd_open(pid)
+        self.pidfd = os.pidfd_open(pid) if pidfd is None else pidfd
         self.control = control
         self.inbox: socket.socket | None = None
         self.inbox_end: socket.socket | None = None
@@ -80,6 +102,41 @@ class Child:
         # For what there was no room on the control pair: kind, payload, what goes with it.
         self.unsaid: deque[tuple[int, bytes, socket.socket | None]] = deque()
         self.limit = 0  # of requests, after which it is replaced
+        self.version = channel.VERSION
+
+    def pack(self, packing: Packing) -> dict[str, Any]:
+        """What ``restore`` needs."""
+        assert self.inbox is not None
+        assert self.inbox_end is not None
+        ends = (self.control, self.inbox, self.inbox_end)
+        return {
+            **records.fields(self, _PACKED),
+            "killed_because": self.killed_because and self.killed_because.name,
+            "unsaid": [(kind, payload.decode()) for kind, payload, _ in self.unsaid],
+            "ends": [packing.fd(end.fileno()) for end in ends],
+        }
+
+    @classmethod
+    def restore(cls, known: Mapping[str, Any], packed: Packed) -> Child:
+        """The same process, in a new master.
+
+        Raises:
+            StickyError: this code does not understand it.
+        """
+        known = dict(known)
+        control, inbox, inbox_end = map(packed.socket, known.pop("ends"))
+        unsaid, why = known.pop("unsaid"), known.pop("killed_because")
+        child = cls(known["slot"], known["pid"], control, pidfd=packed.pidfd(known["pid"]))
+        records.put_back(child, known, _PACKED)
+        if child.version not in channel.SPOKEN:
+            raise StickyError(
+                f"worker {child.slot} (pid {child.pid}) speaks version {child.version} of the "
+                f"messages, and this code {', '.join(map(str, sorted(channel.SPOKEN)))}"
+            )
+        child.inbox, child.inbox_end = inbox, inbox_end
+        child.unsaid.extend((kind, payload.encode(), None) for kind, payload in unsaid)
+        child.killed_because = why and Why[why]
+        return child
 
     def send(self, sig: signal.Signals) -> None:
         """Send it a signal."""
@@ -131,7 +188,6 @@ class Children:
         self.own_inboxes: dict[int, socket.socket] = {}
         self.by_key: dict[int, Child] = {}
         self._spares = Spares(options.spares, loop)
-        self.grow(options.num)
 
     def grow(self, num: int) -> None:
         """Have what belongs to so many slots."""
@@ -149,6 +205,42 @@ class Children:
         while len(self.pairs) > max(num, last + 1):
             self.pairs.pop().close()
             self.inboxes.pop()
+
+    def pack(self, packing: Packing) -> dict[str, Any]:
+        """What ``restore`` needs."""
+        return {
+            "started": self._started,
+            "worker_class": self.worker_class,
+            "pairs": [[packing.fd(end.fileno()) for end in pairs.ends] for pairs in self.pairs],
+            "children": [[key, child.pack(packing)] for key, child in self.by_key.items()],
+        }
+
+    def restore(self, known: Mapping[str, Any], packed: Packed) -> None:
+        """Those that a master before had started.
+
+        Raises:
+            OSError: there is no descriptor for their pidfds.
+            StickyError: this code does not understand them.
+        """
+        self._started = known["started"]
+        self.worker_class = known["worker_class"]
+        self.pairs[:] = [Pairs([packed.socket(fd) for fd in fds]) for fds in known["pairs"]]
+        self.inboxes[:] = [pairs.inbox for pairs in self.pairs]
+        for key, entry in known["children"]:
+            child = self.by_key[key] = Child.restore(entry, packed)
+            assert child.inbox is not None
+            self.own_inboxes[key] = child.inbox
+
+    def resume(self) -> None:
+        """Hear what they say, and tell them what there was no room for."""
+        for key, child in self.by_key.items():
+            unsaid, child.unsaid = child.unsaid, deque()
+            self.listen(key)
+            for kind, payload, _ in unsaid:
+                slot = json.loads(payload)["slot"] if kind == channel.SIBLING else -1
+                end = self.pairs[slot].sibling if 0 <= slot < len(self.pairs) else None
+                if kind != channel.SIBLING or end is not None:
+                    self.say(child, kind, payload, end)
 
     def start(self, number: int) -> int:
         """Start a process for a slot; its key.

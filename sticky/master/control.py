@@ -15,6 +15,7 @@ from ..ctlprotocol import LONGEST, pack, peer_of, unpack
 from ..errors import StickyError
 from ..options import MAX_WORKERS
 from .desk import Desk, Register, Unregister
+from .state import Packed, Packing
 
 log = logging.getLogger("sticky.master")
 
@@ -36,6 +37,9 @@ class Operations(Protocol):
 
     def reload(self) -> None:
         """Replace all processes by new ones."""
+
+    def upgrade(self) -> None:
+        """Have new code for the master, too, in its place."""
 
     def scale(self, n: int) -> None:
         """Have so many slots."""
@@ -84,12 +88,13 @@ _COMMANDS: Mapping[str, Command] = {
     "stats": lambda operations, _: operations.stats(),
     "why": _why,
     "reload": lambda operations, _: operations.reload(),
+    "upgrade": lambda operations, _: operations.upgrade(),
     "scale": _scale,
     "drain": _drain,
     "kill": _kill,
     "stop": lambda operations, given: operations.stop(quick=given.get("quick") is True),
 }
-_CHANGES = ("reload", "scale", "drain", "kill", "stop")
+_CHANGES = ("reload", "upgrade", "scale", "drain", "kill", "stop")
 """Commands that the log mentions."""
 
 
@@ -100,6 +105,7 @@ class Control:
         path: where it is; "auto" for the usual place.
         operations: what is done.
         clock: the monotonic time, in seconds.
+        packed: of a master before ("control" there), which has it open.
 
     Attributes:
         path: where it is.
@@ -108,19 +114,33 @@ class Control:
         StickyError: it cannot be there.
     """
 
-    def __init__(self, path: str, operations: Operations, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        path: str,
+        operations: Operations,
+        clock: Callable[[], float],
+        packed: Packed | None = None,
+    ) -> None:
         self._user = os.geteuid()
         self._operations = operations
         self.path = Path(path)
-        if path == "auto":
-            self.path = private.socket_of(private.default(os.environ, self._user), os.getpid())
-        listener = private.listener(self.path, self._user)
-        if path == "auto":
-            private.sweep(self.path.parent)
-        there = os.lstat(self.path)
-        self._identity = there.st_dev, there.st_ino
+        if packed is not None:
+            path, fd, *self._identity = packed.content["around"]["control"]
+            self.path, listener = Path(path), packed.socket(fd)
+        else:
+            if path == "auto":
+                self.path = private.socket_of(private.default(os.environ, self._user), os.getpid())
+            listener = private.listener(self.path, self._user)
+            if path == "auto":
+                private.sweep(self.path.parent)
+            there = os.lstat(self.path)
+            self._identity = [there.st_dev, there.st_ino]
         overlong = pack(error=f"a question has at most {LONGEST} bytes")
         self._desk = Desk(listener, self._answer, clock, overlong)
+
+    def pack(self, packing: Packing) -> list[Any]:
+        """What another process of ours needs to have the same."""
+        return [str(self.path), packing.fd(self._desk.fileno()), *self._identity]
 
     def open(self, register: Register, unregister: Unregister) -> None:
         """Begin to answer: in the loop that these belong to."""
@@ -133,7 +153,8 @@ class Control:
     def close(self) -> None:
         """Answer nobody any more; the socket is removed if it is still ours."""
         self._desk.close()
-        private.remove(self.path, self._identity)
+        device, inode = self._identity
+        private.remove(self.path, (device, inode))
 
     def _answer(self, asked: bytes, sock: socket.socket) -> bytes | None:
         line, end, _ = asked.partition(b"\n")

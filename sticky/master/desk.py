@@ -66,6 +66,10 @@ class Desk:
         self._unregister: Unregister | None = None
         self._paused = False
 
+    def fileno(self) -> int:
+        """The listener's."""
+        return self._listener.fileno()
+
     def open(self, register: Register, unregister: Unregister) -> None:
         """Begin to accept: in the loop that these belong to."""
         self._register, self._unregister = register, unregister

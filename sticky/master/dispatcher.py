@@ -29,6 +29,7 @@ from .agenda import Connection as Handle
 from .agenda import Stage
 from .diagnosis import Survey
 from .ledger import Ledger
+from .state import Packed, Packing
 from .waiting import Line
 
 log = logging.getLogger("sticky.master")
@@ -127,6 +128,44 @@ class Dispatcher:
         self._survey: Survey | None = Survey(options, topology, self.tell) if surveyed else None
         self.counters = counters
         self._next_slot = next_slot
+
+    # -- an upgrade in place ------------------------------------------------------------------
+
+    def pack(self, connections: Iterable[Handle], packing: Packing) -> dict[str, Any]:
+        """What ``restore`` needs: all connections that are here, and what the log was told."""
+        entries = []
+        for one in connections:
+            assert isinstance(one, Connection)
+            fd, prefix = packing.fd(one.sock.fileno()), packing.piece(one.prefix)
+            entries.append([fd, one.address, prefix, one.moves, one.unheld, one.kind])
+        over = self._survey is None
+        return {"connections": entries, "told": sorted(self._told), "surveyed": over}
+
+    def restore(self, known: Mapping[str, Any], packed: Packed) -> list[Connection]:
+        """The connections that another process of ours had, in the same order."""
+        self._told.update(known["told"])
+        if known["surveyed"]:
+            self._survey = None
+        connections = []
+        for fd, address, prefix, moves, unheld, kind in known["connections"]:
+            address = tuple(address) if address else ""
+            sock = packed.connection(fd, channel.socket_family(address))
+            one = Connection(sock, address, packed.piece(prefix), moves)
+            one.unheld, one.kind = unheld, kind
+            connections.append(one)
+        return connections
+
+    def resume(self) -> None:
+        """Be told what happens to them. What has happened before is an event, too: a descriptor
+        that is registered anew reports what it finds, edge-triggered or not (epoll(7))."""
+        for kind, _, handle, _ in list(self._waiting.places()):
+            assert isinstance(handle, Connection)
+            if kind == "head":
+                self._watch_head(handle)
+            elif kind == "refused":
+                self._watch_refused(handle)
+            else:
+                self._watch_queued(handle)
 
     # -- listeners ----------------------------------------------------------------------------
 
@@ -246,6 +285,9 @@ class Dispatcher:
 
     def _await(self, connection: Connection) -> None:
         self._waiting.awaiting(connection, self._clock())
+        self._watch_head(connection)
+
+    def _watch_head(self, connection: Connection) -> None:
         self._register(
             connection.sock.fileno(), _WATCH, lambda events: self._watched(connection, events)
         )
@@ -551,7 +593,14 @@ class Dispatcher:
         except OSError:
             self._waiting.left(handle)
             return
-        self._register(sock.fileno(), select.EPOLLIN, lambda events: self._linger(handle, events))
+        self._watch_refused(handle)
+
+    def _watch_refused(self, connection: Connection) -> None:
+        self._register(
+            connection.sock.fileno(),
+            select.EPOLLIN,
+            lambda events: self._linger(connection, events),
+        )
 
     def _is_silent(self, sock: Socket) -> bool:
         """Whether not a byte has come."""

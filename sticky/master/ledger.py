@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import MutableMapping
+from collections.abc import Iterable, Mapping, MutableMapping
+from typing import Any
 
 from ..topology import Topology
-from .agenda import LONGEST_STEP, RETRY, Agenda, CloseListeners, Exit, Rules, Stage
+from .agenda import LONGEST_STEP, RETRY, Agenda, CloseListeners, Connection, Exit, Rules, Stage
 from .lives import Lives
 from .waiting import Waiting
 
@@ -65,6 +66,25 @@ class Ledger:
         """Start a process for every slot."""
         self._now = now
         self.lives.start(now)
+
+    def pack(self) -> tuple[dict[str, Any], list[Connection]]:
+        """What ``restore`` needs, and the connections in their order. Only while nothing is
+        decided and not yet done, and no stop is under way."""
+        assert self.agenda.stage is Stage.SERVING
+        assert not self.agenda.actions
+        waiting, connections = self.waiting.pack()
+        return {"now": self._now, "waiting": waiting, "lives": self.lives.pack()}, connections
+
+    def restore(self, packed: Mapping[str, Any], connections: Iterable[Connection]) -> None:
+        """Instead of ``start``: everything goes on where it was.
+
+        Raises:
+            ValueError, StickyError: that is not possible.
+        """
+        self._now = packed["now"]
+        self.waiting.restore(packed["waiting"], connections)
+        self.lives.restore(packed["lives"])
+        self.agenda.due = 0.0  # every deadline is looked at again
 
     def ended(self, process: object, now: float, status: int = 3, *, again: bool = False) -> bool:
         """A process has ended; see ``Lives.ended``."""

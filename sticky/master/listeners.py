@@ -14,6 +14,7 @@ from typing import Any
 from ..errors import StickyError
 from ..options import Options, parse_bind
 from . import systemd
+from .state import Packed, Packing
 
 
 def inherited(options: Options) -> list[int]:
@@ -57,6 +58,8 @@ class Listeners:
     Args:
         options: the settings.
         descriptors: for each N of an fd://N, the descriptor it has in this process.
+        packed: those of a master before (its ``pack`` is the "listeners" there), instead of all
+            that.
 
     Attributes:
         sockets: all of them.
@@ -69,13 +72,19 @@ class Listeners:
         StickyError: one of them cannot be had; the reason in one line. None stays open.
     """
 
-    def __init__(self, options: Options, descriptors: Mapping[int, int]) -> None:
+    def __init__(
+        self, options: Options, descriptors: Mapping[int, int], packed: Packed | None = None
+    ) -> None:
         self.sockets: list[socket.socket] = []
         self.made: list[socket.socket] = []
         self.names: dict[int, str] = {}  # of those that systemd has passed, by place
         self._paths: dict[str, tuple[int, int]] = {}  # what we made, by device and inode
         self._options = options
         self.again: list[socket.socket] = []
+        self._kept: list[socket.socket] = []
+        if packed is not None:
+            self._restore(packed.content["listeners"], packed)
+            return
         self.kept_names = [name for name in _passed().values() if systemd.is_kept(name)]
         self._kept = _kept(descriptors)
         binds = [parse_bind(bind) for bind in options.bind]
@@ -96,6 +105,26 @@ class Listeners:
             for sock in self._kept:  # nobody wants to listen there any more
                 sock.close()
             self._kept.clear()
+
+    def pack(self, packing: Packing) -> dict[str, Any]:
+        """What another process of ours needs to have the same."""
+        sockets = self.sockets
+        return {
+            "sockets": [packing.fd(sock.fileno()) for sock in sockets],
+            "made": [sockets.index(sock) for sock in self.made],
+            "again": [sockets.index(sock) for sock in self.again],
+            "kept_names": self.kept_names,
+            "names": [[at, name] for at, name in self.names.items()],
+            "paths": [[path, *ours] for path, ours in self._paths.items()],
+        }
+
+    def _restore(self, known: Mapping[str, Any], packed: Packed) -> None:
+        self.sockets = [packed.socket(fd) for fd in known["sockets"]]
+        self.made = [self.sockets[at] for at in known["made"]]
+        self.again = [self.sockets[at] for at in known["again"]]
+        self.kept_names = known["kept_names"]
+        self.names = dict(known["names"])
+        self._paths = {path: (device, inode) for path, device, inode in known["paths"]}
 
     @property
     def addresses(self) -> list[Any]:

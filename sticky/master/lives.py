@@ -22,9 +22,11 @@ from __future__ import annotations
 
 import enum
 import math
-from collections.abc import Callable, Hashable, Iterable, MutableMapping
+from collections.abc import Callable, Hashable, Iterable, Mapping, MutableMapping
+from typing import Any
 
 from ..topology import Topology
+from . import records
 from .agenda import (
     LONGEST_STEP,
     Abort,
@@ -171,6 +173,13 @@ class _Slot:
         self.state = state
 
 
+_PACKED = (
+    *("announced", "_wanted", "_given_up", "_cursor", "_replacing", "_growing"),
+    *("_now", "_missed"),
+)
+"""Of ``Lives``, what is packed beside slots and workers."""
+
+
 class Lives:
     """The processes and the roster.
 
@@ -216,6 +225,35 @@ class Lives:
         self._growing: int | None = None  # the number of slots that there will be
         self._now = 0.0
         self._missed = 0.0  # seconds in which we did not run
+
+    # -- an upgrade in place ------------------------------------------------------------------
+
+    def pack(self) -> dict[str, Any]:
+        """What ``restore`` needs, as JSON can carry it (where it can carry the processes)."""
+        return {
+            **records.fields(self, _PACKED),
+            "slots": [records.fields(slot, _Slot.__slots__) for slot in self._slots],
+            "workers": [
+                [process, records.fields(worker, _Worker.__slots__)]
+                for process, worker in self._workers.items()
+            ],
+        }
+
+    def restore(self, packed: Mapping[str, Any]) -> None:
+        """Instead of ``start``: everything is as it was.
+
+        Raises:
+            StickyError: something was packed that has no place here.
+        """
+        own = {name: value for name, value in packed.items() if name not in ("slots", "workers")}
+        records.put_back(self, own, _PACKED)
+        self._slots = [_Slot() for _ in packed["slots"]]
+        for slot, known in zip(self._slots, packed["slots"], strict=True):
+            records.put_back(slot, known, _Slot.__slots__, state=Slot)
+        self._workers = {}
+        for process, known in packed["workers"]:
+            worker = self._workers[process] = _Worker(known["slot"], 0.0)
+            records.put_back(worker, known, _Worker.__slots__, state=Process, step=_Step, why=Why)
 
     # -- what is asked ------------------------------------------------------------------------
 
@@ -520,8 +558,7 @@ class Lives:
                     self._kill(process, Why.STOPPED)
             worker = self._workers.get(slot.current)
             if worker is not None and worker.state is Process.READY:
-                slot.previous, slot.current = slot.current, slot.successor
-                slot.successor = None
+                slot.previous, slot.current, slot.successor = slot.current, slot.successor, None
                 self._shuts(number, True)
                 self._end(slot.previous)
                 if not worker.doomed:

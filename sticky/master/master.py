@@ -16,17 +16,17 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .. import channel, inquiry, logs, spawn
-from ..board import Board
+from .. import __version__, channel, inquiry, logs, spawn
+from ..board import Board, layout
 from ..errors import ChannelError, StickyError
 from ..options import MAX_WORKERS, Options
 from ..program import Program
 from ..topology import Topology
-from . import agenda, proc, systemd
+from . import agenda, proc, systemd, upgrade
 from .agenda import Rules, Stage, Tell, Why
 from .balance import Balance
 from .children import Child, Children, Reserve, drained
@@ -37,6 +37,7 @@ from .lives import Process, Slot
 from .loop import Loop
 from .report import Reporter, Seen
 from .signals import Signals, Terminal, describe, reap, reap_orphans
+from .state import Packed, Packing
 from .surroundings import Surroundings
 from .waiting import Line
 
@@ -77,6 +78,7 @@ class Master:
         board: where to count, for others to see.
         most_files: descriptors that this process may have open; 0: as few as it has now.
         surroundings: systemd, the pid file, ``sticky ctl`` and the like; None: nothing of it.
+        packed: what the master before has left, whose place this one takes; None: there was none.
     """
 
     def __init__(
@@ -88,6 +90,7 @@ class Master:
         board: Board | None = None,
         most_files: int = 0,
         surroundings: Surroundings | None = None,
+        packed: Packed | None = None,
     ) -> None:
         self._around = surroundings or Surroundings()
         if options.seed is None:
@@ -95,7 +98,7 @@ class Master:
         self._options = options
         self._program = program
         self._launcher = launcher
-        self._listeners = Listeners(options, descriptors or {})
+        self._listeners = Listeners(options, descriptors or {}, packed)
         self._auto = options.worker_class == "auto"
         rules = {name: getattr(options, name) for name in Rules._fields if name in vars(options)}
         self._board = board or Board()
@@ -106,7 +109,7 @@ class Master:
         )
         self._lives, self._waiting = self._ledger.lives, self._ledger.waiting
         self._agenda = self._ledger.agenda
-        self._terminal = Terminal()
+        self._terminal = Terminal(packed.content["terminal"] if packed else None)
         self._loop = Loop()
         self._children = Children(
             options,
@@ -117,6 +120,9 @@ class Master:
             on_control=self._on_control,
             nohup=self._terminal.nohup,
         )
+        self._trial = upgrade.Trial(self._loop, self._on_trial)
+        self._agreed = False  # the new code can take over
+        self._packed = packed
         self._reader = channel.Reader()
         self._status: int | None = None
         self._explained = False
@@ -151,6 +157,10 @@ class Master:
             counters=self._board.master,
             next_slot=Balance(options.balance, self._topology, self._load).next,
         )
+        if packed is not None:
+            self._restore(packed)
+        else:
+            self._children.grow(options.num)
 
     # -- the loop -----------------------------------------------------------------------------
 
@@ -163,7 +173,11 @@ class Master:
         try:
             if self._options.reload:
                 self._start_watcher()
-            self._ledger.start(time.monotonic())
+            packed, self._packed = self._packed, None
+            if packed is not None:
+                self._resume(packed)
+            else:
+                self._ledger.start(time.monotonic())
             self._perform()
             self._turn_until_over()
         finally:
@@ -200,6 +214,12 @@ class Master:
         self._perform()
         serving = self._agenda.stage is Stage.SERVING
         self._around.tick(now, serving=serving, reloading=self._lives.reloading)
+        self._trial.tick(now)
+        if not serving:
+            self._abandon_upgrade()
+        elif self._agreed:
+            self._agreed = False
+            self._replace_code()
 
     def _perform(self) -> None:
         """Carry out what was decided, and what that leads to."""
@@ -249,10 +269,8 @@ class Master:
 
     def _close(self) -> None:
         self._around.close()
-        if self._watcher is not None:
-            self._watcher.send(signal.SIGKILL)
-            reap(self._watcher.pid)
-            self._watcher.close()
+        self._trial.stop()
+        self._stop_watcher()
         self._children.close()
         self._reserve.close()
         self._listeners.close()
@@ -546,11 +564,14 @@ class Master:
     # -- signals and the launcher -------------------------------------------------------------
 
     def _on_signal(self, _: int) -> None:
-        for number in self._signals.arrived():
+        self._obey_signals(self._signals.arrived())
+
+    def _obey_signals(self, numbers: Iterable[signal.Signals]) -> None:
+        for number in numbers:
             if number == signal.SIGCHLD:
                 if os.getpid() == 1:
                     ours = {child.pid for child in self._children.by_key.values()}
-                    reap_orphans(ours)
+                    reap_orphans(ours | {self._trial.pid})
             else:
                 self._obey_signal(number)
 
@@ -564,8 +585,11 @@ class Master:
             case signal.SIGUSR1:
                 self.reopen_logs()
                 log.info("Stats: %s", json.dumps(self._board.stats()))
+            case signal.SIGUSR2:
+                self._attempt(self.upgrade)
             case signal.SIGTTIN | signal.SIGTTOU:
-                self._scale_by(1 if number is signal.SIGTTIN else -1)
+                step = 1 if number is signal.SIGTTIN else -1
+                self._attempt(lambda: self.scale(self._lives.target + step))
             case signal.SIGTERM:
                 self._stop("SIGTERM", now, quick=False)
             case signal.SIGINT | signal.SIGQUIT:
@@ -585,9 +609,10 @@ class Master:
             self._around.reloading()
             self._children.drop_spares()
 
-    def _scale_by(self, step: int) -> None:
+    def _attempt(self, operation: Callable[[], None]) -> None:
+        """Do what a signal asks for; if that is not possible the log says why."""
         try:
-            self.scale(self._lives.target + step)
+            operation()
         except StickyError as error:
             log.warning("%s", error)
 
@@ -699,6 +724,115 @@ class Master:
         if not self._lives.announced:
             raise StickyError("the server is starting: not all of its workers have been ready yet")
 
+    # -- an upgrade in place ------------------------------------------------------------------
+
+    def upgrade(self) -> None:
+        """Go on with new code for the master in this very process, if that can take over; then
+        replace all workers.
+
+        Raises:
+            StickyError: not now, or there is no room to try it.
+        """
+        try:
+            self._while_serving()
+            if self._trial.pid or self._agreed:
+                raise StickyError("another one is under way")
+            packing = Packing()
+            self._trial.start(packing, self._pack(packing), time.monotonic())
+        except (OSError, StickyError) as error:
+            raise StickyError(upgrade.cannot(error)) from None
+        log.info("Upgrading in place: trying the new code")
+
+    def _on_trial(self, why_not: str | None) -> None:
+        if why_not is not None:
+            log.error("%s", upgrade.cannot(why_not))
+        else:
+            self._agreed = True
+            self._agenda.remind(time.monotonic())  # between two turns, with nothing half done
+
+    def _abandon_upgrade(self) -> None:
+        """The server stops, and has no use for it."""
+        if self._trial.pid or self._agreed:
+            self._trial.stop()
+            self._agreed = False
+            log.info("%s", upgrade.cannot("the server stops"))
+
+    def _pack(self, packing: Packing) -> dict[str, Any]:
+        """Everything that the next master in this process has to know."""
+        ledger, connections = self._ledger.pack()
+        program, launcher, topology = self._program, self._launcher, self._topology
+        return {
+            "path": list(program.path),
+            "pid": os.getpid(),
+            "version": __version__,
+            "messages": channel.VERSION,
+            "options": self._options.to_json(),
+            "program": vars(program),
+            "launcher": None if launcher is None else packing.fd(launcher.fileno()),
+            "listeners": self._listeners.pack(packing),
+            "board": {"fd": packing.fd(self._board.fd), "layout": layout()},
+            "topology": {
+                "cells": self._board.topology.tolist(),
+                "earlier": topology.pack().hex(),
+            },
+            "children": self._children.pack(packing),
+            "ledger": ledger,
+            "dispatcher": self._dispatcher.pack(connections, packing),
+            "around": self._around.pack(packing),
+            "terminal": self._terminal.pack(),
+        }
+
+    def _replace_code(self) -> None:
+        """Become the new code. If the system refuses, go on as before."""
+        self._stop_watcher()
+        self._children.drop_spares()
+        before = upgrade.hold()
+        arrived = self._signals.arrived()
+        self._reserve.give()
+        packing = Packing()
+        try:
+            content = self._pack(packing)
+            upgrade.become(packing, {**content, "blocked": before, "signals": arrived})
+        except (OSError, StickyError) as error:
+            log.error("%s", upgrade.cannot(error))
+        self._make_room()
+        upgrade.release(before)
+        self._obey_signals(arrived)
+        if self._options.reload:
+            self._start_watcher()
+
+    def _restore(self, packed: Packed) -> None:
+        """Have everything as the master before had it; ``_resume`` goes on from there."""
+        content = packed.content
+        self._topology.restore(bytes.fromhex(content["topology"]["earlier"]))
+        self._children.restore(content["children"], packed)
+        self._board.restore(child.row for child in self._children.by_key.values())
+        connections = self._dispatcher.restore(content["dispatcher"], packed)
+        self._ledger.restore(content["ledger"], connections)
+        self._around.restore(self, packed)
+
+    def _resume(self, packed: Packed) -> None:
+        """Take the place of the master before."""
+        content = packed.content
+        self._children.resume()
+        self._dispatcher.listen(self._listeners.sockets)
+        if self._waiting.paused:
+            self._dispatcher.accepting(False)
+        self._dispatcher.resume()
+        for line in self._waiting.watched():
+            self._watch(line, True)
+        self._around.resume()
+        upgrade.release(content["blocked"])
+        log.info(
+            "Upgraded in place from %s to %s (pid %d)", content["version"], __version__, os.getpid()
+        )
+        arrived = [signal.Signals(number) for number in content["signals"]]
+        packed.close()
+        self._obey_signals(arrived)
+        self._reload()  # the workers run the old code still
+
+    # -- files that change --------------------------------------------------------------------
+
     def _start_watcher(self) -> None:
         """``--reload``: a child that says when files change."""
         folders = {self._options.app_dir or str(Path.cwd())}
@@ -714,6 +848,14 @@ class Master:
         pid, control = spawn.start("watcher", spec, environment=environment, stdin=os.devnull)
         self._watcher = Child(-1, pid, control)
         self._loop.register(control.fileno(), select.EPOLLIN, self._on_watcher)
+
+    def _stop_watcher(self) -> None:
+        watcher, self._watcher = self._watcher, None
+        if watcher is not None:
+            self._loop.unregister(watcher.control.fileno())
+            watcher.send(signal.SIGKILL)
+            reap(watcher.pid)
+            watcher.close()
 
     def _on_watcher(self, _: int) -> None:
         watcher = self._watcher

@@ -22,6 +22,7 @@ from ..errors import StickyError
 from ..options import parse_metrics
 from .desk import Desk, Register, Unregister
 from .listeners import remove_stale
+from .state import Packed, Packing
 
 GAUGES = ("open", "not_begun", "resting", "sessions", "threads")
 """Of what is counted, that which also becomes less."""
@@ -107,6 +108,7 @@ class Metrics:
         address: where; as the option ``metrics``.
         stats: gives the counters.
         clock: the monotonic time, in seconds.
+        packed: of a master before ("metrics" there), which has it open.
 
     Attributes:
         address: what it is bound to, as ``getsockname`` gives it.
@@ -120,19 +122,29 @@ class Metrics:
         address: str,
         stats: Callable[[], Mapping[str, Any]],
         clock: Callable[[], float],
+        packed: Packed | None = None,
     ) -> None:
         self._stats = stats
         kind, where, port = parse_metrics(address)
         self._path = where if kind == "unix" else ""
-        try:
-            listener = _unix(where) if kind == "unix" else _tcp(where, port)
-        except OSError as error:
-            raise StickyError(
-                f"cannot serve the metrics on {address}: {error.strerror or error}"
-            ) from None
+        if packed is not None:
+            fd, *identity = packed.content["around"]["metrics"]
+            listener = packed.socket(fd)
+        else:
+            try:
+                listener = _unix(where) if kind == "unix" else _tcp(where, port)
+            except OSError as error:
+                raise StickyError(
+                    f"cannot serve the metrics on {address}: {error.strerror or error}"
+                ) from None
+            identity = _identity(self._path)
         self.address: Any = listener.getsockname()
-        self._identity = _identity(self._path)
+        self._identity = identity
         self._desk = Desk(listener, self._answer, clock, _response("431 Too Large"))
+
+    def pack(self, packing: Packing) -> list[int]:
+        """What another process of ours needs to have the same."""
+        return [packing.fd(self._desk.fileno()), *self._identity]
 
     def open(self, register: Register, unregister: Unregister) -> None:
         """Begin to answer: in the loop that these belong to."""
@@ -200,9 +212,10 @@ def _unix(path: str) -> socket.socket:
     return sock
 
 
-def _identity(path: str) -> tuple[int, int] | None:
+def _identity(path: str) -> list[int]:
+    """Device and inode; nothing where nothing is."""
     try:
         found = os.lstat(path)
     except OSError:
-        return None
-    return found.st_dev, found.st_ino
+        return []
+    return [found.st_dev, found.st_ino]

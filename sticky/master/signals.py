@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 
 class Signals:
@@ -59,13 +59,23 @@ class Terminal:
     send to a server to have it reload, too. A shell passes its own SIGHUP on to its children, so
     who has sent it says nothing.
 
+    Args:
+        packed: what a master before knew of it (``pack``); None: there was none.
+
     Attributes:
         nohup: that signal was ignored then, as nohup(1) has it.
     """
 
-    def __init__(self) -> None:
-        self.nohup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
-        self._had_one = not self.nohup and _can_be_opened()
+    def __init__(self, packed: Mapping[str, bool] | None = None) -> None:
+        if packed is None:
+            self.nohup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+            self._had_one = not self.nohup and _can_be_opened()
+        else:
+            self.nohup, self._had_one = packed["nohup"], packed["had_one"]
+
+    def pack(self) -> dict[str, bool]:
+        """What is to be known of it behind an upgrade in place."""
+        return {"nohup": self.nohup, "had_one": self._had_one}
 
     def is_closed(self) -> bool:
         """Whether there was one and is none any more. With nohup(1) there never was."""

@@ -14,6 +14,7 @@ import logging
 import os
 import time
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 from ..errors import StickyError
 from ..options import Options
@@ -23,6 +24,7 @@ from .desk import Register, Unregister
 from .listeners import Listeners, url
 from .metrics import Metrics
 from .pidfile import PidFile
+from .state import Packed, Packing
 
 log = logging.getLogger("sticky.master")
 
@@ -123,6 +125,45 @@ class Surroundings:
                 raise StickyError(f"option 'ctl': {error}") from None
             # Nobody has asked for it: a file system that cannot be written to is no fault.
             log.info("sticky ctl cannot be used with this server: %s", error)
+
+    # -- an upgrade in place: instead of that start ---------------------------------------------
+
+    def pack(self, packing: Packing) -> dict[str, Any]:
+        """What another process of ours needs to have the same around it."""
+        return {
+            "control": self._control and self._control.pack(packing),
+            "metrics": self._metrics and self._metrics.pack(packing),
+            "ready": self._ready,
+            "reloading": self._reloading,
+            "text": self._text,
+        }
+
+    def restore(self, operations: Operations, packed: Packed) -> None:
+        """A master before has settled, and has become who the server runs as.
+
+        Raises:
+            StickyError: this code cannot have what that one had.
+        """
+        options, known = self._options, packed.content["around"]
+        if options is None:
+            return
+        if known["control"]:
+            self._control = Control(options.ctl, operations, time.monotonic, packed)
+        if known["metrics"] and options.metrics is not None:
+            self._metrics = Metrics(options.metrics, operations.stats, time.monotonic, packed)
+        self._ready, self._reloading = known["ready"], known["reloading"]
+        self._text = known["text"]
+
+    def resume(self) -> None:
+        """It has taken the place of that master."""
+        options, who = self._options, self._identity
+        if options is not None and who is not None and options.pid is not None:
+            try:
+                self._pid_file = PidFile(options.pid, who.user, who.group)
+            except StickyError as error:  # somebody has removed it, and only root may write there
+                log.warning("%s", error)
+
+    # -- the loop ------------------------------------------------------------------------------
 
     def attend(self, register: Register, unregister: Unregister) -> None:
         """The loop begins: answer whoever asks."""

@@ -18,7 +18,9 @@ The rules, in the words of the design:
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterable, Iterator, MutableMapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping, MutableMapping
+from itertools import islice
+from typing import Any
 
 from ..rules import MAX_SLOTS
 from .agenda import (
@@ -137,6 +139,66 @@ class Waiting:
     def is_idle(self, line: Line) -> bool:
         """Whether nobody waits in a line, so that what comes may be sent at once."""
         return line.open and not (line.queue or line.resting)
+
+    @property
+    def paused(self) -> bool:
+        """Whether accepting is paused, for want of descriptors."""
+        return self._resume is not None
+
+    # -- an upgrade in place ------------------------------------------------------------------
+
+    def pack(self) -> tuple[dict[str, Any], list[Connection]]:
+        """What ``restore`` needs, as JSON can carry it, and the connections in their order."""
+        connections: list[Connection] = []
+
+        def put(waiting: dict[Connection, float]) -> list[float]:
+            connections.extend(waiting)
+            return list(waiting.values())
+
+        def line(line: Line) -> list[Any]:
+            return [line.open, line.retry, put(line.queue), put(line.resting)]
+
+        packed = {
+            "resume": self._resume,
+            "heads": put(self._heads),
+            "refused": put(self._refused),
+            "lines": [line(one) for one in self.lines],
+            "own": [[who, one.slot, line(one)] for who, one in self._own.items()],
+        }
+        return packed, connections
+
+    def restore(self, packed: Mapping[str, Any], connections: Iterable[Connection]) -> None:
+        """Each connection is where it was; in the order of ``pack``.
+
+        Raises:
+            ValueError: there are not as many as were packed.
+        """
+        left = iter(connections)
+
+        def take(deadlines: list[float]) -> dict[Connection, float]:
+            return dict(zip(islice(left, len(deadlines)), deadlines, strict=True))
+
+        def fill(line: Line, known: Iterable[Any]) -> Line:
+            line.open, line.retry, queue, resting = known
+            line.queue, line.resting = take(queue), take(resting)
+            self._line_of.update(dict.fromkeys((*line.queue, *line.resting), line))
+            self._queued += len(line.queue)
+            return line
+
+        self._resume = packed["resume"]
+        self._heads, self._refused = take(packed["heads"]), take(packed["refused"])
+        self.lines[:] = [fill(Line(at), known) for at, known in enumerate(packed["lines"])]
+        self._own = {who: fill(Line(slot, who), known) for who, slot, known in packed["own"]}
+        for line in self.lines:
+            self.free[line.slot] = line.open and not line.queue
+        if next(left, None) is not None:
+            raise ValueError("there are more connections than places for them")
+
+    def watched(self) -> Iterator[Line]:
+        """The lines whose inboxes are to be watched for room."""
+        for line in self._all():
+            if line.open and line.retry is None and (line.queue or line.resting):
+                yield line
 
     # -- heads --------------------------------------------------------------------------------
 

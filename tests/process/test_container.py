@@ -103,6 +103,22 @@ def test_process_1_replaces_a_worker_that_is_killed() -> None:
         assert end(running) == 0
 
 
+@pid_1
+def test_process_1_is_upgraded_in_place() -> None:
+    with contained("", num=2) as running:
+        master = inside(running)
+        before = {process.pid for process in master.children()}
+        for _ in range(2):
+            mark = len(running.log())
+            master.send_signal(signal.SIGUSR2)
+            mark = running.wait_for("Upgraded in place", after=mark).end()
+            running.wait_for(r"worker 1 ready", after=mark)
+            wait_until(lambda: len(master.children()) == 2, what="no zombie is left")
+        assert not before & {process.pid for process in master.children()}
+        assert running.get().status == 200
+        assert end(running) == 0
+
+
 # The checkout is mounted once more: it may itself be somewhere in /tmp.
 READ_ONLY = f"""
 mount --make-rprivate /

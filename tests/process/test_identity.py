@@ -108,6 +108,26 @@ def test_a_port_below_1024_is_opened_by_root_and_served_by_somebody_else(folder:
         assert running.stop() == 0
 
 
+@root
+def test_an_upgrade_in_place_leaves_it_at_that(folder: Path) -> None:
+    port, pid_file = free_port_below_1024(), folder / "pid"
+    options = ("-b", f"127.0.0.1:{port}", "--user", "nobody", "--umask", "027")
+    with start(folder, *options, "--pid", str(pid_file)) as running:
+        for _ in range(2):
+            before = running.worker_pids()[0]
+            mark = len(running.log())
+            running.send_signal(signal.SIGUSR2)
+            running.wait_for("Upgraded in place", after=mark)
+            running.wait_for_successor(0, before)
+            seen = ask(("127.0.0.1", port))
+            assert seen["uid"] == [NOBODY.pw_uid] * 3
+            assert seen["groups"] == os.getgrouplist("nobody", NOBODY.pw_gid)
+            assert seen["umask"] == 0o027
+            assert pid_file.read_text() == f"{running.master_pid}\n"
+        assert "WARNING" not in running.log()
+        assert running.stop() == 0
+
+
 def free_port_below_1024() -> int:
     for port in range(1023, 900, -1):
         try:

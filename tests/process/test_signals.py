@@ -7,6 +7,7 @@ import os
 import pty
 import re
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -62,19 +63,35 @@ def test_a_stop_of_the_whole_group_is_a_clean_one(kind: Kind) -> None:
         assert not re.search("killed|Traceback|starting it again", running.log())
 
 
+# The first terminal that the leader of a session opens is the session's. (A fork in the tests' own
+# process would take along whatever other tests have loaded.)
+IN_TERMINAL = """
+import os, sys
+tty = os.open(sys.argv[1], os.O_RDWR)
+os.dup2(tty, 0)
+os.dup2(tty, 1)
+os.execvp(sys.argv[2], sys.argv[2:])
+"""
+
+
 class Terminal:
     """A server in the foreground of a terminal of its own."""
 
     def __init__(self, log: Path, *before: str) -> None:
         self.log = log
-        log.touch()
-        command = [*before, sys.executable, "-m", "sticky", "tests.apps:lab", "-b", "127.0.0.1:0"]
-        self.pid, self.fd = pty.fork()
-        if self.pid == 0:
-            os.chdir(ROOT)
-            with open(log, "ab") as file:
-                os.dup2(file.fileno(), 2)
-            os.execvp(command[0], [*command, "-w", "2"])
+        self.fd, other = pty.openpty()
+        served = [sys.executable, "-m", "sticky", "tests.apps:lab", "-b", "127.0.0.1:0", "-w", "2"]
+        with open(log, "ab") as file:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", IN_TERMINAL, os.ttyname(other), *before, *served],
+                cwd=ROOT,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=file,
+                start_new_session=True,
+            )
+        os.close(other)
+        self.pid = self.process.pid
         self.wait_for("Listening at")
 
     def wait_for(self, text: str) -> None:
@@ -86,7 +103,7 @@ class Terminal:
 
     def status(self) -> int:
         """How the server ended."""
-        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        return self.process.wait(60)
 
 
 def test_a_server_ends_with_its_terminal(tmp_path: Path) -> None:

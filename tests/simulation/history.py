@@ -755,12 +755,14 @@ class World:
     def told(self, worker: Worker, kind: int) -> None:
         """A worker is told something."""
         self.kernel.say(worker, "is told", kind)
+        timely = self.kernel.now >= self.quit_at(worker) - MOMENT
+        before = self.stop_at == self.kernel.now and self.listener.open and timely
+        if kind == channel.END and before and worker.replaced is None:
+            self.gives_up_waiting(worker)  # that was decided before the stop, in the same moment
         if kind == channel.END and self.stop_at == math.inf:
             if worker.replaced is None and self.kernel.now >= self.quit_at(worker) - MOMENT:
                 self.gives_up_waiting(worker)
             demand(worker.replaced is not None, worker, "is told to end, and has no successor")
-        elif kind == channel.END and self.kernel.now >= self.quit_at(worker) - MOMENT:
-            worker.draining = True  # it had asked to be replaced, in vain
         elif kind == channel.END and (worker.replaced is None or channel.END in worker.told):
             demand(not self.listener.open, worker, "is told to end before the listeners closed")
             waiting = self.waiting()

@@ -177,7 +177,7 @@ def test_who_decides_does_no_io_and_reads_no_clock(name: str) -> None:
         ("board", set()),
         ("master.agenda", set()),
         ("master.waiting", {"rules", "master.agenda"}),
-        ("master.records", set()),
+        ("master.records", {"errors"}),
         ("master.lives", {"topology", "master.agenda", "master.records"}),
         ("master.ledger", {"topology", "master.agenda", "master.lives", "master.waiting"}),
         ("master.loop", set()),

@@ -126,15 +126,3 @@ class Inbox:
     def _look_again(self) -> None:
         self._looks_again = False
         self.room()
-
-    def rest(self) -> list[channel.Message]:
-        """What lies in it still."""
-        found: list[channel.Message] = []
-        while True:
-            try:
-                message = self._receive(self.sock)
-            except (BlockingIOError, ChannelError, OSError):
-                return found
-            if message is None:
-                return found
-            found.append(message)

@@ -4,7 +4,6 @@ through the control pair of this process (``sticky.channel``)."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 from collections import deque
@@ -16,7 +15,7 @@ from .boundary import Wire
 from .descriptors import Reserve
 from .hub import Watcher
 from .inbox import Inbox
-from .kernel import EPOLLIN, EPOLLOUT, Socket, close
+from .kernel import EPOLLIN, EPOLLOUT, Socket
 
 if TYPE_CHECKING:
     from .service import Service
@@ -88,11 +87,8 @@ class Link:
             wire.begin(message.payload)
 
     def _adopt_own(self, message: channel.Message) -> None:
-        """Serve one of a session that only this process may hold."""
-        if self.service.draining.finishing:
-            self.give_back(message)  # no session is held any more
-        else:
-            self.adopt(message, asked=True)
+        """Serve one of a session that only this process may hold, if it does."""
+        self.adopt(message, asked=True)
 
     def hand_back(self, wire: Wire, *, moves: int, unheld: bool) -> None:
         """Give a connection to the master, with what was read of its next request."""
@@ -236,28 +232,13 @@ class Link:
     # -- the end ------------------------------------------------------------------------------
 
     def leave(self) -> None:
-        """Give back what has been sent to this process meanwhile; then nothing more can be."""
+        """Nothing more is sent or received."""
         if self.has_left:
             return
         self._flush()
         self.has_left = True  # what is read from now on is the end that is made here
         self.service.hub.unregister(self.control.fileno())
-        for message in self.own_inbox.rest():
-            self.give_back(message)
-
-    def give_back(self, message: channel.Message) -> None:
-        """Hand back a connection that nothing was done with."""
-        with contextlib.suppress(OSError):
-            channel.send_connection(
-                self.control,
-                channel.HAND_BACK,
-                message.fds[0],
-                message.address,
-                message.payload,
-                moves=message.moves,
-                unheld=True,
-            )
-        close(message.fds[0])
+        self.own_inbox.pause()  # what lies there the master takes back
 
     def close_after_fork(self) -> None:
         """In a child of the app's."""

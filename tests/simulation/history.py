@@ -236,7 +236,7 @@ class World:
             if rng.random() < 0.3:
                 stops.append((moment, rng.choice((signal.SIGHUP, signal.SIGTTOU, signal.SIGTTIN))))
         while rng.random() < 0.1:
-            nothing = rng.choice((signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM))
+            nothing = rng.choice((signal.SIGUSR1, signal.SIGALRM))
             stops.append((rng.random() * span * 1.05, nothing))
         if rng.random() < 0.03:
             kernel.at(rng.random() * span, self.close_terminal)

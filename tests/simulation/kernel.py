@@ -820,7 +820,7 @@ class Code:
         master.time = _Over(time, monotonic=lambda: kernel.now)
         master.reap = world.reap
         master.Signals = world.make_signals
-        master.Terminal = lambda: _Terminal(world)
+        master.Terminal = lambda *_: _Terminal(world)
         master.Listeners = lambda *_: types.SimpleNamespace(
             sockets=[world.listener],
             addresses=[("127.0.0.1", 8000)],

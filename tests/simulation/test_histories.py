@@ -646,8 +646,8 @@ MUTANTS = {
     ),
     "a slot that was none for a while has the successor of then": (
         "lives",
-        "                slot.successor = None\n                self._shuts",
-        "                self._shuts",
+        "slot.previous, slot.current, slot.successor = slot.current",
+        "slot.previous, slot.current, _ = slot.current",
     ),
     "a slot that was none when its process started is lost": (
         "lives",

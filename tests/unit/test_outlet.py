@@ -209,6 +209,7 @@ def test_a_reader_that_is_gone_is_no_error_and_nobody_to_wait_for(out, ends):
     assert not outlet.pending()
 
 
+@pytest.mark.filterwarnings("ignore:Using fork:DeprecationWarning")  # of eventlet, if it is here
 def test_a_child_does_not_write_what_its_parent_has_kept(out, ends):
     for _ in range(500):
         out.write(LINE)
@@ -220,6 +221,7 @@ def test_a_child_does_not_write_what_its_parent_has_kept(out, ends):
     assert read_all(out, ends[0]) == LINE * 500
 
 
+@pytest.mark.filterwarnings("ignore:Using fork:DeprecationWarning")  # of eventlet, if it is here
 def test_a_child_can_write_even_if_a_thread_of_its_parent_was_writing(out, ends):
     held, go = threading.Event(), threading.Event()
 

@@ -555,10 +555,15 @@ class Options:
         10_000, _whole(1, 1_000_000), "connections whose head is awaited; the oldest makes room"
     )
     max_queued: int = _option(
-        10_000, _whole(1, 1_000_000), "connections waiting for workers before accepting pauses"
+        10_000,
+        _whole(1, 1_000_000),
+        "connections that may wait for workers; past it the newest of the longest queue is "
+        "answered 503",
     )
     queue_timeout: float = _option(
-        10.0, _seconds(0.1), "seconds a connection may wait for its worker (503)"
+        10.0,
+        _seconds(0.1),
+        "seconds a connection may wait until its worker takes it, and at most one more (503)",
     )
     body_timeout: float = _option(
         60.0, _seconds(0.1), "seconds between two parts of a request's body that the app waits for"

@@ -222,6 +222,9 @@ def test_a_worker_that_does_not_answer_is_killed_and_replaced(
     with ask(impatient, 0, path if path == "/" else path + "90"):
         impatient.wait_for(rf"worker 0 \(pid {pid}\) is killed: .*3 s", 60, after=mark)
     assert impatient.wait_for_successor(0, pid) == served_by(impatient, 0)
+    if how != "it is stopped":  # and so cannot even say where it is
+        hangs = {"it waits in C": "_stuck", "it computes": "_spin"}[how]
+        impatient.wait_for(f'File ".*apps.py", line \\d+ in {hangs}', after=mark)
     assert {slot: served_by(impatient, slot) for slot in (1, 2)} == others
 
 

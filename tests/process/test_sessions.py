@@ -3,6 +3,7 @@ follow their id is in tests/contract."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from collections import Counter
@@ -12,7 +13,8 @@ import pytest
 import sticky
 from tests.harness import ROOT, Kind, wait_until
 
-from .clients import XFF
+from .clients import XFF, Client, head
+from .life_kit import stopped
 from .session_kit import POLLING, Shared, open_session, replace, stats
 
 NUM = 4
@@ -97,6 +99,25 @@ def test_a_new_session_begins_in_the_new_process(kind: Kind, balance: str) -> No
             shared.close()
         assert running.get(f"/count?id={made['id']}").json() == {**made, "count": 2}
         assert stats(running)["moved"] <= 3
+
+
+def test_a_replaced_process_that_is_busy_gets_all_that_ask_for_its_sessions(kind: Kind) -> None:
+    """However many they are: what it cannot take at once waits for it."""
+    options = ["--session", "query:id", "--queue-timeout", "60"]
+    with (
+        kind.serve("keeper", num=1, options=options) as running,
+        contextlib.ExitStack() as opened,
+    ):
+        made = running.get("/new").json()
+        old = replace(running)[0]
+        with stopped(old):
+            asking = head(target=f"/count?id={made['id']}")
+            clients = [opened.enter_context(Client(running.port, asking)) for _ in range(300)]
+            assert running.get("/new").json()["pid"] != old  # nobody else waits for it
+            wait_until(lambda: stats(running)["moved"] == 300, what="all were asked for")
+        answers = [client.answer().json() for client in clients]
+        assert {answer["pid"] for answer in answers} == {made["pid"]}
+        assert sorted(answer["count"] for answer in answers) == list(range(2, 302))
 
 
 def test_sessions_of_a_replaced_process_outlive_its_successor(kind: Kind) -> None:

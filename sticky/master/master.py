@@ -507,7 +507,8 @@ class Master:
         failure = child.failure or {}
         right = failure.get("worker_class")
         again = bool(right) and self._auto and right != child.worker_class
-        again = self._ledger.ended(key, now, failure.get("status", 3), again=again)
+        status_then, said_why = failure.get("status", 3), child.failure is not None
+        again = self._ledger.ended(key, now, status_then, again=again, said_why=said_why)
         if again:
             self._children.worker_class = str(right)
         self._dispatcher.return_(own, left)

@@ -734,6 +734,7 @@ class Master:
         Raises:
             StickyError: not now, or there is no room to try it.
         """
+        self._perform()  # what was asked for just before: what is packed has nothing half done
         try:
             self._while_serving()
             if self._trial.pid or self._agreed:

@@ -158,8 +158,9 @@ class Master:
             next_slot=Balance(options.balance, self._topology, self._load).next,
         )
         if packed is not None:
-            self._restore(packed)
+            self._restore(packed)  # all that was open has to be there before any is kept free
         else:
+            self._reserve.keep()
             self._children.grow(options.num)
 
     # -- the loop -----------------------------------------------------------------------------
@@ -830,6 +831,7 @@ class Master:
         )
         arrived = [signal.Signals(number) for number in content["signals"]]
         packed.close()
+        self._make_room()
         self._obey_signals(arrived)
         self._reload()  # the workers run the old code still
 

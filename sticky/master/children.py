@@ -436,12 +436,11 @@ def drained(end: socket.socket, reader: channel.Reader) -> Iterator[channel.Mess
 
 
 class Reserve:
-    """Descriptors kept free, by being open."""
+    """Descriptors kept free, by being open: none before the first ``keep``."""
 
     def __init__(self) -> None:
         self._null = os.open(os.devnull, os.O_RDONLY)
         self._kept: list[int] = []
-        self.keep()
 
     def keep(self) -> bool:
         """Take what is missing; whether the reserve is complete."""

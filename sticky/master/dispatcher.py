@@ -137,7 +137,7 @@ class Dispatcher:
         for one in connections:
             assert isinstance(one, Connection)
             fd, prefix = packing.fd(one.sock.fileno()), packing.piece(one.prefix)
-            entries.append([fd, one.address, prefix, one.moves, one.unheld, one.kind])
+            entries.append([fd, one.address, prefix, one.moves, one.unheld, one.kind, one.since])
         over = self._survey is None
         return {"connections": entries, "told": sorted(self._told), "surveyed": over}
 
@@ -147,11 +147,11 @@ class Dispatcher:
         if known["surveyed"]:
             self._survey = None
         connections = []
-        for fd, address, prefix, moves, unheld, kind in known["connections"]:
+        for fd, address, prefix, moves, unheld, kind, since in known["connections"]:
             address = tuple(address) if address else ""
             sock = packed.connection(fd, channel.socket_family(address))
             one = Connection(sock, address, packed.piece(prefix), moves)
-            one.unheld, one.kind = unheld, kind
+            one.unheld, one.kind, one.since = unheld, kind, since
             connections.append(one)
         return connections
 

@@ -86,9 +86,17 @@ class Ledger:
         self.lives.restore(packed["lives"])
         self.agenda.due = 0.0  # every deadline is looked at again
 
-    def ended(self, process: object, now: float, status: int = 3, *, again: bool = False) -> bool:
+    def ended(
+        self,
+        process: object,
+        now: float,
+        status: int = 3,
+        *,
+        again: bool = False,
+        said_why: bool = False,
+    ) -> bool:
         """A process has ended; see ``Lives.ended``."""
-        again = self.lives.ended(process, now, status, again=again)
+        again = self.lives.ended(process, now, status, again=again, said_why=said_why)
         self.waiting.ended(process)
         self._see_the_end()
         return again

@@ -14,7 +14,9 @@ The rules, in the words of the design:
 * A reload asks for newer code than there was. The slots are replaced one after another, each time
   the next that is due, so that none is left out however often it is asked for. A successor that
   does not become ready ends the reloads asked for before it was started, and no others.
-* More slots count when all of them are ready, fewer at once.
+* More slots count when all of them are ready, fewer at once. A new one whose process says that it
+  cannot start, is not ready in time, or cannot even be started, ends the growth; one whose process
+  just dies (somebody has killed it) is tried again.
 * No process is killed that was not told to end before, and then shown where it hangs.
 """
 
@@ -336,6 +338,7 @@ class Lives:
         needed = self.agenda.stage is Stage.SERVING or slot.current == process
         if self.agenda.stage is Stage.ENDING or number >= self.target or not needed:
             self._kill(process, Why.STOPPED)
+            self._go_on(now)  # its slot was the one being replaced, perhaps
 
     def not_started(self, number: int, now: float) -> None:
         """The process that ``Spawn`` asked for could not even be started."""
@@ -344,7 +347,7 @@ class Lives:
         if slot.current is not None:
             self._failed(slot, self._wanted, now)
         else:
-            self._vacant(number, now, 3)
+            self._vacant(number, now, 3, hopeless=True)
         self._go_on(now)
 
     def ready(self, process: Hashable, now: float) -> bool:
@@ -382,12 +385,21 @@ class Lives:
         if worker := self._workers.get(process):
             worker.owes = None
 
-    def ended(self, process: Hashable, now: float, status: int = 3, *, again: bool = False) -> bool:
+    def ended(
+        self,
+        process: Hashable,
+        now: float,
+        status: int = 3,
+        *,
+        again: bool = False,
+        said_why: bool = False,
+    ) -> bool:
         """The process has ended.
 
         Args:
             status: what everything ends with if no worker can start at all.
             again: start it once more at once: it said what has to be different.
+            said_why: it could not start, and said why not.
 
         Returns:
             Whether that is done. Once for each start: otherwise two worker classes that send the
@@ -421,7 +433,14 @@ class Lives:
                 else:
                     lived = started and now - worker.ready_at >= BACKOFF_LAST
                     old = worker.generation < self._wanted
-                    self._vacant(worker.slot, now, status, started=started, lived=lived, old=old)
+                    hopeless = not started and (said_why or worker.why is Why.NOT_READY)
+                    self._vacant(
+                        *(worker.slot, now, status),
+                        started=started,
+                        lived=lived,
+                        old=old,
+                        hopeless=hopeless,
+                    )
         self._go_on(now)
         self._proceed()
         return again
@@ -608,13 +627,16 @@ class Lives:
         started: bool = False,
         lived: bool = False,
         old: bool = False,
+        hopeless: bool = False,
     ) -> None:
         """The slot has no process any more.
 
         Args:
             started: the last one has been ready;
             lived: for a while;
-            old: there is newer code than it had.
+            old: there is newer code than it had;
+            hopeless: it was not ready in its time, has said itself that it cannot be, or could
+                not even be started.
         """
         slot = self._slots[number]
         stage = self.agenda.stage
@@ -634,7 +656,7 @@ class Lives:
         elif not started and not self.announced:
             slot.becomes(Slot.FATAL)  # UP -> FATAL
             self._fails(now, status)
-        elif not started and number >= self.topology.num:
+        elif hopeless and number >= self.topology.num:
             slot.becomes(Slot.BACKOFF)  # UP -> BACKOFF
             self._growing = None
             self._retire(self.topology.num, now)

@@ -158,8 +158,9 @@ class Master:
             next_slot=Balance(options.balance, self._topology, self._load).next,
         )
         if packed is not None:
-            self._restore(packed)
+            self._restore(packed)  # all that was open has to be there before any is kept free
         else:
+            self._reserve.keep()
             self._children.grow(options.num)
 
     # -- the loop -----------------------------------------------------------------------------
@@ -507,7 +508,8 @@ class Master:
         failure = child.failure or {}
         right = failure.get("worker_class")
         again = bool(right) and self._auto and right != child.worker_class
-        again = self._ledger.ended(key, now, failure.get("status", 3), again=again)
+        status_then, said_why = failure.get("status", 3), child.failure is not None
+        again = self._ledger.ended(key, now, status_then, again=again, said_why=said_why)
         if again:
             self._children.worker_class = str(right)
         self._dispatcher.return_(own, left)
@@ -733,6 +735,7 @@ class Master:
         Raises:
             StickyError: not now, or there is no room to try it.
         """
+        self._perform()  # what was asked for just before: what is packed has nothing half done
         try:
             self._while_serving()
             if self._trial.pid or self._agreed:
@@ -828,6 +831,7 @@ class Master:
         )
         arrived = [signal.Signals(number) for number in content["signals"]]
         packed.close()
+        self._make_room()
         self._obey_signals(arrived)
         self._reload()  # the workers run the old code still
 

@@ -218,6 +218,7 @@ class Worker:
         self.leaving: float | None = None  # since when it asks to be replaced
         self.replaced: float | None = None  # when its successor was ready
         self.changed = 0.0  # when it became, or was no more, one to be asked for sessions
+        self.failed = False  # it said why it cannot start
         self.failure_status = 3
         self.right_class: str | None = None
         self.corrected = False  # it is of the class that the one before it has named
@@ -240,6 +241,11 @@ class Worker:
     def doomed(self) -> bool:
         """Whether it was sent what it will die of."""
         return self.killed or self.aborted is not None
+
+    @property
+    def is_hopeless(self) -> bool:
+        """Whether it said that it cannot start, or did not do so in time."""
+        return self.known_ready is None and (self.failed or self.aborted is not None)
 
     @property
     def serves(self) -> bool:
@@ -277,6 +283,9 @@ class Worker:
             bad = weather.bad_code / (1 + self.generation)
         elif not self.world.announced:
             fate *= 5  # or most histories would end before they have begun
+        elif self.slot >= self.world.num and fate < weather.deaths / 4:
+            self.later(delay, self.die, rng.choice((1, -9, -11)))
+            return
         if fate >= bad:
             if rng.random() < weather.slow_boots:
                 delay = self.world.options.boot_timeout * rng.choice((0.5, 0.9, 1.0, 1.1))
@@ -289,7 +298,7 @@ class Worker:
             self.later(delay, self.die, rng.choice((1, -9, -11)))
 
     def fail(self, status: int, right_class: str | None = None) -> None:
-        self.failure_status, self.right_class = status, right_class
+        self.failed, self.failure_status, self.right_class = True, status, right_class
         why = {"reason": "it cannot", "status": status, "worker_class": self.right_class}
         self.control.say(channel.FAILED, why)
         self.die(status)

@@ -614,10 +614,12 @@ class World:
         elif not was_ready and not self.announced:
             self.status = worker.failure_status if worker is not None else 3
             self.stop(quick=True)
-        elif not was_ready and slot >= self.num:
+        elif slot >= self.num and (worker is None or worker.is_hopeless):
             self.kernel.note("there cannot be more slots")
             self.retire(self.num)
         else:
+            if not was_ready and slot >= self.num:
+                self.kernel.note("a start of one more slot is tried again")
             lived = was_ready and worker is not None and now - worker.ready_at >= BACKOFF_LAST
             doubled = seen.backoff * 2 or BACKOFF_FIRST
             seen.backoff_before = seen.backoff

@@ -86,8 +86,8 @@ class Book:
         self.ledger.tick(self.now)
         return self.take()
 
-    def ended(self, process, status=3):
-        self.ledger.ended(process, self.now, status)
+    def ended(self, process, status=3, *, said_why=False):
+        self.ledger.ended(process, self.now, status, said_why=said_why)
         return self.take()
 
     def reload(self):

@@ -494,7 +494,7 @@ def test_more_slots_count_when_all_of_them_are_ready():
     assert [book.roster(slot)[0] for slot in range(4)] == ["p0", "p1", "p2", "p3"]
 
 
-@pytest.mark.parametrize("fails", ["dies", "cannot start", "hangs"])
+@pytest.mark.parametrize("fails", ["says why", "cannot start", "hangs"])
 def test_if_one_of_them_cannot_be_had_it_stays_as_it_was(fails):
     book = calm()
     book.ledger.scale(4, book.now)
@@ -508,7 +508,7 @@ def test_if_one_of_them_cannot_be_had_it_stays_as_it_was(fails):
         if fails == "hangs":
             book.ready("p2")
             assert kills(book.after(RULES.boot_timeout)) == ["p3"]
-        book.ended("p3")
+        book.ended("p3", said_why=fails == "says why")
     book.take()
     assert (book.topology.num, book.lives.target) == (2, 2)
     book.ended("p2", 0)
@@ -516,6 +516,30 @@ def test_if_one_of_them_cannot_be_had_it_stays_as_it_was(fails):
     assert (book.roster(0), book.roster(1)) == (("p0", None), ("p1", None))
     book.scale(3)
     assert book.after(0.25) == [Spawn(2)]
+
+
+def test_one_of_them_that_is_killed_while_it_starts_is_tried_again():
+    book = calm()
+    book.scale(4)
+    book.after(0.25)
+    book.ready("p2")
+    assert book.ended("p3", -9) == []
+    assert (book.topology.num, book.lives.target) == (2, 4)
+    assert Spawn(3) in book.after(BACKOFF_FIRST)
+    book.ended("p4", -9)
+    assert book.lives.backoff(3) == 2 * BACKOFF_FIRST
+    assert Spawn(3) in book.after(2 * BACKOFF_FIRST)
+    assert Rescaled(4, True) in book.ready("p5")
+
+
+def test_one_of_them_that_was_ready_and_says_why_it_ends_is_tried_again():
+    book = calm()
+    book.scale(4)
+    book.after(0.25)
+    book.ready("p2")
+    book.ended("p2", said_why=True)
+    assert book.lives.target == 4
+    assert Spawn(2) in book.after(BACKOFF_FIRST)
 
 
 def test_fewer_slots_count_at_once_and_their_processes_drain():
@@ -562,6 +586,21 @@ def test_a_slot_that_went_when_its_successor_was_just_asked_for_loses_nobody():
     assert book.after(1.0) == []
     book.scale(2)
     assert book.after(0.25) == [Spawn(1)]
+
+
+def test_a_slot_that_went_when_its_successor_was_just_asked_for_does_not_hold_up_a_reload():
+    book = calm(num=3)
+    book.reload()
+    book.ready("p3")
+    book.lives.ready("p4", book.now)
+    assert Spawn(2) in book.decided()  # and the shell is on its way
+    book.ledger.scale(2, book.now)
+    book.lives.reload(book.now)
+    assert Spawn(0) not in book.decided()
+    book.lives.spawned("late", 2, book.now)
+    done = book.take()
+    assert kills(done) == ["late"]
+    assert Spawn(0) in done
 
 
 def test_a_process_that_was_not_needed_any_more_and_is_again_is_started_at_once():

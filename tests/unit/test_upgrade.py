@@ -344,7 +344,7 @@ def test_connections_come_back_as_they_were() -> None:
         Connection(Unopened(7), "", b"x" * 100_000),
         Connection(Unopened(8), ("192.0.2.1", 2)),
     ]
-    held[1].kind, held[2].unheld = channel.REST, True
+    held[1].kind, held[2].unheld, held[3].since = channel.REST, True, 123_456
     before, after, packing = Stub(), Stub(), Packing()
     before.dispatcher.tell("tls", "told once")
     packed = packed_by(packing, {"all": before.dispatcher.pack(held, packing)})

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from .disturbances import DISTURBANCES, NOT_YET, chosen
+from .disturbances import DISTURBANCES, chosen
 from .line import Reply
 from .oracle import PREFETCH, Attempt, Kill, Oracle, Session, now
 
@@ -224,7 +224,7 @@ def test_nginx_may_send_a_get_again_when_a_process_was_killed(tmp_path: Path) ->
 
 
 def test_what_the_server_cannot_do_yet_is_left_out_unless_it_is_asked_for() -> None:
-    assert set(chosen("")) == DISTURBANCES.keys() - NOT_YET
+    assert set(chosen("")) == DISTURBANCES.keys()
     assert chosen("term,scale") == ["term", "scale"]
     with pytest.raises(ValueError, match="no disturbance 'trem'"):
         chosen("trem")

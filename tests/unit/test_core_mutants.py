@@ -142,7 +142,7 @@ def test_each_mutant_is_caught(tmp_path, mutants, files):
         number, change = number_and_change
         folder = tmp_path / str(number)
         folder.mkdir()
-        module = build(folder, replace=change)
+        module = build(folder, replace=change, flags=("-O0",))  # compiled faster than it is run
         return run_suite_over(module, *(f"tests/unit/test_core_{name}.py" for name in files))
 
     with ThreadPoolExecutor(2) as pool:

@@ -887,7 +887,7 @@ class World:
             demand(not lacking, "there are", num, "slots, without a process in", lacking)
         for wire in self.unjudged:
             if wire.heir is not None and wire.heir >= num:
-                wire.heir = ANY
+                wire.heir, wire.since = ANY, self.kernel.now  # and it waits in another line
 
     def is_served(self, slot: int) -> bool:
         """Whether a process reads the inbox of this slot, as far as the master can know."""

@@ -752,8 +752,8 @@ MUTANTS = {
     ),
     "a full inbox is not watched after an upgrade": (
         "waiting",
-        "(line.queue or line.resting):\n                yield line",
-        "False:\n                yield line",
+        "            if line.wants_room:\n",
+        "            if False:\n",
     ),
     "the pause of accepting is lost in an upgrade": (
         "master",

@@ -520,6 +520,10 @@ class Dispatcher:
         sock, address = handle.sock, handle.address
         self._unregister(sock.fileno())
         handle.unheld = handle.unheld or unheld
+        if handle.kind == channel.REST and self._ledger.stage is not Stage.SERVING:
+            self.counters["rest_closed"] += 1
+            sock.close()
+            return
         if handle.kind == channel.REST:
             slot = self.heir(address)
         elif handle.prefix:
@@ -582,6 +586,8 @@ class Dispatcher:
         """
         assert isinstance(handle, Connection)
         sock = handle.sock
+        if sock.fileno() < 0:
+            return  # it had to make room before it could be answered
         self._unregister(sock.fileno())
         if not handle.prefix and self._is_silent(sock):
             self._waiting.closed(handle)

@@ -283,6 +283,8 @@ class Master:
 
     def _watch(self, line: Line, on: bool) -> None:
         children = self._children
+        if on and not line.wants_room:
+            return  # to make room, somebody was told to go before this had its turn
         if line.process is None:
             inbox = children.inboxes[line.slot]
         elif line.process in children.own_inboxes:

@@ -66,6 +66,11 @@ class Line:
         self.retry: float | None = None
         self.open = process is not None  # somebody reads the inbox
 
+    @property
+    def wants_room(self) -> bool:
+        """Whether somebody waits for there to be room in the inbox, and will be told of it."""
+        return self.open and self.retry is None and bool(self.queue or self.resting)
+
     def __repr__(self) -> str:
         own = "" if self.process is None else f", process {self.process}"
         return f"<line of slot {self.slot}{own}: {len(self.queue)} + {len(self.resting)}>"
@@ -197,7 +202,7 @@ class Waiting:
     def watched(self) -> Iterator[Line]:
         """The lines whose inboxes are to be watched for room."""
         for line in self._all():
-            if line.open and line.retry is None and (line.queue or line.resting):
+            if line.wants_room:
                 yield line
 
     # -- heads --------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from sticky import channel
 from sticky.master.waiting import LAST_HEAD
 from sticky.rules import NEED_MORE
 
-from .kernel import LARGE, Control, File, Flag, Inbox, Parcel, Request, Wire, demand
+from .kernel import LARGE, Control, File, Flag, Inbox, Parcel, Pipe, Request, Wire, demand
 
 if TYPE_CHECKING:
     from .history import World
@@ -723,6 +723,53 @@ class Worker:
             self.unanswered = None
         elif kind == channel.LEAVING:
             self.world.is_leaving(self)
+
+
+class Trial:
+    """A process that tries the new code of the master.
+
+    Args:
+        pid: its number.
+        answer: where it says what has come of it.
+        delay: seconds that it needs.
+        fate: yes, no, or what else it ends with; "late" for one that never says anything.
+    """
+
+    def __init__(self, world: World, pid: int, answer: Pipe, delay: float, fate: str) -> None:
+        self.world, self.pid, self.answer, self.fate = world, pid, answer, fate
+        self.started = world.kernel.now
+        self.alive = True
+        self.collected = False
+        self.status = 0
+        self.used = False  # what it has said was acted upon
+        answer.held = True
+        said = {"yes": {"version": "2"}, "no": {"no": "not that"}}
+        self.unsaid = text = json.dumps(said[fate]) if fate in said else ""
+        if fate != "late":
+            cut = world.luck.randrange(len(text) + 1)
+            world.kernel.at(delay, self.say, text[:cut])
+            world.kernel.at(delay + world.luck.choice((0.0, 0.05)), self.say, text[cut:])
+            world.kernel.at(delay + 0.05, self.die, 0 if text else -9)
+
+    def __repr__(self) -> str:
+        return f"trial {self.pid}"
+
+    @property
+    def agreed(self) -> bool:
+        """Whether the master has read that it could take over, and that this was all."""
+        return self.fate == "yes" and self.answer.ended and self.unsaid == ""
+
+    def say(self, text: str) -> None:
+        if self.alive:
+            self.answer.said += text.encode()
+            self.unsaid = self.unsaid[len(text) :]
+            self.answer.stir()
+
+    def die(self, status: int) -> None:
+        if self.alive:
+            self.alive, self.status, self.answer.held = False, status, False
+            self.world.kernel.say(self, "ends with", status)
+            self.answer.stir()
 
 
 class Weather:

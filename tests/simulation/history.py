@@ -7,25 +7,29 @@ from __future__ import annotations
 
 import errno
 import functools
+import json
 import math
+import os
 import random
 import signal
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from sticky import channel
+from sticky.board import Board
 from sticky.core import pick, siphash
 from sticky.master.agenda import LONGEST_STEP, RETRY
 from sticky.master.lives import ABORT_GRACE, BACKOFF_FIRST, BACKOFF_LAST, QUIT_GRACE
+from sticky.master.upgrade import LONGEST
 from sticky.master.waiting import LAST_HEAD, LINGER
 from sticky.options import Options
 from sticky.program import Program
 from sticky.rules import MALFORMED, MISSING, NEED_MORE
 
-from .actors import KEYS, LIMIT, Client, Weather, Worker
+from .actors import KEYS, LIMIT, Client, Trial, Weather, Worker
 from .kernel import (
     ANY,
     OUT,
@@ -37,6 +41,9 @@ from .kernel import (
     InboxEnd,
     Kernel,
     Listener,
+    Memory,
+    Pipe,
+    Replaced,
     Wire,
     demand,
     failing,
@@ -92,7 +99,10 @@ class Watcher:
 class World:
     """Everything that is not the master; also what the master meets in its modules' place."""
 
-    def __init__(self, seed: int, code: Code, *, trace: bool = False) -> None:
+    def __init__(
+        self, seed: int, code: Code, *, trace: bool = False, upgrade: bool = False
+    ) -> None:
+        self.upgrade = upgrade  # there is one in any case
         self.rng = rng = random.Random(seed)
         self.code = code
         self.draw()
@@ -110,6 +120,16 @@ class World:
         self.cells = memoryview(bytearray(16)).cast("Q")
         self.signals = Flag(kernel)
         self.sent_signals: list[signal.Signals] = []
+        self.blocked: set[signal.Signals] = set()
+        self.pending: list[signal.Signals] = []  # sent while they are blocked
+        self.unobeyed = 0
+        self.luck = random.Random(-1 - seed)  # of upgrades alone: without one it draws nothing
+        self.trials: list[Trial] = []
+        self.state: Memory | None = None  # what the next master finds
+        self.pause = 0.0  # until there is one
+        self.resumes = False  # one has taken the place of another, and begins
+        self.follows = False  # the reload that belongs to that
+        self.fresh = False  # it has had no turn yet
         self.launcher = Control(kernel) if rng.random() < 0.4 else None
         if self.launcher is not None:
             self.launcher.refused = partial(self.stop, quick=True)
@@ -131,6 +151,7 @@ class World:
         self.vain = 0  # starts that failed in this turn
         self.gave_up_at = 0.0
         self.target = num  # so many slots there are to be
+        self.earlier: list[int] = []  # numbers of slots
         self.terminal_closed = False
         self.watcher: Watcher | None = None
         self.holders: dict[int, Worker] = {}  # of the session of a connection
@@ -155,11 +176,9 @@ class World:
         self.returned = 0  # from an inbox that nobody reads, in this turn
         self.until = kernel.now + rng.choice((2.0, 4.0, 4.0, 12.0))
         self._write_script()
+        self._write_upgrades()
         code.install(kernel, self)
         self.master = code.master.Master(self.options, Program("app:make"), self.launcher)
-        self.ledger = self.master._ledger
-        self.lives, self.lines = self.master._lives, self.master._waiting.lines
-        self.board = self.master._board
         self._listen_in()
 
     def draw(self) -> None:
@@ -246,8 +265,23 @@ class World:
         for delay, number_ in stops:
             kernel.at(delay, self.send_signal, number_)
 
+    def _write_upgrades(self) -> None:
+        """When the master is to have new code."""
+        luck, kernel = self.luck, self.kernel
+        if luck.random() >= 0.15 and not self.upgrade:
+            return
+        span = self.until - kernel.now
+        for _ in range(luck.choice((1, 1, 2, 3))):
+            moment = luck.random() * span
+            kernel.at(moment, self.send_signal, signal.SIGUSR2)
+            while luck.random() < 0.5:  # and what is in its way
+                number = luck.choice((signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU))
+                kernel.at(moment + luck.choice((0.0, 0.05, 0.3)), self.send_signal, number)
+
     def _listen_in(self) -> None:
         """Hear what the master decides before anything comes of it."""
+        self.ledger, self.board = self.master._ledger, self.master._board
+        self.lives, self.lines = self.master._lives, self.master._waiting.lines
         children, topology, waiting = (
             self.master._children,
             self.master._topology,
@@ -259,7 +293,9 @@ class World:
         def said(child: Any, kind: int, *more: Any) -> None:
             nonlocal again
             worker = self.workers[child.pid]
-            if again:
+            if self.resumes:
+                pass  # what could not be said to it before
+            elif again:
                 again -= 1
                 gone = more[-1] is not None and more[-1].fileno() < 0
                 if gone and worker.owed and not child.unsaid:
@@ -305,9 +341,30 @@ class World:
                 Inbox.relieving = False
 
         def obeys(number: signal.Signals) -> None:
+            resumes, self.resumes = self.resumes, False
+            self.unobeyed -= 1
             self.obeys(number)
+            tries = number == signal.SIGUSR2 and self.can_try()
+            before = len(self.trials)
             obey(number)
+            if len(self.trials) == before:  # what came just before may be in the way
+                demand(not (tries and self.can_try()), "the new code is not tried")
+            self.resumes = resumes
 
+        def resume(packed: Any) -> None:
+            self.resumes, self.follows = True, False
+            begin(packed)
+            self.resumes = False
+            demand(self.follows, "the code of the workers stays as it was")
+
+        def reload() -> None:
+            if self.resumes:
+                self.follows = True
+                self.reload()
+            do_reload()
+
+        begin, self.master._resume = self.master._resume, resume
+        do_reload, self.master._reload = self.master._reload, reload
         obey, self.master._obey_signal = self.master._obey_signal, obeys
         relieve, scale = self.master._relieve, self.ledger.scale
         self.master._relieve, self.ledger.scale = relieves, scales
@@ -343,10 +400,155 @@ class World:
     # -- what happens to the master -----------------------------------------------------------
 
     def send_signal(self, number: signal.Signals) -> None:
-        if self.signals.fd >= 0:
+        if number in self.blocked:
+            if number not in self.pending:
+                self.kernel.say("the master is to get", number.name)
+                self.kernel.note("a signal in an upgrade")
+                self.pending.append(number)
+                self.unobeyed += 1
+        elif self.signals.fd >= 0:
             self.kernel.say("the master gets", number.name)
             self.sent_signals.append(number)
+            self.unobeyed += 1
             self.signals.raise_()
+
+    def mask(self, how: int, numbers: Any) -> set[signal.Signals]:
+        """signal.pthread_sigmask."""
+        if how == signal.SIG_BLOCK:
+            self.meet_signals()
+        before = self.blocked
+        given = {signal.Signals(number) for number in numbers}
+        self.blocked = before | given if how == signal.SIG_BLOCK else given
+        pending, self.pending = self.pending, []
+        for number in sorted(pending):
+            if number not in self.blocked:
+                self.unobeyed -= 1
+            self.send_signal(number)
+        return before
+
+    # -- an upgrade in place ------------------------------------------------------------------
+
+    def can_try(self) -> bool:
+        """Whether there is nothing in the way of trying new code."""
+        serving = self.announced and self.stop_at == math.inf
+        busy = any(not trial.collected for trial in self.trials) or self.agreed
+        return serving and not busy and self.kernel.room > 3 and self.kernel.now >= self.cramped
+
+    @property
+    def agreed(self) -> bool:
+        """Whether new code has said that it can take over, and has not yet."""
+        return any(one.agreed and not one.used for one in self.trials[-1:])
+
+    def draw_trial(self) -> tuple[float, str]:
+        """How long new code takes to say something, and what."""
+        luck = self.luck
+        fate = luck.choice(("yes", "yes", "yes", "yes", "no", "nothing", "late"))
+        return luck.choice((0.02, 0.1, 0.5, 1.5)), fate
+
+    def draw_change(self) -> tuple[bool, float]:
+        """Whether the system refuses to replace the code, and how long that takes."""
+        return self.luck.random() < 0.1, self.luck.choice((0.0, 0.05, 0.3, 2.0))
+
+    def try_code(self, path: str, command: list[str], *_: object, **__: object) -> int:
+        """os.posix_spawn."""
+        files = self.kernel.files
+        state, theirs = (files[int(word)] for word in command[-2:])
+        demand(self.stop_at == math.inf and self.announced, "new code is tried, and what for?")
+        demand(state.inheritable and theirs.inheritable, "new code is not told anything")
+        if self.kernel.now < self.cramped:
+            raise failing(errno.EAGAIN)
+        (answer,) = (p for p in files.values() if isinstance(p, Pipe) and p.writer is theirs)
+        trial = Trial(self, 8000 + len(self.trials), answer, *self.draw_trial())
+        self.trials.append(trial)
+        self.kernel.say(trial, "starts")
+        return trial.pid
+
+    def execve(self, path: str, command: list[str], _: object) -> None:
+        """The master replaces itself."""
+        demand(self.agreed, "the master has other code, and nobody has said that it can")
+        demand(self.stop_at >= self.kernel.now, "the master has other code in a stop")
+        self.trials[-1].used = True
+        self.meet_signals()
+        refused, self.pause = self.draw_change()
+        if refused:
+            self.kernel.note("an upgrade that the system refuses")
+            raise failing(errno.ENOMEM)
+        state = self.kernel.files[int(command[-1])]
+        assert isinstance(state, Memory)
+        self.state = state
+        self.next_board = Board(os.dup(self.board.fd))
+        self.kernel.frozen = True
+        raise Replaced
+
+    def meet_signals(self) -> None:
+        """Some come just when they cannot be obeyed."""
+        numbers = (signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU, signal.SIGTERM, signal.SIGUSR2)
+        while self.luck.random() < 0.2:
+            self.send_signal(self.luck.choice(numbers))
+
+    def go_on(self) -> None:
+        """What ``upgraded.go_on`` does: there is another master, with the state of the first."""
+        kernel, code, state, pause = self.kernel, self.code, self.state, self.pause
+        assert state is not None
+        kernel.note("upgraded")
+        before = self.master._children
+        for child in before.by_key.values():  # what a slot that is none any more concerns
+            owed = [
+                kind
+                for kind, payload, _ in child.unsaid
+                if kind != channel.SIBLING or json.loads(payload)["slot"] < len(before.pairs)
+            ]
+            self.workers[child.pid].owed = deque(owed)
+            if owed:
+                kernel.note("upgraded with something unsaid")
+        kernel.become()
+        kernel.stalls += pause > LONGEST_STEP / 2
+        kernel.stalled += pause
+        kernel._advance(kernel.now + pause)
+        kernel.run_on()
+        self.meet_signals()
+        demand(state.fd >= 0, "the state is lost")
+        state.content.seek(0)
+        content = json.loads(state.content.readline())
+        for place, count in self.packed_places(content).items():
+            if count:
+                kernel.note("upgraded with a", place)
+        launcher = content["launcher"]
+        if launcher is not None:
+            launcher = kernel.files[launcher]
+            kernel.set_inheritable(launcher.fd, False)
+        self.master = code.master.Master(
+            Options.make(content["options"]),
+            Program(**content["program"]),
+            launcher,
+            None,
+            self.next_board,
+            packed=code.state.Packed(content, state),
+        )
+        self.fresh = True
+        state.inheritable = False
+        left = [file for file in kernel.files.values() if file.inheritable]
+        demand(not left, "children of the master would have", left)
+        self._listen_in()
+
+    @staticmethod
+    def packed_places(content: Mapping[str, Any]) -> dict[str, int]:
+        """How many connections are where, in a packed state."""
+        waiting, lives = content["ledger"]["waiting"], content["ledger"]["lives"]
+        lines = [*waiting["lines"], *(line for _, _, line in waiting["own"])]
+        workers = [worker for _, worker in lives["workers"]]
+        return {
+            "head": len(waiting["heads"]),
+            "refused one": len(waiting["refused"]),
+            "queue": sum(len(line[2]) for line in lines),
+            "rest": sum(len(line[3]) for line in lines),
+            "pause of accepting": waiting["resume"] is not None,
+            "process before": sum(slot["previous"] is not None for slot in lives["slots"]),
+            "process that starts": sum(one["state"] == "STARTING" for one in workers),
+            "growth": lives["_growing"] is not None,
+            "reload": lives["_replacing"] is not None,
+            "back-off": sum(slot["start_at"] is not None for slot in lives["slots"]),
+        }
 
     def close_terminal(self) -> None:
         """The next SIGHUP says so."""
@@ -421,6 +623,10 @@ class World:
 
     def make_signals(self, numbers: object) -> Any:
         world = self
+
+        if world.signals.fd < 0:  # those of a master before
+            world.signals = Flag(world.kernel)
+            world.sent_signals.clear()
 
         class Signals:
             def fileno(self) -> int:
@@ -514,6 +720,11 @@ class World:
 
     def kill_pid(self, pid: int, number: int) -> None:
         """os.kill, of a process that could not be watched."""
+        for trial in self.trials:
+            if trial.pid == pid:
+                demand(not trial.collected, trial, "is killed, and was collected")
+                trial.die(-number)
+                return
         worker = self.workers[pid]
         demand(worker.pidfd is None, worker, "is killed by its pid")
         worker.die(-number)
@@ -542,6 +753,11 @@ class World:
         worker.kill()
 
     def reap(self, pid: int) -> int:
+        for trial in self.trials:
+            if trial.pid == pid:
+                demand(not trial.alive, trial, "is waited for, and lives")
+                trial.collected = True
+                return trial.status
         if pid not in self.workers:
             return -9
         worker = self.workers[pid]
@@ -662,6 +878,8 @@ class World:
     def rescales(self, num: int) -> None:
         """There are so many slots now."""
         demand(num == self.target, "there are", num, "slots, not", self.target)
+        others = [earlier for earlier in self.earlier if earlier not in (self.num, num)]
+        self.earlier = [self.num, *others][:8]
         self.kernel.note("more slots" if num > self.num else "fewer slots")
         self.chosen = self.kernel.now
         if num > self.num:
@@ -669,7 +887,7 @@ class World:
             demand(not lacking, "there are", num, "slots, without a process in", lacking)
         for wire in self.unjudged:
             if wire.heir is not None and wire.heir >= num:
-                wire.heir = ANY
+                wire.heir, wire.since = ANY, self.kernel.now  # and it waits in another line
 
     def is_served(self, slot: int) -> bool:
         """Whether a process reads the inbox of this slot, as far as the master can know."""
@@ -841,7 +1059,7 @@ class World:
 
     def next_holder(self, worker: Worker, wire: Wire) -> Worker | None:
         """Who is to be asked next for the session of a connection's request."""
-        nums = (self.num, *self.master._topology._earlier)
+        nums = (self.num, *self.earlier)
         chain: list[Worker] = []
         for slot in dict.fromkeys(pick_slot(wire.request.key, num) for num in nums):
             seen = self.slots[slot]
@@ -1034,6 +1252,10 @@ class World:
         demand(not self.ledger.agenda.take(), "something was decided and not done")
         if self.master._status is not None:
             return
+        if self.fresh:  # for what was due in the meantime, the first turn is early enough
+            self.fresh = False
+            demand(not timeout, "it sleeps, and does not know what is due")
+            return
         handlers = self.master._loop._handlers
         alone = [kernel.files.get(fd, fd) for fd in kernel.watched.keys() ^ handlers.keys()]
         demand(not alone, "handlers without events:", alone)
@@ -1046,6 +1268,7 @@ class World:
         else:
             deadlines += self.check_replacing(now)
         self.check_roster()
+        self.check_upgrade(now)
         self.check_accepting(now, timeout)
         self.check_inboxes(now, timeout)
         for deadline, what in deadlines:
@@ -1063,6 +1286,8 @@ class World:
         shown = dict(board._shown())
         demand(len(shown) == len(list(board._shown())), "a slot is shown twice:", shown)
         demand(lives.target == self.target, "there will be", lives.target, "slots")
+        earlier = self.master._topology._earlier
+        demand(earlier == self.earlier, "there were", earlier, "slots, not", self.earlier)
         living = {child.row for child in by_key.values()}
         demand(living >= set(shown.values()), "rows are shown of processes that have ended")
         for number, seen in enumerate(self.slots):
@@ -1092,6 +1317,24 @@ class World:
                 lacking = [n for n, pair in enumerate(pairs) if known.get(n) is not pair.sibling]
                 coming = worker.owed.count(channel.SIBLING)
                 demand(len(lacking) <= coming, worker, "does not know of slots", lacking)
+
+    def check_upgrade(self, now: float) -> None:
+        """No signal is lost, and new code that is tried is heard in its time."""
+        heard = len(self.sent_signals) + len(self.pending)
+        demand(self.unobeyed == heard, self.unobeyed - heard, "signals are lost")
+        demand(not self.blocked, "the master is deaf to", self.blocked)
+        tried = [trial.pid for trial in self.trials if not trial.collected]
+        known = [self.master._trial.pid] if self.master._trial.pid else []
+        demand(tried == known, "the trial is", known, "not", tried)
+        if not self.trials:
+            return
+        trial = self.trials[-1]
+        serving = self.stop_at == math.inf
+        demand(not (serving and self.agreed), "new code could take over, and does not")
+        if not trial.collected:
+            limit = LONGEST if serving else self.stop_at - trial.started
+            late = now - trial.started - limit - LOOK_AROUND
+            demand(late <= BLUR, trial, "was not seen to", late)
 
     def check_replacing(self, now: float) -> list[tuple[float, object]]:
         """Who is to be replaced is, in turn, and who asks for it at once."""
@@ -1154,6 +1397,8 @@ class World:
         for place, line, connection, _ in places:
             wire = connection.sock.wire
             demand(wire.place == "master", wire, "is", place, "and", wire.place)
+            watched = connection.sock.fd in self.kernel.watched
+            demand(watched, wire, "is not watched in", place)
             if place == "queue":
                 right = line.slot == wire.destined if line.process is None else wire.asked
                 demand(right, wire, "is queued for", line)
@@ -1280,6 +1525,7 @@ class World:
         demand(self.announced or not on, "it accepts before all workers are ready")
         if not listener.open or not self.announced:
             return
+        demand(on != self.ledger.waiting.paused, "accepting pauses, or not:", on)
         starving = now < listener.starved_at + RETRY + MOMENT
         if not on:
             demand(starving, "accepting pauses")
@@ -1304,11 +1550,18 @@ class World:
     def run(self) -> None:
         """Let it happen."""
         kernel = self.kernel
-        status = self.master.run()
+        status = None
+        while status is None:
+            try:
+                status = self.master.run()
+            except Replaced:
+                self.go_on()
         kernel.say("the master ends with", status)
         demand(status == self.status, "it ended with", status, "not", self.status)
         for worker in self.workers.values():
             demand(not worker.alive, worker, "is left behind")
+        for trial in self.trials:
+            demand(trial.collected, trial, "is left behind")
         late = kernel.now - self.stop_by - (kernel.stalled - self.stalled_before)
         late -= QUIT_GRACE + ABORT_GRACE
         demand(late <= LAST_BREATH, "the stop took", late, "s too long")

@@ -16,6 +16,7 @@ import builtins
 import errno
 import heapq
 import importlib
+import io
 import itertools
 import json
 import logging
@@ -30,6 +31,7 @@ import time
 import types
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -65,8 +67,16 @@ def failing(number: int) -> OSError:
     return OSError(number, os.strerror(number))
 
 
+class Replaced(BaseException):
+    """execve(2) never returns: what was running is left by this, and does nothing any more."""
+
+
 class Kernel:
-    """Time, descriptors and epoll."""
+    """Time, descriptors and epoll.
+
+    Attributes:
+        frozen: the code that runs is none any more; it only has not noticed yet.
+    """
 
     def __init__(self, rng: random.Random, descriptors: int, stall: float) -> None:
         self.rng = rng
@@ -82,6 +92,7 @@ class Kernel:
         self.after_step: Callable[[int], object] = lambda step: None
         self.events: Counter[str] = Counter()  # what has happened, for those who count it
         self.trace: list[str] | None = None
+        self.frozen = False
         self.watched: dict[int, list[Any]] = {}  # fd: [events, file, what it saw last]
         self.files: dict[int, File] = {}
         self.between_turns: Callable[[float], None] = lambda timeout: None
@@ -141,7 +152,7 @@ class Kernel:
 
     def close(self, file: File) -> None:
         """Close a descriptor; closing it again does nothing, as with socket objects."""
-        if file.fd < 0:
+        if file.fd < 0 or self.frozen:
             return
         watch = self.watched.get(file.fd)
         if watch is not None:
@@ -150,6 +161,19 @@ class Kernel:
         del self.files[file.fd]
         heapq.heappush(self._free, file.fd)
         file.fd = -1
+
+    def set_inheritable(self, fd: int, on: bool) -> None:
+        """Whether it stays open over execve(2)."""
+        if fd in self.files and not self.frozen:
+            self.files[fd].inheritable = on
+
+    def become(self) -> None:
+        """What execve(2) does: the registrations are gone, and so is what is not inheritable."""
+        self.frozen = False
+        self.watched.clear()
+        for file in list(self.files.values()):
+            if not file.inheritable:
+                file.close()
 
     # -- epoll (the module ``select``, as far as it is used) ----------------------------------
 
@@ -166,6 +190,8 @@ class Kernel:
         self.stirred = True
 
     def unregister(self, fd: int) -> None:
+        if self.frozen:
+            return
         demand(fd in self.watched, "unregistered, but not registered:", fd)
         del self.watched[fd]
         self.unwatched(fd)
@@ -192,8 +218,7 @@ class Kernel:
             self._advance(self._agenda[0][0])
             if self.stirred:
                 ready = self._ready()
-        self.ran += min(self.now - self._last, LONGEST_STEP)
-        self._last = self.now
+        self.run_on()
         self.cut = False
         if len(ready) > 1:
             rng.shuffle(ready)
@@ -206,6 +231,11 @@ class Kernel:
             if self.trace is not None:
                 self.say("event", watch[1], events)
         return ready
+
+    def run_on(self) -> None:
+        """The master runs again."""
+        self.ran += min(self.now - self._last, LONGEST_STEP)
+        self._last = self.now
 
     def _ready(self) -> list[tuple[int, int]]:
         self.stirred = False
@@ -222,6 +252,7 @@ class File:
     """Something the master has a descriptor for."""
 
     name = "file"
+    inheritable = False
 
     def __init__(self, kernel: Kernel) -> None:
         self.kernel = kernel
@@ -453,7 +484,7 @@ class Socket(File):
             raise failing(errno.ENOTCONN)
 
     def close(self) -> None:
-        if self.fd >= 0:
+        if self.fd >= 0 and not self.kernel.frozen:
             super().close()
             if self.wire.place == "master":
                 self.wire.move("master", "ended", "refused" if self.wire.answer else "dropped")
@@ -507,6 +538,8 @@ class Listener(File):
         return sock, address
 
     def close(self) -> None:
+        if self.kernel.frozen:
+            return
         super().close()
         self.open = False
         while self.backlog:
@@ -689,6 +722,56 @@ class Flag(File):
         self.stir()
 
 
+class Memory(File):
+    """A memfd that is written and then read: by this program's file objects, too."""
+
+    name = "memory"
+
+    def __init__(self, kernel: Kernel) -> None:
+        super().__init__(kernel)
+        self.content = io.BytesIO()
+
+    def __enter__(self) -> io.BytesIO:
+        return self.content
+
+    def __exit__(self, *_: object) -> None:
+        """It stays open."""
+
+    def read(self, size: int) -> bytes:
+        return self.content.read(size)
+
+
+class Pipe(File):
+    """The end of a pipe that is read; its ``writer`` is the other one, until it is closed."""
+
+    name = "pipe"
+
+    def __init__(self, kernel: Kernel) -> None:
+        super().__init__(kernel)
+        self.said = b""
+        self.held = False  # another process has the other end, too
+        self.ended = False  # the master has read all
+        try:
+            self.writer = File(kernel)
+        except OSError:
+            self.close()
+            raise
+
+    @property
+    def over(self) -> bool:
+        return not self.held and self.writer.fd < 0
+
+    def ready(self) -> int:
+        return (IN if self.said else 0) | (HUP if self.over else 0)
+
+    def take(self, size: int) -> bytes:
+        demand(self.said or self.over, "the master waits for what nobody has said yet")
+        piece, self.said = self.said[:size], self.said[size:]
+        self.ended = not piece
+        self.stir()
+        return piece
+
+
 # -- the modules, with this kernel under them -----------------------------------------------------
 
 
@@ -708,6 +791,7 @@ class _Over:
 _NAMES = (
     *("topology", "master.agenda", "master.waiting", "master.lives", "master.ledger"),
     *("master.loop", "master.children", "master.dispatcher", "master.balance", "master.master"),
+    *("master.state", "master.records", "master.upgrade"),
 )
 _SOURCES = {
     f"sticky.{name}": Path(f"{importlib.import_module(f'sticky.{name}').__file__}").read_text()
@@ -740,6 +824,8 @@ class Code:
         self.children = self._load("sticky.master.children")
         self.dispatcher = self._load("sticky.master.dispatcher")
         self.loop = self._load("sticky.master.loop")
+        self.state = self._load("sticky.master.state")
+        self.upgrade = self._load("sticky.master.upgrade")
         self.master = self._load("sticky.master.master")
 
     def _load(self, name: str) -> types.ModuleType:
@@ -795,9 +881,15 @@ class Code:
             open=lambda *_: File(kernel).fd,
             dup=lambda _: File(kernel).fd,
             pidfd_open=world.pidfd_open,
-            close=lambda fd: kernel.files[fd].close(),
+            close=lambda fd: None if kernel.frozen else kernel.files[fd].close(),
             getpid=lambda: 4242,
             kill=world.kill_pid,
+            memfd_create=lambda *_: Memory(kernel).fd,
+            set_inheritable=kernel.set_inheritable,
+            pipe=lambda: _pipe(kernel),
+            read=_read_of(kernel),
+            posix_spawn=world.try_code,
+            execve=world.execve,
         )
         spawn = types.SimpleNamespace(start=world.start)
         self.topology.make_router = lambda options: world
@@ -821,12 +913,49 @@ class Code:
         master.reap = world.reap
         master.Signals = world.make_signals
         master.Terminal = lambda *_: _Terminal(world)
-        master.Listeners = lambda *_: types.SimpleNamespace(
-            sockets=[world.listener],
-            addresses=[("127.0.0.1", 8000)],
-            urls=["http://127.0.0.1:8000"],
-            close=world.listener.close,
+        master.Listeners = partial(_Listeners, world.listener)
+        state = self.state
+        state.os, state.open = system, lambda fd, *_, **__: kernel.files[fd]
+        state.socket = types.SimpleNamespace(
+            socket=lambda fileno: kernel.files[fileno], SOCK_STREAM=socket.SOCK_STREAM
         )
+        state.Socket = dispatcher.Socket
+        upgrade = self.upgrade
+        upgrade.os, upgrade.log, upgrade.reap = system, log, world.reap
+        upgrade.spawn = types.SimpleNamespace(interpreter=lambda *words: ["python", *words])
+        upgrade.logs = types.SimpleNamespace(finish=lambda _: None, printable=lambda text: text)
+        upgrade.signal = _Over(signal, pthread_sigmask=world.mask)
+
+
+class _Listeners:
+    """Of one listener. ``packed`` is what a master before has left of it."""
+
+    def __init__(self, listener: Listener, _: object, __: object, packed: Any = None) -> None:
+        self.sockets = [listener]
+        self.addresses, self.urls = [("127.0.0.1", 8000)], ["http://127.0.0.1:8000"]
+        if packed is not None:
+            self.sockets = [packed.socket(packed.content["listeners"])]
+            demand(self.sockets == [listener], "there is another listener:", self.sockets)
+
+    def pack(self, packing: Any) -> int:
+        return int(packing.fd(self.sockets[0].fileno()))
+
+    def close(self) -> None:
+        self.sockets[0].close()
+
+
+def _pipe(kernel: Kernel) -> tuple[int, int]:
+    pipe = Pipe(kernel)
+    return pipe.fd, pipe.writer.fd
+
+
+def _read_of(kernel: Kernel) -> Callable[[int, int], bytes]:
+    def read(fd: int, size: int) -> bytes:
+        pipe = kernel.files[fd]
+        assert isinstance(pipe, Pipe)
+        return pipe.take(size)
+
+    return read
 
 
 def _pair(kernel: Kernel) -> tuple[File, File]:
@@ -951,3 +1080,6 @@ class _Terminal:
 
     def __init__(self, world: Any) -> None:
         self.is_closed = lambda: world.terminal_closed
+
+    def pack(self) -> dict[str, bool]:
+        return {"nohup": False, "had_one": True}

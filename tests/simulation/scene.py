@@ -6,6 +6,7 @@ of the master. Only how long a worker takes for what is drawn, always the same.
 
 from __future__ import annotations
 
+import math
 import signal
 from dataclasses import replace
 
@@ -18,6 +19,7 @@ from .kernel import LARGE, Code, Request, Wire
 OTHERS = (0.5, 0.55, 0.6, 0.6, 0.62, 0.64, 0.66)
 """When the connections come that are in its way, in slot 1."""
 FAULTS = ("crash 0", "crash 1", "FIN", "RST", "TERM", "INT", "HUP")
+UPGRADE_FAULTS = (*FAULTS, "TTIN", "USR2", "the trial dies")
 
 
 class _Scripted(Client):
@@ -60,6 +62,9 @@ class Scene(World):
         )
         self.spare, self.capacity, self.control_capacity = 1000, 1, 100
 
+    def _write_upgrades(self) -> None:
+        """None."""
+
     def _write_script(self) -> None:
         self.mover = self.make_wire(self.key_of(0))
         client = self.play(self.mover, [(0, 0), (1, 5), (0, 2 * LARGE), (1, 0)], 0.5)
@@ -97,7 +102,10 @@ class Scene(World):
         elif fault == "STOP 0":  # the slot's worker does not run for a while
             for worker in [w for w in self.workers.values() if w.slot == 0 and w.alive]:
                 worker.hung_until = self.kernel.now + 20
-        elif fault in ("TERM", "INT", "HUP"):
+        elif fault == "the trial dies":
+            for trial in self.trials:
+                trial.die(-9)
+        elif fault in ("TERM", "INT", "HUP", "TTIN", "USR2"):
             self.send_signal(signal.Signals[f"SIG{fault}"])
         else:
             slot = int(fault.split()[1])
@@ -128,6 +136,57 @@ class RestingScene(Scene):
             other.steps = [(0.0, wire.send, (_bytes(wire.request),))]
         self.kernel.at(1.5, self.send_signal, signal.SIGHUP)
         self.kernel.at(6.0, self.send_signal, signal.SIGTERM)
+
+
+class UpgradeScene(Scene):
+    """The master replaces its code while one connection's head is awaited, others wait in the queue
+    of a slot whose inbox is full, lie in it, and are being refused; one rests in the process of
+    slot 0, whose successor starts."""
+
+    def draw(self) -> None:
+        super().draw()
+        self.options = replace(self.options, keep_alive=75.0, queue_timeout=2.0)
+
+    def _write_script(self) -> None:
+        self.mover = self.comes(0, 0.5, b"%d 0", b" GET\n", pause=0.8)
+        self.comes(0, 0.51, b"%d 0 GET\n", b"%d 0 GET\n", pause=1.2)
+        bad = self.comes(1, 0.69, b"?\n")
+        bad.requests = [Request(self.key_of(1), 400, b"?\n", 2)]
+        for number in range(8):
+            self.comes(1, 0.7 + number / 100, b"%d 0 GET\n")
+        self.kernel.at(0.6, self.send_signal, signal.SIGUSR2)
+        self.kernel.at(0.46, self.send_signal, signal.SIGHUP)
+        for moment in (0.76, 0.8, 0.9):
+            self.comes(0, moment, b"%d 0 GET\n")
+        self.kernel.at(4.0, self.send_signal, signal.SIGTERM)
+
+    def comes(self, slot: int, moment: float, *pieces: bytes, pause: float = 0.0) -> Wire:
+        """A connection that sends this, the second piece after a pause."""
+        wire = self.make_wire(self.key_of(slot))
+        requests = sum(piece.startswith(b"%d") for piece in pieces)
+        client = self.play(wire, [(slot, 0)] * max(1, requests), moment)
+        sent = [piece.replace(b"%d", b"%d" % self.key_of(slot)) for piece in pieces]
+        pauses = (0.0, pause)
+        client.steps = [(pauses[n], wire.send, (piece,)) for n, piece in enumerate(sent)]
+        return wire
+
+    def try_code(self, path: str, command: list[str], *more: object, **how: object) -> int:
+        self.tried_at = self.kernel.steps - 1
+        return super().try_code(path, command, *more, **how)
+
+    def reap(self, pid: int) -> int:
+        if self.stop_at == math.inf:  # the last one that was replaced, when all is over
+            self.done_at = self.kernel.steps + 1
+        return super().reap(pid)
+
+    def draw_trial(self) -> tuple[float, str]:
+        return 0.13, "yes"
+
+    def draw_change(self) -> tuple[bool, float]:
+        return False, 0.05
+
+    def meet_signals(self) -> None:
+        """What comes is the fault."""
 
 
 def _bytes(request: Request) -> bytes:

@@ -10,7 +10,7 @@ import pytest
 
 from .history import World, run, trace
 from .kernel import Code
-from .scene import FAULTS, RestingScene, Scene
+from .scene import FAULTS, UPGRADE_FAULTS, RestingScene, Scene, UpgradeScene
 
 # What can be met, and in how many of 1000 histories it has to be.
 EVENTS = {
@@ -136,6 +136,31 @@ def test_connections_at_rest_meet_a_fault_at_every_step_on_their_way_to_the_succ
         if fault in ("FIN", "RST"):
             assert all(wire.served for wire in struck.wires if wire is not struck.mover), step
     assert len(outcomes) > 1
+
+
+@pytest.mark.parametrize("fault", UPGRADE_FAULTS)
+def test_an_upgrade_meets_a_fault_at_every_step(fault):
+    code = Code()
+    scene = UpgradeScene(code)
+    scene.run()
+    assert all(wire.served or wire.answer == 400 for wire in scene.wires)
+    events = scene.kernel.events
+    for place in ("head", "queue", "refused one", "reload", "process that starts"):
+        assert events[f"upgraded with a {place}"] == 1, place
+    upgrades = set()
+    for step in range(scene.tried_at, scene.done_at):
+        struck = UpgradeScene(code, fault, step)
+        try:
+            struck.run()
+        except Exception as error:
+            error.add_note(f"{fault} after {step} steps")
+            raise
+        upgrades.add(struck.kernel.events["upgraded"])
+        if fault in ("FIN", "RST", "HUP", "TTIN", "USR2", "the trial dies"):
+            others = [wire for wire in struck.wires if wire is not struck.mover]
+            assert all(wire.served or wire.answer == 400 for wire in others), step
+    sometimes = {"TERM": {0, 1}, "INT": {0, 1}, "USR2": {1, 2}, "the trial dies": {0, 1}}
+    assert upgrades == sometimes.get(fault, {1})
 
 
 # One line of the source each, and what it would break.
@@ -700,6 +725,141 @@ MUTANTS = {
         "case signal.SIGHUP if self._terminal.is_closed():",
         "case signal.SIGHUP if False:",
     ),
+    "a head that was awaited is forgotten in an upgrade": (
+        "waiting",
+        'take(packed["heads"]), take(packed["refused"])',
+        'take(packed["heads"]) and {}, take(packed["refused"])',
+    ),
+    "a refused connection is forgotten in an upgrade": (
+        "waiting",
+        'take(packed["heads"]), take(packed["refused"])',
+        'take(packed["heads"]), take(packed["refused"]) and {}',
+    ),
+    "a head that was awaited is not watched after an upgrade": (
+        "dispatcher",
+        "                self._watch_head(handle)\n            elif",
+        "                pass\n            elif",
+    ),
+    "who has waited in a queue has all its time again after an upgrade": (
+        "waiting",
+        "line.queue, line.resting = take(queue), take(resting)",
+        "line.queue, line.resting = take([it + 1 for it in queue]), take(resting)",
+    ),
+    "who was queued came long ago after an upgrade": (
+        "dispatcher",
+        "one.unheld, one.kind, one.since = unheld, kind, since",
+        "one.unheld, one.kind = unheld, kind",
+    ),
+    "a full inbox is not watched after an upgrade": (
+        "waiting",
+        "            if line.wants_room:\n",
+        "            if False:\n",
+    ),
+    "the pause of accepting is lost in an upgrade": (
+        "master",
+        "        if self._waiting.paused:\n",
+        "        if False:\n",
+    ),
+    "a worker is not listened to after an upgrade": (
+        "children",
+        "            self.listen(key)\n            for",
+        "            for",
+    ),
+    "what could not be said to a busy worker is lost in an upgrade": (
+        "children",
+        "child.unsaid.extend((kind, payload.encode(), None) for kind, payload in unsaid)",
+        "pass",
+    ),
+    "a reload that was asked for is lost in an upgrade": (
+        "lives",
+        '("announced", "_wanted", ',
+        '("announced", ',
+    ),
+    "a growth is lost in an upgrade": (
+        "lives",
+        '"_replacing", "_growing"),',
+        '"_replacing"),',
+    ),
+    "the server begins anew after an upgrade": (
+        "lives",
+        '("announced", "_wanted", ',
+        '("_wanted", ',
+    ),
+    "earlier numbers of slots are lost in an upgrade": (
+        "topology",
+        "self._earlier = list(struct",
+        "_ = list(struct",
+    ),
+    "the rows of the counters are given again after an upgrade": (
+        "master",
+        "self._board.restore(child.row for child in self._children.by_key.values())",
+        "pass",
+    ),
+    "signals of the moment are lost in an upgrade": (
+        "master",
+        '"signals": arrived}',
+        '"signals": []}',
+    ),
+    "the master is deaf after an upgrade": (
+        "master",
+        '        upgrade.release(content["blocked"])\n',
+        "",
+    ),
+    "signals are not held back in an upgrade": (
+        "upgrade",
+        "signal.pthread_sigmask(signal.SIG_BLOCK, QUIET)",
+        "signal.pthread_sigmask(signal.SIG_BLOCK, ())",
+    ),
+    "the workers keep the old code after an upgrade": (
+        "master",
+        "        self._reload()  # the workers run the old code still\n",
+        "",
+    ),
+    "the state's memory stays open after an upgrade": (
+        "state",
+        "        self._rest.close()\n",
+        "",
+    ),
+    "descriptors go to children after an upgrade": (
+        "state",
+        "        os.set_inheritable(number, False)\n",
+        "",
+    ),
+    "there is one descriptor too few for an upgrade": (
+        "master",
+        "            self._restore(packed)  # all",
+        "            self._reserve.keep()\n            self._restore(packed)  # all",
+    ),
+    "what was asked for just before an upgrade is half done": (
+        "master",
+        "        self._perform()  # what was asked",
+        "        pass  # what was asked",
+    ),
+    "new code that says nothing is waited for": (
+        "upgrade",
+        "if self.pid and now >= self._until:",
+        "if False:",
+    ),
+    "new code that says no takes over": (
+        "upgrade",
+        "self._on_answer(None if why is None else logs.printable(why))",
+        "self._on_answer(None)",
+    ),
+    "new code that dies takes over": (
+        "upgrade",
+        'self._on_answer(f"the new code {describe',
+        'self._on_answer(None and f"the new code {describe',
+    ),
+    "new code takes over in a stop": (
+        "master",
+        "        if not serving:\n            self._abandon_upgrade()\n",
+        "        if False:\n            self._abandon_upgrade()\n",
+    ),
+    "an upgrade that the system refuses ends the master": (
+        "master",
+        "        except (OSError, StickyError) as error:\n            log.error",
+        "        except StickyError as error:\n            log.error",
+    ),
     "there is no room for what comes back from an inbox": (
         "master",
         "            if not self._reserve.keep():  # nobody",
@@ -721,6 +881,9 @@ def test_it_would_be_noticed_if(mutant):
         steps = range(0, 400, 3)
         faults = ("FIN", "TERM", "STOP 0")
         worlds += [partial(RestingScene, code, fault, at) for at in steps for fault in faults]
+    if "upgrade" in mutant or "new code" in mutant:
+        worlds = [partial(UpgradeScene, code)]
+        worlds += [partial(World, seed, code, upgrade=True) for seed in range(500)]
     worlds += [partial(World, seed, code) for seed in range(3000)]
     for world in worlds:
         try:

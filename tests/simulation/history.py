@@ -503,7 +503,7 @@ class World:
             if owed:
                 kernel.note("upgraded with something unsaid")
         kernel.become()
-        kernel.stalls += pause > LONGEST_STEP / 2
+        kernel.stalls += pause > 0  # with what was before, it may be more than a step
         kernel.stalled += pause
         kernel._advance(kernel.now + pause)
         kernel.run_on()

@@ -58,6 +58,13 @@ EVENTS = {
     "asked for a session": 12,
     "a session was lost": 8,
     "rest closed because of more": 17,
+    "upgraded": 25,
+    "upgraded with a head": 5,
+    "upgraded with a refused one": 5,
+    "upgraded with a process before": 3,
+    "upgraded with a process that starts": 8,
+    "upgraded with a reload": 5,
+    "a signal in an upgrade": 12,
 }
 for step, number in {
     "worker": 40,

@@ -171,6 +171,7 @@ class Ledger:
         if now >= self._stop_by:
             self._give_up(now)
         self.lives.tick(now)
+        self._see_the_end()  # where the last one could not even be started
         due = min(now + LONGEST_STEP, self.waiting.next_due(), self.lives.next_due())
         if self.agenda.stage is Stage.PLACING:
             due = min(due, now + RETRY)  # nothing announces that an inbox has become empty

@@ -752,6 +752,7 @@ class Lives:
         starting = any(slot.state is Slot.UP for slot in self._slots)
         if self.agenda.stage is Stage.ENDING and not self._workers and not starting:
             self.agenda.stage = Stage.OVER  # ENDING -> OVER
+            self.agenda.remind(self._now)
 
     # -- time ---------------------------------------------------------------------------------
 

@@ -203,6 +203,10 @@ class Master:
                 self._tick(now)
 
     def _tick(self, now: float) -> None:
+        if self._agreed and self._agenda.stage is Stage.SERVING:
+            self._agreed = False
+            self._replace_code()
+            self._perform()
         if self._agenda.stage is Stage.PLACING:
             for key in list(self._children.by_key):
                 self._on_control(key, sys.maxsize)  # what was handed back by now
@@ -218,9 +222,6 @@ class Master:
         self._trial.tick(now)
         if not serving:
             self._abandon_upgrade()
-        elif self._agreed:
-            self._agreed = False
-            self._replace_code()
 
     def _perform(self) -> None:
         """Carry out what was decided, and what that leads to."""

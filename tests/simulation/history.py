@@ -476,6 +476,7 @@ class World:
         state = self.kernel.files[int(command[-1])]
         assert isinstance(state, Memory)
         self.state = state
+        self.check_places(self.kernel.now, 0.0)  # where each is, and since when
         self.next_board = Board(os.dup(self.board.fd))
         self.kernel.frozen = True
         raise Replaced
@@ -502,7 +503,7 @@ class World:
             if owed:
                 kernel.note("upgraded with something unsaid")
         kernel.become()
-        kernel.stalls += pause > LONGEST_STEP / 2
+        kernel.stalls += pause > 0  # with what was before, it may be more than a step
         kernel.stalled += pause
         kernel._advance(kernel.now + pause)
         kernel.run_on()
@@ -799,6 +800,7 @@ class World:
 
     def fails_to_succeed(self, seen: _SlotSeen, generation: int) -> None:
         """A successor has not become ready."""
+        seen.passed_over = 0  # it had its turn
         self.given_up, self.gave_up_at = max(self.given_up, generation), self.kernel.now
         seen.backoff = min(seen.backoff * 2 or BACKOFF_FIRST, BACKOFF_LAST)
         seen.wait_until = self.kernel.now + seen.backoff

@@ -83,6 +83,16 @@ def test_a_process_that_cannot_even_be_started_counts_as_a_start_that_fails():
     assert book.ledger.status == 3
 
 
+def test_if_no_process_can_be_started_at_all_that_is_the_end():
+    book = Book(num=3)
+    assert book.decided() == [Spawn(0), Spawn(1), Spawn(2)]
+    for slot in range(3):
+        book.lives.not_started(slot, book.now)
+    book.ledger.listeners_closed()
+    book.ledger.tick(book.now)
+    assert Exit(3) in book.take()
+
+
 def test_it_is_tried_again_once_everything_has_been_ready():
     book = Book().serving()
     book.ended("p0")

@@ -852,7 +852,11 @@ class Master:
             "watch": sorted(folders),
         }
         environment = systemd.without(os.environ)
-        pid, control = spawn.start("watcher", spec, environment=environment, stdin=os.devnull)
+        try:
+            pid, control = spawn.start("watcher", spec, environment=environment, stdin=os.devnull)
+        except OSError as error:
+            log.error("changes are not noticed: no watcher can be started: %s", error.strerror)
+            return
         self._watcher = Child(-1, pid, control)
         self._loop.register(control.fileno(), select.EPOLLIN, self._on_watcher)
 

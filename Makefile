@@ -56,7 +56,7 @@ fast: ready-for-fast
 	STICKY_HISTORIES=300 $(PYTEST) -o cache_dir=$(VENV)/pytest-cache tests/unit tests/simulation \
 		tests/process/test_listen.py \
 		--ignore tests/unit/test_core_mutants.py --ignore tests/unit/test_packaging.py \
-		-k "not portable_form"
+		-k "not portable_form and not noticed_if and not at_every_step"
 
 # A seed that breaks a promise is shown, with how to replay it.
 HISTORIES ?= 1000000

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import gc
 import json
 import logging
 import logging.config
@@ -290,6 +291,7 @@ def test_a_log_file_that_cannot_be_opened_anew_goes_on_as_it_was(file_logger, tm
     handler = logging.FileHandler(folder / "log")
     file_logger.addHandler(handler)
     folder.rename(tmp_path / "away")
+    gc.collect()  # or what other tests have left would be closed meanwhile
     before = len(os.listdir("/proc/self/fd"))
     logs.reopen()
     logs.reopen()

@@ -106,9 +106,9 @@ class Probe:
             fields = {"X-Forwarded-For": address, "Connection": "close"}
             connection.request("GET", "/short?token=probe", headers=fields)
             response = connection.getresponse()
-            said = json.loads(response.read())
-            if response.status != 200 or said["slot"] == 0:
-                self.failed.append(f"{address}: {response.status} {said}")
+            said = response.read()
+            if response.status != 200 or json.loads(said)["slot"] == 0:
+                self.failed.append(f"{address}: {response.status} {said!r}")
         finally:
             connection.close()
 

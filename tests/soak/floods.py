@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import http.client
 import itertools
 import json
@@ -217,7 +218,8 @@ class Check:
         try:
             yield
         finally:
-            os.kill(pid, signal.SIGCONT)
+            with contextlib.suppress(ProcessLookupError):  # it stood for too long, and was killed
+                os.kill(pid, signal.SIGCONT)
 
     def _rss(self) -> tuple[int, int]:
         return rss([self.server.pid]), rss(list(self.server.current.values()))

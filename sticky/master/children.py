@@ -284,17 +284,15 @@ class Children:
         if child is not None:
             child.slot, child.row = number, row
         else:
-            child = self._begin(f"worker {number}", {"role": "worker", **place}, fds, number, row)
+            child = self._begin(f"worker {number}", {"role": "worker", **place}, fds)
         if options.max_requests:
             jitter = random.randint(0, options.max_requests_jitter)  # noqa: S311 - no secret
             child.limit = options.max_requests + jitter
         return child
 
-    def _begin(
-        self, label: str, role: dict[str, Any], fds: Sequence[int], slot: int = -1, row: int = 0
-    ) -> Child:
-        """Start a process."""
-        program = self._program
+    def _begin(self, label: str, role: dict[str, Any], fds: Sequence[int] = ()) -> Child:
+        """Start a process, of a slot or of none yet."""
+        program, slot, row = self._program, role.get("slot", -1), role.get("row", 0)
         spec = {
             **role,
             "master": os.getpid(),
@@ -307,7 +305,7 @@ class Children:
             "argv": list(program.argv),
             "path": list(program.path),
         }
-        environment = self.environment()
+        environment = systemd.without(os.environ) | dict(self._options.env)
         if slot >= 0:
             environment["STICKY_WORKER_ID"] = str(slot)
         pid, control = spawn.start(label, spec, fds, environment=environment, stdin=os.devnull)
@@ -324,15 +322,11 @@ class Children:
     def keep_spares(self) -> None:
         """Have as many processes as the options say that wait for a slot."""
         if self.worker_class != "auto":
-            self._spares.fill(lambda: self._begin("spare", {"role": "spare"}, ()))
+            self._spares.fill(lambda: self._begin("spare", {"role": "spare"}))
 
     def drop_spares(self) -> None:
         """End those that wait: what they have imported is old."""
         self._spares.drop()
-
-    def environment(self) -> dict[str, str]:
-        """What workers see."""
-        return systemd.without(os.environ) | dict(self._options.env)
 
     # -- what they are told -------------------------------------------------------------------
 

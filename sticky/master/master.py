@@ -588,7 +588,7 @@ class Master:
             case signal.SIGHUP:
                 self._reload()
             case signal.SIGUSR1:
-                self.reopen_logs()
+                self._reopen_logs()
                 log.info("Stats: %s", json.dumps(self._board.stats()))
             case signal.SIGUSR2:
                 self._attempt(self.upgrade)
@@ -621,7 +621,7 @@ class Master:
         except StickyError as error:
             log.warning("%s", error)
 
-    def reopen_logs(self) -> None:
+    def _reopen_logs(self) -> None:
         """Have all processes open their log files anew: they have been renamed."""
         logs.reopen()
         for child in self._children.by_key.values():

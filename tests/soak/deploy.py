@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import random
-import shutil
 import signal
 import statistics
 import sys
@@ -27,7 +26,7 @@ from tests.harness import KINDS
 from .game import NUM, SEED
 from .load import Load, burst, short
 from .oracle import Oracle, Session, now
-from .program import prepare
+from .program import prepare, verdict
 from .server import Server, until
 from .talk import PythonClient, Spec, Talk
 
@@ -225,16 +224,10 @@ def main() -> int:
     )
     deploy = Deploy(asked.kind, folder, asked)
     asyncio.run(deploy.run())
+    bad = []
     for kind, texts in deploy.oracle.violations.items():
-        print(f"  {len(texts)} times: {kind}")
-        for text in texts[:3]:
-            print(f"    {text[:500]}")
-    if deploy.oracle.violations:
-        print(f"FAILED; the log is {deploy.server.log_file}")
-        return 1
-    shutil.rmtree(folder)
-    print("passed")
-    return 0
+        bad += [f"{len(texts)} times: {kind}", *(f"  {text[:500]}" for text in texts[:3])]
+    return verdict(bad, deploy.server.log_file, folder)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,14 @@ TABS, CONTEXTS, RELOAD = "tabs", "contexts", "reload"
 ALL = (PAGE, SOCKET, UPLOAD, DOWNLOAD, TABS, CONTEXTS, RELOAD)
 """What is tried: ``drive.mjs`` has a function of each name."""
 
-AFFINITY = ("--session", "affinity")
+
+
+def _by(session: str) -> tuple[str, ...]:
+    """Everything comes from one address: with it alone, one worker would have all that is new."""
+    return ("--session", session, "--balance", "least")
+
+
+AFFINITY = _by("affinity")
 
 
 @dataclass(frozen=True)
@@ -52,16 +59,16 @@ NO_FILES = tuple(check for check in ALL if check not in (UPLOAD, DOWNLOAD))
 PRESETS = {
     preset.name: preset
     for preset in (
-        Preset("MCP", ("mcp>=2",), ("--session", "header:mcp-session-id"), checks=NO_FILES),
+        Preset("MCP", ("mcp>=2",), _by("header:mcp-session-id"), checks=NO_FILES),
         Preset("Streamlit", ("streamlit",)),
         Preset("Gradio", ("gradio",)),
         Preset("NiceGUI", ("nicegui",)),
         Preset("Panel", ("panel[fastapi]",)),
         Preset("Shiny", ("shiny",)),
         Preset("marimo", ("marimo",)),
-        Preset("Solara", ("solara",), ("--session", "cookie:solara-session-id")),
+        Preset("Solara", ("solara", "solara-assets"), _by("cookie:solara-session-id")),
         Preset("Chainlit", ("chainlit",)),
-        Preset("LangGraph", ("langgraph", "fastapi"), ("--session", "header:x-thread-id")),
-        Preset("Reflex", ("reflex",), ("--session", "query:token")),
+        Preset("LangGraph", ("langgraph", "fastapi"), _by("header:x-thread-id"), checks=NO_FILES),
+        Preset("Reflex", ("reflex",), _by("query:token")),
     )
 }

@@ -41,8 +41,8 @@ ROUTING = {
         "elif count == 9:\n        return False  # '::' stands",
     ),
     "a parameter may have a longer name": (
-        "if name == equals and i == rules.session_size:",
-        "if i == rules.session_size:",
+        "if name == equals and i == source.size:",
+        "if i == source.size:",
     ),
     "a percent sign needs one digit only": (
         "if high >= 0 and low >= 0:",
@@ -53,8 +53,44 @@ ROUTING = {
         "if False:",
     ),
     "the second name is not looked for in whole blocks": (
-        "        if (has_two)",
-        "        if (0)",
+        "        for (int i = 0; i < count; i++)\n            begins",
+        "        for (int i = 1; i < count; i++)\n            begins",
+    ),
+    "a third name is not looked for in whole blocks": (
+        "        for (int i = 0; i < count; i++)\n            begins",
+        "        for (int i = 0; i < count && i < 1; i++)\n            begins",
+    ),
+    "a tag counts whatever it is": (
+        "return memcmp(tag, p + MINTED, TAG) == 0",
+        "return True",
+    ),
+    "only the first letters of a tag count": (
+        "return memcmp(tag, p + MINTED, TAG) == 0",
+        "return memcmp(tag, p + MINTED, 5) == 0",
+    ),
+    "something may stand behind a mark": (
+        "        if size != MARK_SIZE:\n            return False",
+        "        if size < MARK_SIZE:\n            return False",
+    ),
+    "an affix needs nothing behind it": (
+        "elif size < MARK_SIZE + 2 or p[MARK_SIZE] != c'.':",
+        "elif size < MARK_SIZE + 1 or p[MARK_SIZE] != c'.':",
+    ),
+    "the last source decides": (
+        "    for i in range(rules.count):\n        source = &rules.sources[i]\n        if source.place == IN_QUERY",
+        "    for i in range(rules.count - 1, -1, -1):\n        source = &rules.sources[i]\n        if source.place == IN_QUERY",
+    ),
+    "an id in a path may be longer than its place": (
+        "    after = before(p, end, c'/')\n",
+        "    after = end\n",
+    ),
+    "a plus in a path is a space": (
+        "        if p[0] == c'+':\n            feed(&sip, key, c'+')",
+        "        if p[0] == c'+':\n            feed(&sip, key, c' ')",
+    ),
+    "the agent does not tell clients apart": (
+        "agent = agent_of(start, start + length)",
+        "agent = agent_of(start, start)",
     ),
 }
 

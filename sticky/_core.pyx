@@ -235,6 +235,17 @@ cdef extern from *:
     #define sticky_next(base, p, end, name) sticky_next_portable(p, end, name)
     #endif
 
+    /* Words of memory that other processes change, too. */
+    static inline uint64_t sticky_load(const uint64_t *p)
+    {
+        return __atomic_load_n(p, __ATOMIC_SEQ_CST);
+    }
+
+    static inline int sticky_swap(uint64_t *p, uint64_t old, uint64_t word)
+    {
+        return __atomic_compare_exchange_n(p, &old, word, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
+    }
+
     /* The first byte that a field value may not hold: a control character other than HTAB. */
     static inline const uint8_t *sticky_text_end(const uint8_t *p, const uint8_t *end)
     {
@@ -268,6 +279,8 @@ cdef extern from *:
     const uint8_t *sticky_find(
         const uint8_t *p, const uint8_t *end, uint8_t first, uint8_t last, Py_ssize_t size
     ) noexcept nogil
+    uint64_t sticky_load(const uint64_t *p) noexcept nogil
+    int sticky_swap(uint64_t *p, uint64_t old, uint64_t word) noexcept nogil
     const uint8_t *sticky_text_end(const uint8_t *p, const uint8_t *end) noexcept nogil
     const bint STICKY_SSE2
 
@@ -339,6 +352,7 @@ cdef enum:
     TAG = 11
     MARK_SIZE = 31
     MAX_SOURCES = 4
+    AGREED_FOR = 2000
     MARKED = 16  # lines with session ids that are found again without another scan
     END_OF_HEAD = 100  # of next_field alone: beside the reasons above
     FIELD = 101
@@ -1379,6 +1393,80 @@ cdef bint find_session(
     return False
 
 
+# --- what several processes agree about ----------------------------------------------------------
+
+@cython.final
+cdef class Firsts:
+    """To which slot clients without an id were sent in the last two seconds: the same for all
+    processes that have this memory, whoever chooses first.
+
+    A cell is one word, so that it is there as a whole or not at all: 36 bits of who it is, 18 of
+    when that was in milliseconds, 10 of the slot. It is put there only in the place of what was
+    seen there before (compare and swap). Four cells share a place; when all are taken, the oldest
+    goes.
+
+    Args:
+        cells: a memoryview of memory that stays where it is: 32 bytes, or 2, 4, 8 ... times that.
+
+    Raises:
+        ValueError: it has another size.
+    """
+
+    cdef object cells
+    cdef uint64_t *cell
+    cdef uint64_t mask
+
+    def __cinit__(self, cells):
+        cdef Py_buffer shared
+        PyObject_GetBuffer(cells, &shared, PyBUF_C_CONTIGUOUS | PyBUF_WRITABLE)
+        PyBuffer_Release(&shared)  # see Router.follow
+        if shared.len < 32 or shared.len & (shared.len - 1):
+            raise ValueError("this takes 32 bytes of memory, or 2, 4, 8 ... times that")
+        self.cells = cells
+        self.cell = <uint64_t *>shared.buf
+        self.mask = <uint64_t>shared.len // 32 - 1
+
+    def agree(self, uint64_t who, uint64_t now, int slot):
+        """Where a client goes, and since when.
+
+        Args:
+            who: 64 bits, as ``Router.who`` gives them.
+            now: milliseconds, on a clock that all processes share.
+            slot: where it goes unless that was chosen before; -1: only say whether it was.
+
+        Returns:
+            The slot and the time of the choice (18 bits); -1 and 0: there is none.
+        """
+        cdef uint64_t *place = self.cell + 4 * (who & self.mask)
+        cdef uint64_t word, old, oldest
+        cdef uint64_t fingerprint = who >> 28
+        cdef uint64_t age
+        cdef int i, at, turn
+        now &= 0x3FFFF
+        for turn in range(8):  # others change it meanwhile, but not for ever
+            old = oldest = 0
+            at = 0
+            for i in range(4):
+                word = sticky_load(place + i)
+                age = (now - (word >> 10)) & 0x3FFFF
+                if age >= 0x20000:
+                    age = 0  # by a clock that was read a little later
+                if not word:
+                    age = 0x40000
+                elif word >> 28 == fingerprint:
+                    if age < AGREED_FOR:
+                        return <int>(word & 0x3FF), <int>(word >> 10 & 0x3FFFF)
+                    age = 0x80000  # it must not be there twice
+                if age > oldest or i == 0:
+                    old, oldest, at = word, age, i
+            if slot < 0:
+                break
+            word = fingerprint << 28 | now << 10 | <uint64_t>slot
+            if sticky_swap(place + at, old, word):
+                return slot, <int>now
+        return -1, 0
+
+
 # --- the head of a request -----------------------------------------------------------------------
 
 cdef struct Request:
@@ -2056,6 +2144,11 @@ cdef class Router:
         )
         return (<char *>text)[:TAG]
 
+    def tagged_id(self, bytes value not None, int kind):
+        """The id in a value of this kind (``rules.MARK``, ``rules.AFFIX``), if it has the right
+        tag; else b""."""
+        return self.tagged(value, kind)
+
     def random(self, bytes text not None):
         """15 bytes for ``mint`` that are the same for the same text, and that nobody can predict
         who does not know the seed."""
@@ -2364,9 +2457,10 @@ cdef Text agent_of(const uint8_t *p, const uint8_t *end) noexcept nogil:
     """The value of the first User-Agent in a complete head."""
     cdef const Name *name = &KNOWN_AS[KNOWN_USER_AGENT]
     cdef const uint8_t *colon
+    p = behind_empty_lines(p, end)
     while True:
         p = <const uint8_t *>memchr(p, c'\n', end - p)
-        if p == NULL or end - p <= name.size + 1:
+        if p == NULL or end - p <= name.size + 1 or p[1] == c'\r':
             return Text(end, end)
         p += 1
         colon = p + name.size
@@ -2754,6 +2848,7 @@ AGREED = {
     "TAG": TAG,
     "MARK_SIZE": MARK_SIZE,
     "MAX_SOURCES": MAX_SOURCES,
+    "AGREED_FOR": AGREED_FOR,
     "MAX_METHOD": MAX_METHOD,
     "MAX_LENGTH_DIGITS": MAX_LENGTH_DIGITS,
     "MAX_PORT": MAX_PORT,

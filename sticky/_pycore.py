@@ -232,7 +232,9 @@ class Router:
             why, key = self._read(values)
         if why > rules.LAST_KEY:
             key = self._peer_key(peer)
-        agent = _AGENT.search(data, 0, length)
+        start = _EMPTY_LINES.match(data, 0, length).end()  # type: ignore[union-attr]
+        end = data.find(b"\n\r", start, length)
+        agent = _AGENT.search(data, start, length if end < 0 else end)
         value = agent[1].strip(_OWS) if agent else b""
         return siphash_2_4(self._tag_key, self._hash(key).to_bytes(4, "little") + value)
 
@@ -240,6 +242,11 @@ class Router:
         """The 11 characters by which an id of ours is known."""
         raw = siphash_2_4(self._tag_key, minted).to_bytes(8, "little")
         return base64.urlsafe_b64encode(raw)[: rules.TAG]
+
+    def tagged_id(self, value: bytes, kind: int) -> bytes:
+        """The id in a value of this kind (``rules.MARK``, ``rules.AFFIX``), if it has the right
+        tag; else b""."""
+        return self._tagged(value, kind)
 
     def random(self, text: bytes) -> bytes:
         """15 bytes for ``mint`` that are the same for the same text, and that nobody can predict
@@ -304,7 +311,6 @@ class Router:
         return b";".join(pairs).strip(_OWS) or None
 
     def _tagged(self, value: bytes, kind: int) -> bytes:
-        """The id in a value that has the right tag, or b""."""
         if kind == rules.MARK:
             good = len(value) == rules.MARK_SIZE
         else:
@@ -353,7 +359,7 @@ class Router:
     def _decide(
         self, data: bytes | bytearray, length: int, peer: str
     ) -> tuple[int, int | None, Key, int]:
-        """(why, why the peer stands in, key, which source). The key means nothing after LAST_KEY."""
+        """(why, why the peer stands in, key, source). The key means nothing after LAST_KEY."""
         _check_data(data)
         if not isinstance(peer, str):
             raise TypeError(f"peer must be str, not {type(peer).__name__}")
@@ -609,6 +615,61 @@ def siphash(key8: bytes, data: bytes) -> int:
     return _half_siphash(key8, (*words, (len(data) & 0xFF) << 24 | tail))
 
 
+class Firsts:
+    """To which slot clients without an id were sent in the last two seconds: the same for all
+    processes that have this memory, whoever chooses first.
+
+    A cell is one word, so that it is there as a whole or not at all: 36 bits of who it is, 18 of
+    when that was in milliseconds, 10 of the slot. (The compiled twin puts it there only in the
+    place of what was seen there before, by compare and swap, which Python has not.) Four cells
+    share a place; when all are taken, the oldest goes.
+
+    Args:
+        cells: a memoryview of memory that stays where it is: 32 bytes, or 2, 4, 8 ... times that.
+
+    Raises:
+        ValueError: it has another size.
+    """
+
+    def __init__(self, cells: memoryview) -> None:
+        self._cells = memoryview(cells).cast("B")
+        size = self._cells.nbytes
+        if size < 32 or size & (size - 1):
+            raise ValueError("this takes 32 bytes of memory, or 2, 4, 8 ... times that")
+        self._cells = self._cells.cast("Q")
+
+    def agree(self, who: int, now: int, slot: int) -> tuple[int, int]:
+        """Where a client goes, and since when.
+
+        Args:
+            who: 64 bits, as ``Router.who`` gives them.
+            now: milliseconds, on a clock that all processes share.
+            slot: where it goes unless that was chosen before; -1: only say whether it was.
+
+        Returns:
+            The slot and the time of the choice (18 bits); -1 and 0: there is none.
+        """
+        now &= 0x3FFFF
+        place = 4 * (who & (len(self._cells) // 4 - 1))
+        ages = []
+        for at in range(place, place + 4):
+            word = self._cells[at]
+            age = (now - (word >> 10)) & 0x3FFFF
+            if age >= 0x20000:
+                age = 0  # by a clock that was read a little later
+            if not word:
+                age = 0x40000
+            elif word >> 28 == who >> 28:
+                if age < rules.AGREED_FOR:
+                    return word & 0x3FF, word >> 10 & 0x3FFFF
+                age = 0x80000  # it must not be there twice
+            ages.append(age)
+        if slot < 0:
+            return -1, 0
+        self._cells[place + ages.index(max(ages))] = who >> 28 << 28 | now << 10 | slot
+        return slot, now
+
+
 def siphash_2_4(key16: bytes, data: bytes) -> int:
     """SipHash-2-4 of ``data`` with 64 bits of output (Aumasson and Bernstein, 2012).
 
@@ -621,12 +682,15 @@ def siphash_2_4(key16: bytes, data: bytes) -> int:
     """
     if len(key16) != 16:
         raise ValueError(f"key16 must be exactly 16 bytes, not {len(key16)}")
+    k0: int
+    k1: int
     k0, k1 = unpack_from("<2Q", key16)
     v0, v1 = k0 ^ 0x736F6D6570736575, k1 ^ 0x646F72616E646F6D
     v2, v3 = k0 ^ 0x6C7967656E657261, k1 ^ 0x7465646279746573
     full = len(data) // 8
     tail = int.from_bytes(data[full * 8 :], "little")
-    for word in (*unpack_from(f"<{full}Q", data), (len(data) & 0xFF) << 56 | tail):
+    words: tuple[int, ...] = unpack_from(f"<{full}Q", data)
+    for word in (*words, (len(data) & 0xFF) << 56 | tail):
         v3 ^= word
         for _ in range(2):
             v0, v1, v2, v3 = _round_64(v0, v1, v2, v3)

@@ -105,6 +105,9 @@ TAG_LABELS: Final = (b"tag key 0", b"tag key 1", b"tag key 2", b"tag key 3")
 MAX_SOURCES: Final = 4
 """Places in which a session id is looked for, one after the other."""
 ID_IN_PATH: Final = b"{id}"
+AGREED_FOR: Final = 2000
+"""Milliseconds for which all processes send a client that has no id yet to the same slot: those in
+which a browser opens several tabs, or asks for what is on a page."""
 
 # RFC 9110 section 5.6.2
 TOKEN: Final = frozenset(

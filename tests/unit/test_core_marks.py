@@ -362,3 +362,96 @@ def test_the_seed_of_this_file_is_not_the_only_one(twin):
         asked = router(twin, seed=draw.randbytes(8), session=MARKS)
         head = get(b"/", b"Cookie: sticky_worker=" + mark(asked, 5))
         assert asked.route(head, len(head), PEER) == 5
+
+
+# -- what processes agree about -------------------------------------------------------------------
+
+
+def firsts(twin, size: int = 32):
+    return twin.Firsts(memoryview(bytearray(size)))
+
+
+def test_the_first_choice_holds_for_two_seconds_and_is_not_prolonged(twin):
+    agreed = firsts(twin)
+    assert agreed.agree(1 << 40, 5000, -1) == (-1, 0)
+    assert agreed.agree(1 << 40, 5000, 3) == (3, 5000)
+    for now in (5000, 6000, 6999):
+        assert agreed.agree(1 << 40, now, -1) == (3, 5000)
+        assert agreed.agree(1 << 40, now, 1) == (3, 5000)
+    assert agreed.agree(1 << 40, 7000, -1) == (-1, 0)
+    assert agreed.agree(1 << 40, 7000, 1) == (1, 7000)
+    assert agreed.agree(1 << 40, 6998, 2) == (1, 7000), "by a clock that was read before"
+
+
+def test_clients_do_not_meet(twin):
+    agreed = firsts(twin, 1024)
+    for who in range(32):
+        assert agreed.agree(who << 28 | who, 100, who) == (who, 100)
+    for who in range(32):
+        assert agreed.agree(who << 28 | who, 200, 0) == (who, 100)
+
+
+def test_the_oldest_of_four_makes_room(twin):
+    agreed = firsts(twin)
+    for who in range(1, 6):
+        agreed.agree(who << 28, 100 + who, who)
+    assert agreed.agree(1 << 28, 110, -1) == (-1, 0)
+    assert [agreed.agree(who << 28, 110, -1)[0] for who in range(2, 6)] == [2, 3, 4, 5]
+
+
+def test_the_clock_may_turn_over(twin):
+    agreed = firsts(twin)
+    assert agreed.agree(1 << 30, (1 << 18) - 1, 2) == (2, (1 << 18) - 1)
+    assert agreed.agree(1 << 30, (1 << 18) + 1998, 1) == (2, (1 << 18) - 1)
+    assert agreed.agree(1 << 30, (1 << 18) + 1999, 1) == (1, 1999)
+
+
+@pytest.mark.parametrize("size", [0, 8, 31, 33, 96])
+def test_memory_that_does_not_do(twin, size):
+    with pytest.raises(ValueError, match="32 bytes"):
+        firsts(twin, size)
+
+
+def test_both_twins_agree_in_the_same_memory():
+    memory = bytearray(256)
+    c, py = COMPILED.Firsts(memoryview(memory)), _pycore.Firsts(memoryview(memory))
+    draw = random.Random(4)
+    now = 0
+    for _ in range(3000):
+        now += draw.randrange(300)
+        who = draw.randrange(12) << 28 | draw.randrange(8)
+        writer, reader = draw.sample([c, py], 2)
+        found = writer.agree(who, now, draw.choice([-1, 0, 1023]))
+        assert reader.agree(who, now, -1) == found
+
+
+@pytest.mark.timeout(60)
+def test_processes_that_choose_at_once_choose_the_same():
+    """Threads of the compiled twin could not meet; processes do."""
+    import mmap
+    import os
+
+    rounds, sides = 2000, 3
+    memory = mmap.mmap(-1, 4096 + 8 * rounds * sides)
+    table, said = memoryview(memory)[:1024], memoryview(memory)[4096:].cast("Q")
+    ready = memoryview(memory)[2048:2072].cast("Q")
+    children = []
+    for side in range(sides):
+        child = os.fork()
+        if child:
+            children.append(child)
+            continue
+        try:
+            agreed = COMPILED.Firsts(table)
+            for turn in range(rounds):
+                ready[side] = turn + 1
+                while min(ready) < turn + 1:  # all begin together
+                    os.sched_yield()
+                who = turn << 28 | turn % 32
+                said[turn * sides + side] = agreed.agree(who, turn * 3000, side)[0]
+            os._exit(0)
+        finally:
+            os._exit(1)
+    assert [os.waitpid(child, 0)[1] for child in children] == [0] * sides
+    answers = [tuple(said[turn * sides : (turn + 1) * sides]) for turn in range(rounds)]
+    assert all(len(set(answer)) == 1 for answer in answers)

@@ -56,6 +56,9 @@ ROUTING = {
         "        for (int i = 0; i < count; i++)\n            begins",
         "        for (int i = 1; i < count; i++)\n            begins",
     ),
+}
+
+MARKS = {
     "a third name is not looked for in whole blocks": (
         "        for (int i = 0; i < count; i++)\n            begins",
         "        for (int i = 0; i < count && i < 1; i++)\n            begins",
@@ -77,8 +80,8 @@ ROUTING = {
         "elif size < MARK_SIZE + 1 or p[MARK_SIZE] != c'.':",
     ),
     "the last source decides": (
-        "    for i in range(rules.count):\n        source = &rules.sources[i]\n        if source.place == IN_QUERY",
-        "    for i in range(rules.count - 1, -1, -1):\n        source = &rules.sources[i]\n        if source.place == IN_QUERY",
+        "    for i in range(rules.count):",
+        "    for i in range(rules.count - 1, -1, -1):",
     ),
     "an id in a path may be longer than its place": (
         "    after = before(p, end, c'/')\n",
@@ -87,6 +90,22 @@ ROUTING = {
     "a plus in a path is a space": (
         "        if p[0] == c'+':\n            feed(&sip, key, c'+')",
         "        if p[0] == c'+':\n            feed(&sip, key, c' ')",
+    ),
+    "a choice lasts for ever": (
+        "if age < AGREED_FOR:",
+        "if True:",
+    ),
+    "somebody else's choice counts": (
+        "elif word >> 28 == fingerprint:",
+        "elif True:",
+    ),
+    "a clock that is read a little later is taken for an old one": (
+        "if age >= 0x20000:\n                    age = 0",
+        "if False:\n                    age = 0",
+    ),
+    "the newest choice makes room": (
+        "if age > oldest or i == 0:",
+        "if age < oldest or i == 0:",
     ),
     "the agent does not tell clients apart": (
         "agent = agent_of(start, start + length)",
@@ -170,8 +189,12 @@ HTTP = {
 @pytest.mark.skipif("STICKY_CORE_UNDER_TEST" in os.environ, reason="this is a mutant itself")
 @pytest.mark.parametrize(
     ("mutants", "files"),
-    [(ROUTING, ["differential"]), (HTTP, ["http", "chunks", "http_differential"])],
-    ids=["routing", "http"],
+    [
+        (ROUTING, ["differential"]),
+        (MARKS, ["marks"]),
+        (HTTP, ["http", "chunks", "http_differential"]),
+    ],
+    ids=["routing", "marks", "http"],
 )
 def test_each_mutant_is_caught(tmp_path, mutants, files):
     def hunt(number_and_change):

@@ -1,5 +1,5 @@
 // Chromium before one framework's app. Configuration as JSON in argv: name, url, chromium, checks,
-// timeout (ms). Each check answers with one line of JSON: check, ok, and what was seen. To have the
+// timeout (ms), spread (whether the server gives new clients to several workers). Each check answers with one line of JSON: check, ok, and what was seen. To have the
 // server reload in the middle it prints {"ask": "reload"}, and goes on when a line comes.
 //
 // An app shows "pid 123 count 4" (the process, and a counter of this session), has a button "more"
@@ -11,12 +11,13 @@ import { createRequire } from "node:module";
 import { createInterface } from "node:readline";
 
 const { chromium } = createRequire(new URL("../e2e/package.json", import.meta.url))("playwright-core");
-const { name, url, chromium: executablePath, checks: wanted, timeout } = JSON.parse(process.argv[2]);
+const { name, url, chromium: executablePath, checks: wanted, timeout, spread } = JSON.parse(process.argv[2]);
 const ARGS = ("--headless --no-sandbox --disable-gpu --disable-quic --no-first-run " +
   "--disable-background-networking --disable-component-update --disable-sync").split(" ");
 const TELLS = /pid (\d+) count (\d+)/;
 const CONTEXTS = 6;
 const TABS = 4;
+let agents = 0;
 
 const steps = {
   path: "/",
@@ -67,6 +68,7 @@ class Tab {
     const tab = new Tab();
     tab.page = await context.newPage();
     tab.page.setDefaultTimeout(timeout);
+    tab.page.setDefaultNavigationTimeout(60_000); // however slow the server: that is no failure
     tab.watch();
     return tab;
   }
@@ -128,8 +130,10 @@ class Tab {
   }
 }
 
+// Browsers of one address, which differ in what they call themselves.
 async function inContexts(count, work) {
-  const contexts = await Promise.all(Array.from({ length: count }, () => browser.newContext()));
+  const contexts = await Promise.all(Array.from({ length: count }, () =>
+    browser.newContext({ userAgent: `Mozilla/5.0 (X11; Linux x86_64) Chrome Browser/${++agents}` })));
   try {
     return await work(...contexts);
   } finally {
@@ -172,6 +176,26 @@ const checks = {
     return [...tab.sockets].join(", ");
   }),
 
+  // The page's websocket breaks: it comes back to what it had.
+  reconnect: () => inContexts(1, async (context) => {
+    const sockets = [];
+    await context.routeWebSocket(/./, (socket) => {
+      sockets.push(socket);
+      socket.connectToServer();
+    });
+    const tab = await Tab.in(context);
+    await tab.open();
+    await tab.more();
+    for (let time = 0; time < 4; time++) {
+      const opened = sockets.length;
+      for (const socket of sockets.splice(0)) await socket.close({ code: 4000, reason: "broken" });
+      await until(() => sockets.length, () => `a websocket instead of the ${opened} that broke`);
+      await steps.ready(tab.page);
+      await tab.more();
+    }
+    tab.clean();
+  }),
+
   upload: () => inOneTab(async (tab) => {
     await tab.more();
     await tab.upload();
@@ -194,6 +218,7 @@ const checks = {
     const tabs = await Promise.all(contexts.map((context) => Tab.in(context)));
     const pids = await openAll(tabs);
     if (wanted.includes("download")) await Promise.all(tabs.map((tab) => tab.download()));
+    expect(pids.size > 1 || !spread, "all of them are in one process");
     return `${pids.size} processes`;
   }),
 

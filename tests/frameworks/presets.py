@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-PAGE, SOCKET, UPLOAD, DOWNLOAD = "page", "socket", "upload", "download"
+PAGE, SOCKET, RECONNECT, UPLOAD, DOWNLOAD = "page", "socket", "reconnect", "upload", "download"
 TABS, CONTEXTS, RELOAD = "tabs", "contexts", "reload"
-ALL = (PAGE, SOCKET, UPLOAD, DOWNLOAD, TABS, CONTEXTS, RELOAD)
+ALL = (PAGE, SOCKET, RECONNECT, UPLOAD, DOWNLOAD, TABS, CONTEXTS, RELOAD)
 """What is tried: ``drive.mjs`` has a function of each name."""
 
 
@@ -18,6 +18,10 @@ def _by(session: str) -> tuple[str, ...]:
 
 
 AFFINITY = _by("affinity")
+WITH_RECONNECT = ALL
+"""A websocket that breaks is opened anew, and the session goes on."""
+USUAL = tuple(check for check in ALL if check != RECONNECT)
+NO_FILES = tuple(check for check in USUAL if check not in (UPLOAD, DOWNLOAD))
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,7 @@ class Preset:
     packages: tuple[str, ...]
     options: tuple[str, ...] = AFFINITY
     env: Mapping[str, str] = field(default_factory=dict)
-    checks: tuple[str, ...] = ALL
+    checks: tuple[str, ...] = USUAL
 
     @property
     def name(self) -> str:
@@ -54,20 +58,23 @@ class Preset:
         return self.packages[0].partition(">")[0].partition("[")[0]
 
 
-NO_FILES = tuple(check for check in ALL if check not in (UPLOAD, DOWNLOAD))
-
 PRESETS = {
     preset.name: preset
     for preset in (
         Preset("MCP", ("mcp>=2",), _by("header:mcp-session-id"), checks=NO_FILES),
-        Preset("Streamlit", ("streamlit",)),
+        Preset("Streamlit", ("streamlit",), checks=WITH_RECONNECT),
         Preset("Gradio", ("gradio",)),
-        Preset("NiceGUI", ("nicegui",)),
+        Preset("NiceGUI", ("nicegui",), checks=WITH_RECONNECT),
         Preset("Panel", ("panel[fastapi]",)),
         Preset("Shiny", ("shiny",)),
-        Preset("marimo", ("marimo",)),
-        Preset("Solara", ("solara", "solara-assets"), _by("cookie:solara-session-id")),
-        Preset("Chainlit", ("chainlit",)),
+        Preset("marimo", ("marimo",), checks=WITH_RECONNECT),
+        # Its pages load from a CDN, or what solara-assets has of it: the widgets of Vue 2.
+        Preset(
+            "Solara",
+            ("solara", "solara-assets", "ipyvue<3", "ipyvuetify<3"),
+            checks=WITH_RECONNECT,
+        ),
+        Preset("Chainlit", ("chainlit",), checks=WITH_RECONNECT),
         Preset("LangGraph", ("langgraph", "fastapi"), _by("header:x-thread-id"), checks=NO_FILES),
         Preset("Reflex", ("reflex",), _by("query:token")),
     )

@@ -18,7 +18,7 @@ from tests.frameworks.presets import Preset
 from tests.frameworks.servers import SERVERS, Server, told
 
 DRIVER = Path(__file__).with_name("drive.mjs")
-PATIENCE = {"sticky": 30_000, "uvicorn": 8_000}
+PATIENCE = {"sticky": 30_000, "uvicorn": 12_000}
 """Milliseconds for one step. The control waits for what never comes."""
 
 DIRECT, NGINX = "direct", "nginx"
@@ -57,7 +57,7 @@ Report = Callable[[str], None]
 
 
 def drive(
-    preset: Preset, server: Server, port: int, checks: Sequence[str], patience: int
+    preset: Preset, server: Server, port: int, checks: Sequence[str], name: str
 ) -> list[dict[str, str]]:
     """The answers of the driver's checks, of pages at this port."""
     config = {
@@ -65,7 +65,8 @@ def drive(
         "url": f"http://127.0.0.1:{port}",
         "chromium": requires("chromium"),
         "checks": list(checks),
-        "timeout": patience,
+        "timeout": PATIENCE[name],
+        "spread": name == "sticky",
     }
     answers: list[dict[str, str]] = []
     with subprocess.Popen(
@@ -128,10 +129,10 @@ def _run_one(
         try:
             for way in ways:
                 if way == DIRECT:
-                    answers = drive(preset, server, server.port, checks, PATIENCE[name])
+                    answers = drive(preset, server, server.port, checks, name)
                 else:
                     with nginx_that_shares(folder, server.port) as port:
-                        answers = drive(preset, server, port, checks, PATIENCE[name])
+                        answers = drive(preset, server, port, checks, name)
                 for answer in answers:
                     check, passed = answer["check"], bool(answer["ok"])
                     seen.passed[name, way, check] = passed

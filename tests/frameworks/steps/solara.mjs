@@ -1,11 +1,23 @@
+import { mkdtemp, rm, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+
 export default {
+  // It takes what is dropped, and nothing else.
   choose: async (page, { name, buffer }) => {
-    const given = await page.evaluateHandle(([name, data]) => {
-      const transfer = new DataTransfer();
-      const bytes = Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0));
-      transfer.items.add(new File([bytes], name));
-      return transfer;
-    }, [name, buffer.toString("base64")]);
-    await page.locator(".solara-file-drop").dispatchEvent("drop", { dataTransfer: given });
+    const folder = await mkdtemp(join(tmpdir(), "dropped-"));
+    try {
+      const file = join(folder, name);
+      await writeFile(file, buffer);
+      const box = await page.locator(".solara-file-drop").boundingBox();
+      const protocol = await page.context().newCDPSession(page);
+      const data = { items: [], files: [file], dragOperationsMask: 1 };
+      for (const type of ["dragEnter", "dragOver", "drop"])
+        await protocol.send("Input.dispatchDragEvent", { type, x: box.x + 5, y: box.y + 5, data });
+      await page.getByText("got 200000 bytes").or(page.getByText(name)).first().waitFor();
+      await page.getByText(new RegExp(`got \\d+ bytes ${name.split(".")[0]}`)).waitFor();
+    } finally {
+      await rm(folder, { recursive: true });
+    }
   },
 };

@@ -1,6 +1,6 @@
 """Try the frameworks that keep sessions in the process: ``make frameworks``, or
 
-    python -m tests.frameworks --only streamlit,gradio
+python -m tests.frameworks --only streamlit,gradio
 """
 
 from __future__ import annotations

@@ -11,7 +11,6 @@ ALL = (PAGE, SOCKET, RECONNECT, UPLOAD, DOWNLOAD, TABS, CONTEXTS, RELOAD)
 """What is tried: ``drive.mjs`` has a function of each name."""
 
 
-
 def _by(session: str) -> tuple[str, ...]:
     """Everything comes from one address: with it alone, one worker would have all that is new."""
     return ("--session", session, "--balance", "least")
@@ -76,6 +75,13 @@ PRESETS = {
         ),
         Preset("Chainlit", ("chainlit",), checks=WITH_RECONNECT),
         Preset("LangGraph", ("langgraph", "fastapi"), _by("header:x-thread-id"), checks=NO_FILES),
-        Preset("Reflex", ("reflex",), _by("query:token")),
+        # Its pages are compiled by a newer Node than there may be: this one is written by hand.
+        Preset(
+            "Reflex",
+            ("reflex",),
+            _by("query:token"),
+            env={"__REFLEX_SKIP_COMPILE": "true"},
+            checks=tuple(check for check in WITH_RECONNECT if check not in (UPLOAD, DOWNLOAD)),
+        ),
     )
 }

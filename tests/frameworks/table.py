@@ -28,7 +28,9 @@ def row(seen: Seen) -> str:
     cells = [f"{seen.preset.title} {seen.version}", _option(seen.preset.options), ", ".join(tried)]
     for way in WAYS:
         failed = seen.failed("sticky", way)
-        cells.append("not tried" if not seen.ran("sticky", way) else _failures(failed) or "all work")
+        cells.append(
+            "not tried" if not seen.ran("sticky", way) else _failures(failed) or "all work"
+        )
     theirs = [_control(seen, way) for way in WAYS]
     cells.append(theirs[0] if theirs[0] == theirs[1] else "; behind nginx: ".join(theirs))
     return f"| {' | '.join(cells)} |"

@@ -3,4 +3,4 @@ from pathlib import Path
 
 os.environ.setdefault("SOLARA_APP", str(Path(__file__).with_name("solara_page.py")))
 
-from solara.server.starlette import app  # noqa: E402, F401
+from solara.server.starlette import app  # noqa: F401

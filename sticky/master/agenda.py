@@ -11,7 +11,7 @@ from collections.abc import Hashable
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from .waiting import Line
+    from .queues import Line
 
 Connection = Hashable
 

@@ -18,16 +18,9 @@ from sticky.master.agenda import (
     Tell,
     Why,
 )
-from sticky.master.lives import (
-    _LIVES,
-    _SLOTS,
-    ABORT_GRACE,
-    BACKOFF_FIRST,
-    BACKOFF_LAST,
-    QUIT_GRACE,
-    Process,
-    Slot,
-)
+from sticky.master.ends import ABORT_GRACE, QUIT_GRACE
+from sticky.master.roster import _LIVES, _SLOTS, Process, Slot
+from sticky.master.rounds import BACKOFF_FIRST, BACKOFF_LAST
 
 from .ledger_kit import RULES, Book, kills, told
 

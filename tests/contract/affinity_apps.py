@@ -106,3 +106,24 @@ async def _talk(receive: Any, send: Any) -> None:
     await send({"type": "websocket.send", "text": str(os.getpid())})
     while (message := await receive())["type"] == "websocket.receive":
         await send({"type": "websocket.send", "text": message["text"]})
+
+
+def secret() -> Callable[..., Iterable[bytes]]:
+    """Says a secret, and whether it can be read anywhere else."""
+    import sticky
+
+    def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        found = sticky.secret(environ["QUERY_STRING"]).hex()
+        place = sticky.current_worker()
+        with open("/proc/self/environ") as environment, open("/proc/self/cmdline") as command:
+            told = environment.read() + command.read() + repr(os.environ)
+        start_response("200 OK", [])
+        said = {
+            "secret": found,
+            "pid": os.getpid(),
+            "told": found in told,
+            "id": place and place.id,
+        }
+        return [json.dumps(said).encode()]
+
+    return app

@@ -1,5 +1,5 @@
-"""Clients that a worker marks itself stay with it: from any address, on connections that many share,
-and with the process before while that is being replaced."""
+"""Clients that a worker marks itself stay with it: from any address, on connections that many
+share, and with the process before while that is being replaced."""
 
 from __future__ import annotations
 

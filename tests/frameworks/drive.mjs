@@ -1,5 +1,6 @@
 // Chromium before one framework's app. Configuration as JSON in argv: name, url, chromium, checks,
-// timeout (ms), spread (whether the server gives new clients to several workers). Each check answers with one line of JSON: check, ok, and what was seen. To have the
+// timeout (ms), spread (whether the server gives new clients to several workers), stop (whether the
+// first check that fails is the last). Each check answers with one line of JSON: check, ok, and what was seen. To have the
 // server reload in the middle it prints {"ask": "reload"}, and goes on when a line comes.
 //
 // An app shows "pid 123 count 4" (the process, and a counter of this session), has a button "more"
@@ -11,7 +12,7 @@ import { createRequire } from "node:module";
 import { createInterface } from "node:readline";
 
 const { chromium } = createRequire(new URL("../e2e/package.json", import.meta.url))("playwright-core");
-const { name, url, chromium: executablePath, checks: wanted, timeout, spread } = JSON.parse(process.argv[2]);
+const { name, url, chromium: executablePath, checks: wanted, timeout, spread, stop } = JSON.parse(process.argv[2]);
 const ARGS = ("--headless --no-sandbox --disable-gpu --disable-quic --no-first-run " +
   "--disable-background-networking --disable-component-update --disable-sync").split(" ");
 const TELLS = /pid (\d+) count (\d+)/;
@@ -250,6 +251,7 @@ try {
       say({ check, ok: true, seen: (await checks[check]()) ?? "" });
     } catch (error) {
       say({ check, ok: false, seen: `${error.message}`.slice(0, 1500) });
+      if (stop) break;
     }
   }
 } finally {

@@ -11,9 +11,9 @@ ALL = (PAGE, SOCKET, RECONNECT, UPLOAD, DOWNLOAD, TABS, CONTEXTS, RELOAD)
 """What is tried: ``drive.mjs`` has a function of each name."""
 
 
-def _by(session: str) -> tuple[str, ...]:
+def _by(session: str, *more: str) -> tuple[str, ...]:
     """Everything comes from one address: with it alone, one worker would have all that is new."""
-    return ("--session", session, "--balance", "least")
+    return ("--session", session, *more, "--balance", "least")
 
 
 AFFINITY = _by("affinity")
@@ -60,7 +60,7 @@ class Preset:
 PRESETS = {
     preset.name: preset
     for preset in (
-        Preset("MCP", ("mcp>=2",), _by("header:mcp-session-id"), checks=NO_FILES),
+        Preset("MCP", ("mcp>=2",), _by("header:mcp-session-id", "--affix"), checks=NO_FILES),
         Preset("Streamlit", ("streamlit",), checks=WITH_RECONNECT),
         Preset("Gradio", ("gradio",)),
         Preset("NiceGUI", ("nicegui",), checks=WITH_RECONNECT),
@@ -74,7 +74,7 @@ PRESETS = {
             checks=WITH_RECONNECT,
         ),
         Preset("Chainlit", ("chainlit",), checks=WITH_RECONNECT),
-        Preset("LangGraph", ("langgraph", "fastapi"), _by("header:x-thread-id"), checks=NO_FILES),
+        Preset("LangGraph", ("langgraph", "fastapi"), _by("path:/threads/{id}/"), checks=NO_FILES),
         # Its pages are compiled by a newer Node than there may be: this one is written by hand.
         Preset(
             "Reflex",

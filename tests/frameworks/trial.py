@@ -57,7 +57,7 @@ Report = Callable[[str], None]
 
 
 def drive(
-    preset: Preset, server: Server, port: int, checks: Sequence[str], name: str
+    preset: Preset, server: Server, port: int, checks: Sequence[str], name: str, quick: bool
 ) -> list[dict[str, str]]:
     """The answers of the driver's checks, of pages at this port."""
     config = {
@@ -67,6 +67,7 @@ def drive(
         "checks": list(checks),
         "timeout": PATIENCE[name],
         "spread": name == "sticky",
+        "stop": quick and name != "sticky",
     }
     answers: list[dict[str, str]] = []
     with subprocess.Popen(
@@ -101,15 +102,20 @@ def run(
     servers: Sequence[str] = tuple(SERVERS),
     ways: Sequence[str] = WAYS,
     checks: Sequence[str] = presets.ALL,
+    quick: bool = False,
 ) -> Seen:
-    """Try all of it, and say what was seen as it is."""
+    """Try all of it, and say what was seen as it is.
+
+    Args:
+        quick: one failure of the control is enough.
+    """
     seen = Seen(preset, environment.version(preset.package))
     for name in servers:
         chosen = [check for check in preset.checks if check in checks]
         if name == "uvicorn":
             chosen = [check for check in chosen if check != presets.RELOAD]
         with tempfile.TemporaryDirectory(prefix="sticky-frameworks-") as folder:
-            _run_one(seen, name, environment, Path(folder), chosen, ways, report)
+            _run_one(seen, name, environment, Path(folder), chosen, ways, quick, report)
     return seen
 
 
@@ -120,6 +126,7 @@ def _run_one(
     folder: Path,
     checks: Sequence[str],
     ways: Sequence[str],
+    quick: bool,
     report: Report,
 ) -> None:
     preset = seen.preset
@@ -129,10 +136,10 @@ def _run_one(
         try:
             for way in ways:
                 if way == DIRECT:
-                    answers = drive(preset, server, server.port, checks, name)
+                    answers = drive(preset, server, server.port, checks, name, quick)
                 else:
                     with nginx_that_shares(folder, server.port) as port:
-                        answers = drive(preset, server, port, checks, name)
+                        answers = drive(preset, server, port, checks, name, quick)
                 for answer in answers:
                     check, passed = answer["check"], bool(answer["ok"])
                     seen.passed[name, way, check] = passed

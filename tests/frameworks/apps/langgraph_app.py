@@ -1,7 +1,7 @@
 from pathlib import Path
 from typing import TypedDict
 
-from fastapi import FastAPI, Header, HTTPException
+from fastapi import FastAPI, HTTPException
 from fastapi.responses import FileResponse, StreamingResponse
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import END, START, StateGraph
@@ -42,11 +42,11 @@ def begin():
     return {"thread": thread, "state": state(0)}
 
 
-@app.post("/runs")
-def run(x_thread_id: str = Header()):
-    if x_thread_id not in threads:
+@app.post("/threads/{thread}/runs")
+def run(thread: str):
+    if thread not in threads:
         raise HTTPException(404)
-    config = {"configurable": {"thread_id": x_thread_id}}
+    config = {"configurable": {"thread_id": thread}}
 
     def events():
         before = graph.get_state(config).values

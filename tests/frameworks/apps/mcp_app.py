@@ -1,12 +1,8 @@
 from pathlib import Path
-from uuid import UUID, uuid4
 
-from mcp.server import streamable_http_manager
 from mcp.server.mcpserver import Context, MCPServer
 from saying import state
 from starlette.responses import FileResponse
-
-import sticky
 
 server = MCPServer("counter", log_level="WARNING")
 counts: dict[str, int] = {}
@@ -29,6 +25,4 @@ async def page(request):
     return FileResponse(Path(__file__).with_name("mcp_page.html"))
 
 
-streamable_http_manager.uuid4 = lambda: UUID(sticky.mint(lambda: uuid4().hex))
 app = server.streamable_http_app()
-sticky.holds(server.session_manager._server_instances.__contains__)

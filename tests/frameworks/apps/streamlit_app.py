@@ -1,4 +1,9 @@
+import os
 from pathlib import Path
+
+import sticky
+
+os.environ["STREAMLIT_SERVER_COOKIE_SECRET"] = sticky.secret("streamlit").hex()
 
 import streamlit as st
 

@@ -12,7 +12,7 @@
 # make floods  thousands of connections, and what other slots' clients notice (KINDS=..., PART=0.1)
 # make frameworks  Streamlit, Gradio, NiceGUI and others, each in an environment of its own, in a
 #              browser: docs/frameworks.md gets what was seen (ONLY=shiny,panel; FRESH=1: install them
-#              anew; QUICK=1: one failure of uvicorn is enough, and nothing is written)
+#              anew; THOROUGH=1: not only what of uvicorn fails first)
 # make clean   remove what the others made
 #
 # All of them set up what they need, in a virtual environment of their own; the second time there is
@@ -99,7 +99,7 @@ floods: ready
 
 frameworks: ready
 	@if [ "$(FRESH)" ]; then rm -rf .venv-frameworks; fi
-	$(BIN)/python -m tests.frameworks --only "$(ONLY)" $(if $(QUICK),--quick)
+	$(BIN)/python -m tests.frameworks --only "$(ONLY)" $(if $(THOROUGH),--thorough)
 
 clean:
 	rm -rf .venv .venv-* build dist *.egg-info sticky/_core.c sticky/*.so

@@ -57,7 +57,7 @@ Report = Callable[[str], None]
 
 
 def drive(
-    preset: Preset, server: Server, port: int, checks: Sequence[str], name: str, quick: bool
+    preset: Preset, server: Server, port: int, checks: Sequence[str], name: str, thorough: bool
 ) -> list[dict[str, str]]:
     """The answers of the driver's checks, of pages at this port."""
     config = {
@@ -67,7 +67,7 @@ def drive(
         "checks": list(checks),
         "timeout": PATIENCE[name],
         "spread": name == "sticky",
-        "stop": quick and name != "sticky",
+        "stop": name != "sticky" and not thorough,
     }
     answers: list[dict[str, str]] = []
     with subprocess.Popen(
@@ -102,12 +102,12 @@ def run(
     servers: Sequence[str] = tuple(SERVERS),
     ways: Sequence[str] = WAYS,
     checks: Sequence[str] = presets.ALL,
-    quick: bool = False,
+    thorough: bool = False,
 ) -> Seen:
     """Try all of it, and say what was seen as it is.
 
     Args:
-        quick: one failure of the control is enough.
+        thorough: not only what of the control fails first.
     """
     seen = Seen(preset, environment.version(preset.package))
     for name in servers:
@@ -115,7 +115,7 @@ def run(
         if name == "uvicorn":
             chosen = [check for check in chosen if check != presets.RELOAD]
         with tempfile.TemporaryDirectory(prefix="sticky-frameworks-") as folder:
-            _run_one(seen, name, environment, Path(folder), chosen, ways, quick, report)
+            _run_one(seen, name, environment, Path(folder), chosen, ways, thorough, report)
     return seen
 
 
@@ -126,7 +126,7 @@ def _run_one(
     folder: Path,
     checks: Sequence[str],
     ways: Sequence[str],
-    quick: bool,
+    thorough: bool,
     report: Report,
 ) -> None:
     preset = seen.preset
@@ -136,10 +136,10 @@ def _run_one(
         try:
             for way in ways:
                 if way == DIRECT:
-                    answers = drive(preset, server, server.port, checks, name, quick)
+                    answers = drive(preset, server, server.port, checks, name, thorough)
                 else:
                     with nginx_that_shares(folder, server.port) as port:
-                        answers = drive(preset, server, port, checks, name, quick)
+                        answers = drive(preset, server, port, checks, name, thorough)
                 for answer in answers:
                     check, passed = answer["check"], bool(answer["ok"])
                     seen.passed[name, way, check] = passed

@@ -79,7 +79,6 @@ PRESETS = {
         Preset(
             "Reflex",
             ("reflex",),
-            _by("query:token"),
             env={"__REFLEX_SKIP_COMPILE": "true"},
             checks=tuple(check for check in WITH_RECONNECT if check not in (UPLOAD, DOWNLOAD)),
         ),

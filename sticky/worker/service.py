@@ -27,6 +27,7 @@ from . import ending
 from .accesslog import AccessLog
 from .boundary import Wire
 from .draining import Draining
+from .heartbeat import Heartbeat
 from .http1 import Refused
 from .hub import Hub, Watcher
 from .kernel import Socket, close
@@ -124,6 +125,7 @@ class Service:
         self.hub = Hub()
         self.placing = Placing(options, worker.topology, worker, worker.sessions)
         self.link = Link(self, control, inbox, own_inbox)
+        self.heartbeat = Heartbeat(self)
         self.draining = Draining(self)
         self.sync = Sync(self)
         self._told: set[str] = set()
@@ -186,6 +188,7 @@ class Service:
     def begin(self) -> None:
         """The app is ready: say so, and take connections."""
         self.look_around()
+        self.heartbeat.begin()
         self.link.begin()
 
     def count(self, cell: int, by: int = 1) -> None:

@@ -122,6 +122,10 @@ class Worker:
         else:
             self.siblings.append(sibling)
 
+    def beat(self) -> None:
+        """This process is there, and its loop turns."""
+        self.board.beat(self._row)
+
     def has_others(self) -> bool:
         """Whether another process of this slot is there, or may be."""
         return self.board.has_others(self._row)

@@ -73,8 +73,9 @@ class Lone:
             self._inbox, inbox = map(opened.enter_context, channel.inbox())
             self._own_inbox, own_inbox = map(opened.enter_context, channel.inbox())
             mailbox, sibling = map(opened.enter_context, channel.pair())
-            board = Board()
+            self._board = board = Board()
             opened.callback(board.close)
+            self._row = board.give()
             spec = {
                 "role": "worker",
                 "slot": 0,
@@ -86,7 +87,7 @@ class Lone:
                 "call": 0,
                 "argv": ["lone"],
                 "path": sys.path,
-                "row": board.give(),
+                "row": self._row,
             }
             ends = [inbox, own_inbox, mailbox]
             fds = [*(end.fileno() for end in ends), board.fd, sibling.fileno()]
@@ -145,6 +146,7 @@ class Lone:
             if select.select([self.control], [], [], left)[0]:
                 message = self._reader.receive(self.control)
                 assert message is not None, f"it has ended; log:\n{self.log()}"
+                self._forget(message)
                 if message.kind == kind:
                     return message
 
@@ -153,8 +155,17 @@ class Lone:
         kinds = []
         with contextlib.suppress(BlockingIOError, ConnectionResetError):
             while message := self._reader.receive(self.control):
+                self._forget(message)
                 kinds.append(message.kind)
         return kinds
+
+    def beats(self) -> int:
+        """How often it has said that its loop turns."""
+        return self._board.beats(self._row)
+
+    def _forget(self, message: channel.Message) -> None:
+        for fd in message.fds:  # of connections: their clients see them closed
+            os.close(fd)
 
     # -- what is seen of it -----------------------------------------------------------------------
 

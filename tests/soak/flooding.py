@@ -89,9 +89,10 @@ class Flood:
             sock.close()
             del self.socks[fd]
 
-    def fill(self, make: Callable[[str], bytes]) -> None:
-        """As many as there are to be, a few at a time."""
-        while len(self.socks) < self.count:
+    def fill(self, make: Callable[[str], bytes], over: Callable[[], bool]) -> None:
+        """As many as there are to be, a few at a time. With a server that refuses them as fast as
+        they come there are never so many."""
+        while len(self.socks) < self.count and not over():
             for _ in range(min(STEP, self.count - len(self.socks))):
                 self.connect(make(next(self.addresses)))
             self.read(0.005)
@@ -107,7 +108,7 @@ class Flood:
 
 def _idle(flood: Flood, over: Callable[[], bool]) -> None:
     """Answered once, and then at rest."""
-    flood.fill(head)
+    flood.fill(head, over)
     _answered(flood)
     _stand(flood, over)
 
@@ -129,11 +130,11 @@ def _stand(flood: Flood, over: Callable[[], bool]) -> None:
 def _dribble(flood: Flood, over: Callable[[], bool], data: bytes = b"", first: int = 1) -> None:
     """A byte now and then, of a head that never ends; who is refused comes again."""
     data = data or head("192.0.2.1", more="X-Long: " + "x" * 2000)
-    flood.fill(lambda address: data[:first])
+    flood.fill(lambda address: data[:first], over)
     say(flood)
     while not over():
         began = time.monotonic()
-        flood.fill(lambda address: data[:first])
+        flood.fill(lambda address: data[:first], over)
         # Evenly over the second.
         for number, (fd, sock) in enumerate(list(flood.socks.items())):
             at = flood.sent[fd] = flood.sent.get(fd, first) + 1
@@ -156,7 +157,7 @@ def _bodies(flood: Flood, over: Callable[[], bool]) -> None:
 
 def _websockets(flood: Flood, over: Callable[[], bool]) -> None:
     """They stand, and then all of them are reset at once."""
-    flood.fill(lambda address: head(address, WEBSOCKET, more=UPGRADE))
+    flood.fill(lambda address: head(address, WEBSOCKET, more=UPGRADE), over)
     _answered(flood)
     _stand(flood, over)
 
@@ -166,7 +167,7 @@ def _one_client(flood: Flood, over: Callable[[], bool]) -> None:
     address = next(flood.addresses)
     say(flood)
     while not over():
-        flood.fill(lambda _: head(address))
+        flood.fill(lambda _: head(address), over)
         flood.read(0.05)
 
 

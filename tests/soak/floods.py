@@ -138,10 +138,8 @@ def flooding(name: str, port: int, count: int, addresses: list[str]) -> Iterator
         process.stdin.flush()
         counted = json.loads(process.stdout.readline())
         yield counted
-        process.stdin.write("end\n")
-        process.stdin.flush()
-        counted |= json.loads(process.stdout.readline())
-        process.wait(20)
+        said, _ = process.communicate("end\n", timeout=20)
+        counted |= json.loads(said)
     finally:
         process.kill()
         process.wait(10)

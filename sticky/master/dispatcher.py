@@ -43,7 +43,9 @@ _WATCH = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET
 _WATCH_QUEUED = select.EPOLLRDHUP | select.EPOLLET
 _OUT_OF_SOMETHING = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _PEEK = socket.MSG_PEEK | socket.MSG_DONTWAIT
-_SEND = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
+# As a number: what is done with the enums of the socket module takes longer than the system call.
+# The end of the stream follows, and goes in the same segment.
+_LAST = int(socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL | socket.MSG_MORE)
 
 
 # The type below ``socket.socket``. Making one costs a third, and what the other adds (enums,
@@ -380,8 +382,8 @@ class Dispatcher:
             else:
                 connection.sock.close()
                 return
-        self._waiting.queue(connection, line, self._clock(), starved=starved, rest=rest)
-        self._watch_queued(connection)
+        if self._waiting.queue(connection, line, self._clock(), starved=starved, rest=rest):
+            self._watch_queued(connection)
 
     def _inbox(self, line: Line) -> socket.socket:
         if line.process is None:
@@ -594,18 +596,19 @@ class Dispatcher:
             return
         self.counters["refused"] += 1
         try:
-            sock.send(self._answers[status], _SEND)
+            sock.send(self._answers[status], _LAST)
             sock.shutdown(socket.SHUT_WR)
         except OSError:
             self._waiting.left(handle)
             return
-        self._watch_refused(handle)
+        if self._linger(handle):  # what lies here already need not be an event first
+            self._watch_refused(handle)
 
     def _watch_refused(self, connection: Connection) -> None:
         self._register(
             connection.sock.fileno(),
             select.EPOLLIN,
-            lambda events: self._linger(connection, events),
+            lambda _: self._linger(connection),
         )
 
     def _is_silent(self, sock: Socket) -> bool:
@@ -615,16 +618,17 @@ class Dispatcher:
         except OSError:
             return True
 
-    def _linger(self, connection: Connection, events: int) -> None:
-        """Read and forget what a refused client still sends."""
+    def _linger(self, connection: Connection) -> bool:
+        """Read and forget what a refused client still sends; whether there may be more."""
         try:
             if connection.sock.recv_into(self._buffer, self._limit, socket.MSG_DONTWAIT):
-                return
+                return True
         except BlockingIOError:
-            return
+            return True
         except OSError:
             pass
         self._waiting.left(connection)
+        return False
 
     def drop(self, handle: Handle) -> None:
         """Close."""

@@ -281,12 +281,15 @@ class Waiting:
         *,
         starved: bool = False,
         rest: bool = False,
-    ) -> None:
+    ) -> bool:
         """The inbox took no more (or others wait already, or nobody reads it), so it waits.
 
         Args:
             starved: the system is out of something, and nothing will announce when it is not.
             rest: it is at rest, not one with a request.
+
+        Returns:
+            Whether it does: in a flood it is itself the one that is refused.
         """
         if line.open:
             if starved:
@@ -297,7 +300,7 @@ class Waiting:
         deadline = self.agenda.remind(now + self.rules.queue_timeout)
         if rest:
             line.resting[connection] = deadline
-            return
+            return True
         line.queue[connection] = deadline
         if line.process is None:
             self.free[line.slot] = 0
@@ -305,8 +308,11 @@ class Waiting:
         self._queued += 1
         if self._queued > self.rules.max_queued:
             longest = max(self._all(), key=lambda one: len(one.queue))
+            newest = next(reversed(longest.queue))
             self.counters["shed"] += 1
-            self.refuse(next(reversed(longest.queue)), 503, now)
+            self.refuse(newest, 503, now)
+            return newest is not connection
+        return True
 
     def return_(
         self, line: Line, connections: Iterable[tuple[Connection, float, bool]], now: float

@@ -315,13 +315,14 @@ class World:
             self.rescales(num)
             change(num)
 
-        def queues(connection: Any, line: Any, *more: Any, **how: Any) -> None:
+        def queues(connection: Any, line: Any, *more: Any, **how: Any) -> bool:
             full = waiting.queued >= self.options.max_queued
             there = [list(one.queue) for one in (*waiting.lines, *waiting._own.values()) if full]
             shed = self.board.master["shed"]
-            queue(connection, line, *more, **how)
+            waits = queue(connection, line, *more, **how)
             if self.board.master["shed"] > shed:
                 self.judge_shed(connection, line, there)
+            return waits
 
         def scales(num: int, now: float) -> Any:
             self.scale(num)

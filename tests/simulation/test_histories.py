@@ -194,13 +194,13 @@ MUTANTS = {
     ),
     "one that waits for a slot with room is refused for a slot that is flooded": (
         "waiting",
-        "self.refuse(next(reversed(longest.queue)), 503, now)",
-        "self.refuse(connection, 503, now)",
+        "newest = next(reversed(longest.queue))",
+        "newest = connection",
     ),
     "who has waited longest is refused for a newcomer": (
         "waiting",
-        "self.refuse(next(reversed(longest.queue)), 503, now)",
-        "self.refuse(next(iter(longest.queue)), 503, now)",
+        "newest = next(reversed(longest.queue))",
+        "newest = next(iter(longest.queue))",
     ),
     "a queue is delivered from its end": (
         "waiting",
@@ -414,8 +414,8 @@ MUTANTS = {
     ),
     "a client that leaves a queue is not noticed": (
         "dispatcher",
-        "rest=rest)\n        self._watch_queued(connection)",
-        "rest=rest)",
+        "rest=rest):\n            self._watch_queued(connection)",
+        "rest=rest):\n            pass",
     ),
     "no descriptors are kept for what is handed back": (
         "master",

@@ -174,6 +174,13 @@ def test_a_flood_refuses_itself_and_nobody_else(book):
     assert not any(isinstance(action, Accepting) for action in done)
 
 
+def test_it_is_said_whether_a_connection_waits_or_is_refused_itself(book):
+    said = [book.waiting.queue(name, book.line(0), book.now) for name in "abcde"]
+    assert said == [True] * 4 + [False]
+    assert book.waiting.queue("f", book.line(1), book.now)  # for it, another is
+    assert [book.place(name) for name in "def"] == ["refused", "refused", "queue"]
+
+
 def test_the_own_line_of_a_process_may_be_the_longest(book):
     own = book.waiting.own("p0", 0)
     book.queue(own, "a", "b", "c")

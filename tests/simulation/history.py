@@ -1224,7 +1224,9 @@ class World:
             still = not (wire.fin or wire.reset or self.kernel.cut)
             if late and still and self.listener.open and wire.waits == "queue":
                 inbox = wire.asked.own if wire.asked else self.inboxes[wire.destined]
-                full = not inbox.had_room or inbox.failing or not inbox.is_read()
+                # It had room for some, and those who waited before this one may have taken it.
+                full = not inbox.had_room or len(inbox.messages) >= inbox.capacity
+                full = full or inbox.failing or not inbox.is_read()
                 retried = now - max(self.fed_at, inbox.opened) > RETRY + MOMENT
                 demand(full or not retried, wire, "got 503 though its inbox had room")
             over = self.quick or self.time_over or self.ends

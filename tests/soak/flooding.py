@@ -97,6 +97,17 @@ class Flood:
                 self.connect(make(next(self.addresses)))
             self.read(0.005)
 
+    def fill_answered(self, make: Callable[[str], bytes]) -> None:
+        """The same, as fast as they are answered: all of them are to stand, and none be refused."""
+        by = time.monotonic() + 120
+        while (answered := self.counted["answered"]) < self.count:
+            under_way = len(self.socks) - answered
+            for _ in range(min(STEP - under_way, self.count - len(self.socks))):
+                self.connect(make(next(self.addresses)))
+            self.read(0.005)
+            if time.monotonic() > by:
+                raise TimeoutError(f"not all are answered: {self.counted}")
+
     def reset(self) -> None:
         """All of them, at once."""
         for sock in self.socks.values():
@@ -108,17 +119,8 @@ class Flood:
 
 def _idle(flood: Flood, over: Callable[[], bool]) -> None:
     """Answered once, and then at rest."""
-    flood.fill(head, over)
-    _answered(flood)
+    flood.fill_answered(head)
     _stand(flood, over)
-
-
-def _answered(flood: Flood) -> None:
-    by = time.monotonic() + 60
-    while flood.counted["answered"] + flood.counted["refused"] < flood.count:
-        flood.read(0.1)
-        if time.monotonic() > by:
-            raise TimeoutError(f"not all are answered: {flood.counted}")
 
 
 def _stand(flood: Flood, over: Callable[[], bool]) -> None:
@@ -157,8 +159,7 @@ def _bodies(flood: Flood, over: Callable[[], bool]) -> None:
 
 def _websockets(flood: Flood, over: Callable[[], bool]) -> None:
     """They stand, and then all of them are reset at once."""
-    flood.fill(lambda address: head(address, WEBSOCKET, more=UPGRADE), over)
-    _answered(flood)
+    flood.fill_answered(lambda address: head(address, WEBSOCKET, more=UPGRADE))
     _stand(flood, over)
 
 

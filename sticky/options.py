@@ -12,6 +12,7 @@ from typing import Any
 
 from .errors import OptionError
 from .forwarded import Trusted
+from .rules import AFFIX, MAX_SOURCES, PLAIN, Source, sources_of
 
 MAX_WORKERS = 250
 """One message can carry 253 file descriptors (SCM_MAX_FD), and a worker is given one a slot."""
@@ -31,6 +32,8 @@ _SAME_CLASS = {"gthread": "threads", "uvicorn": "asgi"}
 LOOPS = ("auto", "asyncio", "uvloop")
 DEFAULT_TRUSTED = "127.0.0.1,::1,unix"
 BALANCES = ("address", "least", "round-robin")
+SID = "sid"
+AFFINITY = "affinity"
 
 # What systemd allows in the name of a descriptor (sd_pid_notify_with_fds(3)), and a URL as well.
 _FD_NAME = re.compile(r"[0-9A-Za-z_][0-9A-Za-z_.@\\-]{0,254}")
@@ -174,24 +177,75 @@ def _header(name: str, value: Any) -> str:
     return value.lower()
 
 
-def _session(name: str, value: Any) -> str | None:
-    """Where a session id is, as "place:name"; "sid" stays, since it says who mints the ids too."""
-    if value is None:
+def _session(name: str, value: Any) -> tuple[str, ...] | str | None:
+    """Where session ids are, as "place:name"; one alone stays text."""
+    several = tuple(value) if isinstance(value, list | tuple) else (value,)
+    if value is None or not several:
         return None
-    if value == "sid":
-        return "sid"
+    checked = tuple(_one_session(name, one) for one in several)
+    if len(set(checked)) < len(checked) or len(checked) > MAX_SOURCES:
+        raise _fail(name, value, f"at most {MAX_SOURCES} different places")
+    return checked if len(checked) > 1 else checked[0]
+
+
+def _one_session(name: str, value: Any) -> str:
+    if value in (SID, AFFINITY):
+        return str(value)
     place, _, field = value.partition(":") if isinstance(value, str) else ("", "", "")
-    good = _TOKEN.fullmatch(field) if place in ("header", "cookie") else field.isascii()
-    if place not in ("header", "cookie", "query") or not good or len(field) > 256:
-        good = False
-    if not good or not field or re.search(r"[\0-\x20\x7f]", field):
+    field = field.lower() if place == "header" else field
+    try:
+        if place == "mark" or len(field) > 256:
+            raise ValueError
+        sources_of(f"{place}:{field}".encode("ascii"))
+    except ValueError:
         raise _fail(
             name,
             value,
-            "'sid' (Socket.IO), 'header:NAME', 'query:NAME' or 'cookie:NAME', "
-            "for example 'header:mcp-session-id'",
+            "'sid' (Socket.IO), 'affinity' (a cookie of our own), 'header:NAME', 'query:NAME', "
+            "'cookie:NAME' or 'path:/PATH/{id}/', for example 'header:mcp-session-id'",
+        ) from None
+    return f"{place}:{field}"
+
+
+def _cookie_name(name: str, value: Any) -> str:
+    if not isinstance(value, str) or not _TOKEN.fullmatch(value) or len(value) > 256:
+        raise _fail(name, value, "the name of a cookie, for example 'sticky_worker'")
+    return value
+
+
+_SAME_SITE = {"lax": "Lax", "strict": "Strict", "none": "None"}
+
+
+def _cookie_attributes(name: str, value: Any) -> str:
+    """Attributes of a cookie beside those that are always there."""
+    parts = [part.strip() for part in value.split(";")] if isinstance(value, str) else [""]
+    made: dict[str, str] = {}
+    for part in parts:
+        word, _, of = part.partition("=")
+        low = word.strip().lower()
+        if low in _SAME_SITE and not of:
+            low, of = "samesite", low
+        if low == "samesite" and of.strip().lower() in _SAME_SITE:
+            made[low] = "SameSite=" + _SAME_SITE[of.strip().lower()]
+        elif low in ("secure", "partitioned") and not of:
+            made[low] = low.capitalize()
+        elif low == "domain" and re.fullmatch(r"[.\w-]+", of.strip(), re.ASCII):
+            made[low] = "Domain=" + of.strip()
+        elif low == "max-age" and re.fullmatch(r"[1-9]\d{0,8}", of.strip(), re.ASCII):
+            made[low] = "Max-Age=" + of.strip()
+        else:
+            raise _fail(
+                name,
+                value,
+                "attributes divided by semicolons: SameSite=Lax, Strict or None, Secure, "
+                "Partitioned, Domain=NAME, Max-Age=SECONDS; for frames of other sites "
+                "'SameSite=None; Secure; Partitioned'",
+            )
+    if "secure" not in made and (made.get("samesite") == "SameSite=None" or "partitioned" in made):
+        raise _fail(
+            name, value, "with Secure: browsers refuse SameSite=None and Partitioned without it"
         )
-    return f"{place}:{field.lower() if place == 'header' else field}"
+    return "; ".join(made.values())
 
 
 def _hops(name: str, value: Any) -> int | None:
@@ -522,11 +576,39 @@ class Options:
         None, _seed, "16 hexadecimal digits; machines with the same seed choose the same workers"
     )
 
-    session: str | None = _option(
+    session: tuple[str, ...] | str | None = _option(
         None,
         _session,
-        "route by session id where a request has one: sid (Socket.IO), header:NAME, query:NAME, "
-        "cookie:NAME",
+        "route by session id where a request has one: sid (Socket.IO), affinity (a cookie that the "
+        "workers set themselves), header:NAME, query:NAME, cookie:NAME, path:/PATH/{id}/; can be "
+        "given several times: the first that a request has decides",
+    )
+    affix: bool = _option(
+        False,
+        _flag,
+        "with session in a header or a cookie: the ids are the app's own, and the worker puts what "
+        "leads back to it before them on the way out, and takes it away on the way in",
+    )
+    affinity_cookie: str = _option(
+        "sticky_worker", _cookie_name, "with session affinity: the name of the cookie"
+    )
+    affinity_attributes: str = _option(
+        "SameSite=Lax",
+        _cookie_attributes,
+        "with session affinity: attributes of the cookie beside Path=/ and HttpOnly; in frames of "
+        "other sites 'SameSite=None; Secure; Partitioned'",
+    )
+    session_hold: float = _option(
+        10.0,
+        _seconds(0),
+        "with affinity and affix: seconds for which a worker that is replaced keeps a client "
+        "behind its last request",
+    )
+    session_timeout: float = _option(
+        300.0,
+        _seconds(0),
+        "with affinity and affix: seconds after which a worker that was replaced ends, whatever "
+        "clients it still keeps",
     )
     balance: str = _option(
         "address",
@@ -680,11 +762,16 @@ class Options:
                 f"option 'max_requests_jitter' is {self.max_requests_jitter}, but 'max_requests' "
                 "is 0: it says by how much that differs; add max_requests or leave it out"
             )
-        place, _, name = (self.session or "").partition(":")
-        if self.header == {"header": name, "cookie": "cookie"}.get(place):
+        for source in self.sources:
+            if self.header == source.field.decode("ascii"):
+                raise OptionError(
+                    f"option 'session' is {self.session!r}, and 'header' is {self.header!r}: the "
+                    "client's address and the session id cannot be in the same header"
+                )
+        if self.affix and not any(source.kind == AFFIX for source in self.sources):
             raise OptionError(
-                f"option 'session' is {self.session!r}, and 'header' is {self.header!r}: the "
-                "client's address and the session id cannot be in the same header"
+                f"option 'affix' is True, and 'session' is {self.session!r}: it is for ids of the "
+                "app's in a header or a cookie; add session='header:NAME' or leave it out"
             )
         if not self.proxy:
             if self.hops is not None:
@@ -698,6 +785,28 @@ class Options:
                         f"option 'bind' is {bind!r}, but 'proxy' is False: the clients of a unix "
                         "socket have no address to route by; with proxy=True a header has it"
                     )
+
+    @property
+    def sessions(self) -> tuple[str, ...]:
+        """What ``session`` says, as a tuple."""
+        given = self.session or ()
+        return (given,) if isinstance(given, str) else given
+
+    @property
+    def router_session(self) -> tuple[bytes, ...]:
+        """The same, as ``core.Router`` takes it."""
+        words = {SID: "query:sid", AFFINITY: f"mark:{self.affinity_cookie}"}
+        return tuple(words.get(one, one).encode("ascii") for one in self.sessions)
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """The same, taken apart."""
+        return sources_of(self.router_session, self.affix)
+
+    @property
+    def tags(self) -> bool:
+        """Whether there are ids that the workers make and tag themselves."""
+        return any(source.kind != PLAIN for source in self.sources)
 
     @property
     def peeks(self) -> bool:

@@ -22,6 +22,7 @@ from typing import Any
 from .. import channel
 from ..answers import refusals
 from ..channel import hand_over
+from ..firsts import FirstRequests
 from ..options import Options
 from ..rules import ANYWHERE, MALFORMED, MISSING, NEED_MORE
 from ..topology import Topology
@@ -88,6 +89,7 @@ class Dispatcher:
         clock: the monotonic time, in seconds.
         counters: where to count.
         next_slot: says where a request goes that may go anywhere.
+        firsts: what is agreed about clients that have no id yet, if they are to be given one.
     """
 
     def __init__(
@@ -103,6 +105,7 @@ class Dispatcher:
         clock: Callable[[], float],
         counters: MutableMapping[str, int],
         next_slot: Callable[[], int],
+        firsts: FirstRequests | None = None,
     ) -> None:
         self._peeks = options.peeks
         self._header = options.header
@@ -130,6 +133,7 @@ class Dispatcher:
         self._survey: Survey | None = Survey(options, topology, self.tell) if surveyed else None
         self.counters = counters
         self._next_slot = next_slot
+        self._firsts = firsts
 
     # -- an upgrade in place ------------------------------------------------------------------
 
@@ -238,7 +242,7 @@ class Dispatcher:
                     continue
             slot = route(buffer, length, address[0] if address else "")
             if slot == ANYWHERE:
-                slot = self._next_slot()
+                slot = self._anywhere(buffer, length, address)
             if (
                 survey is not None
                 and slot >= 0
@@ -283,7 +287,16 @@ class Dispatcher:
     def _placed(self, head: bytes | bytearray, length: int, address: channel.Address) -> int:
         """The slot for this request, or a verdict."""
         slot = self._route(head, length, address[0] if address else "")
-        return self._next_slot() if slot == ANYWHERE else slot
+        return self._anywhere(head, length, address) if slot == ANYWHERE else slot
+
+    def _anywhere(self, head: bytes | bytearray, length: int, address: channel.Address) -> int:
+        """The slot for a request that any slot may have."""
+        firsts = self._firsts
+        if firsts is None:
+            return self._next_slot()
+        who = firsts.who(head, length, address[0] if address else "")
+        slot = firsts.agreed(who)
+        return slot if slot >= 0 else firsts.agree(who, self._next_slot())
 
     def _await(self, connection: Connection) -> None:
         self._waiting.awaiting(connection, self._clock())
@@ -445,7 +458,7 @@ class Dispatcher:
     def _holder(self, process: Hashable, head: bytes) -> Line | None:
         """The line of the next process that may hold the session which this one does not."""
         lives = self._ledger.lives
-        session = self._topology.router.session(head, len(head))
+        _, session = self._topology.router.find(head, len(head))
         who = lives.next_holder(process, self._topology.owners(session))
         return self._waiting.own(who, lives.slot_of(who)) if who is not None else None
 

@@ -23,6 +23,7 @@ from typing import Any
 from .. import __version__, channel, inquiry, logs, spawn
 from ..board import Board, layout
 from ..errors import ChannelError, StickyError
+from ..firsts import FirstRequests
 from ..options import MAX_WORKERS, Options
 from ..program import Program
 from ..topology import Topology
@@ -156,6 +157,7 @@ class Master:
             clock=time.monotonic,
             counters=self._board.master,
             next_slot=Balance(options.balance, self._topology, self._load).next,
+            firsts=FirstRequests(self._topology, self._board.firsts) if options.tags else None,
         )
         if packed is not None:
             self._restore(packed)  # all that was open has to be there before any is kept free

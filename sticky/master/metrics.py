@@ -71,6 +71,7 @@ HELP_WORKER = {
     "left_unreleased": "Connections that their clients closed before they were released.",
     "threads": "Threads of worker class threads that there are now.",
     "thread_starved": "Times that no thread could be started.",
+    "marks_forgotten": "Ids of ours that were held, and made room.",
 }
 
 

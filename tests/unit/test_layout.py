@@ -184,7 +184,7 @@ def test_who_decides_does_no_io_and_reads_no_clock(name: str) -> None:
         ("_pycore", {"rules"}),
         ("core", {"_core", "_pycore"}),
         ("routing", {"core", "options", "rules"}),
-        ("options", {"errors", "forwarded"}),
+        ("options", {"errors", "forwarded", "rules"}),
         ("forwarded", set()),
         ("channel", {"errors"}),
         ("outlet", set()),

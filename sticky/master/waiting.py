@@ -8,8 +8,8 @@ The rules, in the words of the design:
   holds. It keeps its order, nothing overtakes it, and no other line waits for it.
 * The line of a slot that no ready process serves is shut. What waits there has its deadlines like
   all that wait, and its clients are seen leaving.
-* When ``max_queued`` wait, the newest of the longest line is refused. Accepting pauses only for
-  want of descriptors.
+* When ``max_queued`` wait, the newest of the longest line is refused, also when some of them have
+  come back from an inbox. Accepting pauses only for want of descriptors.
 * A connection at rest, of which no request was read, waits behind all that have one, and counts for
   no limit. It is never answered: what cannot be placed is closed without a word, because an answer
   to nothing would be taken for that of the next request.
@@ -306,13 +306,15 @@ class Waiting:
             self.free[line.slot] = 0
         self.counters["queued"] += 1
         self._queued += 1
-        if self._queued > self.rules.max_queued:
+        self._shed(now)
+        return self._line_of.get(connection) is line
+
+    def _shed(self, now: float) -> None:
+        """Too many wait, perhaps: the newest of the longest line is refused."""
+        while self._queued > self.rules.max_queued:
             longest = max(self._all(), key=lambda one: len(one.queue))
-            newest = next(reversed(longest.queue))
             self.counters["shed"] += 1
-            self.refuse(newest, 503, now)
-            return newest is not connection
-        return True
+            self.refuse(next(reversed(longest.queue)), 503, now)
 
     def return_(
         self, line: Line, connections: Iterable[tuple[Connection, float, bool]], now: float
@@ -337,6 +339,7 @@ class Waiting:
         line.queue, line.resting = queue | line.queue, resting | line.resting
         self._queued += len(queue)
         self.counters["returned"] += len(queue) + len(resting)
+        self._shed(now)
 
     def overstayed(self, connection: Connection, now: float) -> None:
         """One that lay in the inbox of a process that did not read it for ``queue_timeout``."""

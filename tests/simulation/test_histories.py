@@ -189,18 +189,23 @@ MUTANTS = {
     ),
     "more may wait than max_queued": (
         "waiting",
-        "if self._queued > self.rules.max_queued:",
-        "if self._queued > 2 * self.rules.max_queued:",
+        "while self._queued > self.rules.max_queued:",
+        "while self._queued > 2 * self.rules.max_queued:",
     ),
     "one that waits for a slot with room is refused for a slot that is flooded": (
         "waiting",
-        "newest = next(reversed(longest.queue))",
-        "newest = connection",
+        "longest = max(self._all(), key=lambda one: len(one.queue))",
+        "longest = min(filter(lambda one: one.queue, self._all()), key=lambda one: len(one.queue))",
+    ),
+    "who comes back from an inbox waits, however many do": (
+        "waiting",
+        "len(queue) + len(resting)\n        self._shed(now)\n",
+        "len(queue) + len(resting)\n",
     ),
     "who has waited longest is refused for a newcomer": (
         "waiting",
-        "newest = next(reversed(longest.queue))",
-        "newest = next(iter(longest.queue))",
+        "self.refuse(next(reversed(longest.queue)), 503, now)",
+        "self.refuse(next(iter(longest.queue)), 503, now)",
     ),
     "a queue is delivered from its end": (
         "waiting",

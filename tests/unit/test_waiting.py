@@ -231,6 +231,22 @@ def test_who_comes_back_too_late_is_refused_at_once_and_not_before(book):
     assert Refuse("a", 503) in book.jump(0.0)
 
 
+def test_of_too_many_who_come_back_the_newest_of_the_longest_line_are_refused(book):
+    zero, sent = book.line(0), book.now
+    book.queue(0, "c")
+    book.queue(1, "x", "y")
+    book.ended("p0")
+    book.waiting.return_(zero, [(name, sent, False) for name in "ab"], book.now)
+    assert book.take() == [Refuse("c", 503)]
+    assert list(zero.queue) == ["a", "b"]
+    book.waiting.return_(zero, [(name, sent, False) for name in "123"], book.now)
+    assert book.take() == [Refuse("b", 503), Refuse("a", 503), Refuse("3", 503)]
+    assert list(zero.queue) == ["1", "2"]
+    assert [book.place(name) for name in "xy"] == ["queue", "queue"]
+    assert book.waiting.queued == RULES.max_queued
+    assert book.counters["shed"] == 4
+
+
 def test_who_waits_for_a_slot_that_cannot_start_is_refused_in_time(book):
     book.ended("p0")
     assert book.queue(0, "a") == []  # there is nothing to be watched

@@ -13,7 +13,8 @@ The rules, in the words of the design:
   end. A process may ask for it itself (LEAVING): then the time begins at once.
 * A reload asks for newer code than there was. The slots are replaced one after another, each time
   the next that is due, so that none is left out however often it is asked for. A successor that
-  does not become ready ends the reloads asked for before it was started, and no others.
+  does not become ready ends the reload that it was for, and no other: none where it was for
+  something else.
 * More slots count when all of them are ready, fewer at once. A new one whose process says that it
   cannot start, is not ready in time, or cannot even be started, ends the growth; one whose process
   just dies (somebody has killed it) is tried again.
@@ -221,7 +222,7 @@ class Lives:
         self._slots = [_Slot() for _ in range(rules.num)]
         self._workers: dict[Hashable, _Worker] = {}
         self._wanted = 0  # the generation that a reload asks for
-        self._given_up = 0  # the latest generation that could not be started
+        self._given_up = 0  # the latest generation that is not waited for any more
         self._cursor = 0  # the slot that the search for the next one to replace begins with
         self._replacing: int | None = None
         self._growing: int | None = None  # the number of slots that there will be
@@ -519,8 +520,11 @@ class Lives:
         )
 
     def _failed(self, slot: _Slot, generation: int, now: float) -> None:
-        """A successor has not become ready."""
-        self._given_up = max(self._given_up, generation)
+        """A successor has not become ready: the oldest reload that its slot waits for comes to an
+        end, and those that were asked for later go on."""
+        asked = max(self._given_up, self._workers[slot.current].generation) + 1
+        if asked <= generation:
+            self._given_up = asked
         slot.backoff = min(slot.backoff * 2 or BACKOFF_FIRST, BACKOFF_LAST)
         slot.wait_until = self.agenda.remind(now + slot.backoff)
 

@@ -811,7 +811,10 @@ class World:
     def fails_to_succeed(self, seen: _SlotSeen, generation: int) -> None:
         """A successor has not become ready."""
         seen.passed_over = 0  # it had its turn
-        self.given_up, self.gave_up_at = max(self.given_up, generation), self.kernel.now
+        before = seen.worker.generation if seen.worker else 0
+        reload = max(self.given_up, before) + 1
+        if reload <= generation:  # otherwise it was for something else
+            self.given_up, self.gave_up_at = reload, self.kernel.now
         seen.backoff = min(seen.backoff * 2 or BACKOFF_FIRST, BACKOFF_LAST)
         seen.wait_until = self.kernel.now + seen.backoff
 

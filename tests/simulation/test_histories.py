@@ -644,8 +644,13 @@ MUTANTS = {
     ),
     "a successor that fails ends reloads that were asked for later": (
         "lives",
-        "max(self._given_up, generation)",
-        "self._wanted",
+        "            self._given_up = asked",
+        "            self._given_up = self._wanted",
+    ),
+    "a successor that fails ends a reload that it was not for": (
+        "lives",
+        "        if asked <= generation:",
+        "        if True:",
     ),
     "a successor that fails is tried again at once": (
         "lives",

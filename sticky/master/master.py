@@ -591,7 +591,6 @@ class Master:
                 self._reload()
             case signal.SIGUSR1:
                 self._reopen_logs()
-                log.info("Stats: %s", json.dumps(self._board.stats()))
             case signal.SIGUSR2:
                 self._attempt(self.upgrade)
             case signal.SIGTTIN | signal.SIGTTOU:

@@ -150,14 +150,8 @@ async def scale(self: Disturber, num: int) -> None:
     self.oracle.asked_to_go()
     if self.signal(self.server.pid, signal.SIGTTIN if up else signal.SIGTTOU, "the master"):
         self.server.num = num
-        last = num - 1
-
-        def done() -> bool:
-            slots = {child.slot for child in self.server.children()}
-            ready = self.server.current.get(last) in {it.pid for it in self.server.children()}
-            return ready if up else max(slots, default=-1) <= last
-
-        if not await until(done, 60):
+        # More count when all are ready, which is not when the last one is: another may be away.
+        if not await until(lambda: self.server.scaled == num, 60):
             self.oracle.violation("not scaled", f"to {num} within 60 s: {self.server.children()}")
         self.oracle.scaled()
 

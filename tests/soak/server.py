@@ -24,6 +24,8 @@ LOOK_EVERY = 0.05
 DUMP_AFTER = 8.0
 """Seconds after which a process that was to end says where it is."""
 
+SCALED = re.compile(r"There (?:is|are) (\d+) workers? now")
+"""What it says when from now on there are so many slots."""
 KILLED = re.compile(r"worker \d+ \(pid \d+\) is killed: .*")
 """What a master says of a process that hangs."""
 
@@ -94,6 +96,8 @@ class Server:
         self.record.touch()
         self.current: dict[int, int] = {}
         """Slot -> the process that was the last to become ready in it."""
+        self.scaled = num
+        """How many slots there are, as the master has said."""
         self.port = 0
         self.pid = 0
         self._ready = ready
@@ -169,6 +173,8 @@ class Server:
                 self._replaced[before] = time.monotonic()
             self.current[int(slot)] = int(pid)
             self._ready(int(slot), int(pid))
+        for num in SCALED.findall(whole):
+            self.scaled = int(num)
         for text in KILLED.findall(whole):
             self._killed(text)
 

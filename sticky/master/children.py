@@ -1,4 +1,4 @@
-"""Worker processes as the system sees them: pids, pidfds, channels, and the descriptors kept free.
+"""Worker processes as the system sees them: pids, pidfds, channels.
 
 What is to be done with them is decided in ``lives``.
 """
@@ -32,9 +32,6 @@ from .spares import Spares
 from .state import Packed, Packing
 
 _FIONREAD = termios.FIONREAD
-_RESERVE = 2
-"""Descriptors kept free for what a worker hands back: a connection, and the memfd of a large
-prefix. Without room for them the kernel would drop them, and the connection with them."""
 
 
 class Pairs:
@@ -187,6 +184,7 @@ class Children:
         self.inboxes: list[socket.socket] = []
         self.own_inboxes: dict[int, socket.socket] = {}
         self.by_key: dict[int, Child] = {}
+        self._secret = os.urandom(32)  # of which sticky.secret() is made, in all of them alike
         self._spares = Spares(options.spares, loop)
 
     def grow(self, num: int) -> None:
@@ -210,6 +208,7 @@ class Children:
         """What ``restore`` needs."""
         return {
             "started": self._started,
+            "secret": self._secret.hex(),
             "worker_class": self.worker_class,
             "pairs": [[packing.fd(end.fileno()) for end in pairs.ends] for pairs in self.pairs],
             "children": [[key, child.pack(packing)] for key, child in self.by_key.items()],
@@ -223,6 +222,7 @@ class Children:
             StickyError: this code does not understand them.
         """
         self._started = known["started"]
+        self._secret = bytes.fromhex(known["secret"])
         self.worker_class = known["worker_class"]
         self.pairs[:] = [Pairs([packed.socket(fd) for fd in fds]) for fds in known["pairs"]]
         self.inboxes[:] = [pairs.inbox for pairs in self.pairs]
@@ -297,6 +297,7 @@ class Children:
             **role,
             "master": os.getpid(),
             "nohup": self._nohup,
+            "secret": self._secret.hex(),
             "options": self._options.to_json() | {"worker_class": self.worker_class},
             "target": program.target,
             "script": program.script,
@@ -415,7 +416,7 @@ def _unread(end: socket.socket) -> int:
 def drained(end: socket.socket, reader: channel.Reader) -> Iterator[channel.Message]:
     """All messages that lie in an inbox, taken out of it.
 
-    Those whose descriptors there is no room for are lost; see ``Reserve``.
+    Those whose descriptors there is no room for are lost; see ``reserve``.
     """
     while True:
         try:
@@ -427,28 +428,3 @@ def drained(end: socket.socket, reader: channel.Reader) -> Iterator[channel.Mess
         if message is None:
             return
         yield message
-
-
-class Reserve:
-    """Descriptors kept free, by being open: none before the first ``keep``."""
-
-    def __init__(self) -> None:
-        self._null = os.open(os.devnull, os.O_RDONLY)
-        self._kept: list[int] = []
-
-    def keep(self) -> bool:
-        """Take what is missing; whether the reserve is complete."""
-        with contextlib.suppress(OSError):
-            while len(self._kept) < _RESERVE:
-                self._kept.append(os.dup(self._null))
-        return len(self._kept) == _RESERVE
-
-    def give(self) -> None:
-        """Make it room for what comes."""
-        while self._kept:
-            os.close(self._kept.pop())
-
-    def close(self) -> None:
-        """Keep nothing any more."""
-        self.give()
-        os.close(self._null)

@@ -17,9 +17,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ..addresses import parse_metrics
 from ..board import MASTER, WORKER
 from ..errors import StickyError
-from ..options import parse_metrics
 from .desk import Desk, Register, Unregister
 from .listeners import remove_stale
 from .state import Packed, Packing

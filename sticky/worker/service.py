@@ -17,11 +17,13 @@ from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 from urllib.parse import parse_qs
 
 from .. import board, channel, logs
+from ..addresses import parse_bind
 from ..answers import refusals, texts
+from ..checks import SID
 from ..core import Head
 from ..forwarded import Trusted
 from ..logs import printable
-from ..options import SID, Options, parse_bind
+from ..options import Options
 from . import ending
 from .accesslog import AccessLog
 from .affinity import Affinity, Marking

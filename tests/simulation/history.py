@@ -22,7 +22,8 @@ from sticky import channel
 from sticky.board import Board
 from sticky.core import pick, siphash
 from sticky.master.agenda import LONGEST_STEP, RETRY
-from sticky.master.lives import ABORT_GRACE, BACKOFF_FIRST, BACKOFF_LAST, QUIT_GRACE
+from sticky.master.ends import ABORT_GRACE, QUIT_GRACE
+from sticky.master.rounds import BACKOFF_FIRST, BACKOFF_LAST
 from sticky.master.upgrade import LONGEST
 from sticky.master.waiting import LAST_HEAD, LINGER
 from sticky.options import Options
@@ -315,7 +316,7 @@ class World:
             change(num)
 
         def everyone() -> list[list[Any]]:
-            return [list(one.queue) for one in (*waiting.lines, *waiting._own.values())]
+            return [list(line.queue) for line in waiting.queues]
 
         def queues(connection: Any, line: Any, *more: Any, **how: Any) -> bool:
             full = waiting.queued >= self.options.max_queued
@@ -323,7 +324,7 @@ class World:
             shed = self.board.master["shed"]
             waits = queue(connection, line, *more, **how)
             if shed := self.board.master["shed"] - shed:
-                lines = (*waiting.lines, *waiting._own.values())
+                lines = list(waiting.queues)
                 there += [[] for _ in lines[len(there) :]]  # its own may be new
                 there[lines.index(line)].append(connection)
                 self.judge_shed(there, shed)
@@ -334,8 +335,9 @@ class World:
             shed = self.board.master["shed"]
             return_(line, come, now)
             if shed := self.board.master["shed"] - shed:
-                number = [*waiting.lines, *waiting._own.values()].index(line)
-                there[number][:0] = [one for one, _, rest in come if not rest]
+                there[list(waiting.queues).index(line)][:0] = [
+                    it for it, _, rest in come if not rest
+                ]
                 self.judge_shed(there, shed)
 
         def scales(num: int, now: float) -> Any:
@@ -379,10 +381,12 @@ class World:
             do_reload()
 
         begin, self.master._resume = self.master._resume, resume
-        do_reload, self.master._reload = self.master._reload, reload
+        operator = self.master._operator
+        do_reload, operator.renew = operator.renew, reload
         obey, self.master._obey_signal = self.master._obey_signal, obeys
-        relieve, scale = self.master._relieve, self.ledger.scale
-        self.master._relieve, self.ledger.scale = relieves, scales
+        inboxes = self.master._inboxes
+        relieve, scale = inboxes.relieve, self.ledger.scale
+        inboxes.relieve, self.ledger.scale = relieves, scales
         not_started = self.lives.not_started
         self.lives.not_started = fails
         children.say, children._room = said, there_is_room
@@ -552,18 +556,19 @@ class World:
         """How many connections are where, in a packed state."""
         waiting, lives = content["ledger"]["waiting"], content["ledger"]["lives"]
         lines = [*waiting["lines"], *(line for _, _, line in waiting["own"])]
-        workers = [worker for _, worker in lives["workers"]]
+        roster = lives["roster"]
+        workers = [worker for _, worker in roster["workers"]]
         return {
             "head": len(waiting["heads"]),
             "refused one": len(waiting["refused"]),
             "queue": sum(len(line[2]) for line in lines),
             "rest": sum(len(line[3]) for line in lines),
             "pause of accepting": waiting["resume"] is not None,
-            "process before": sum(slot["previous"] is not None for slot in lives["slots"]),
+            "process before": sum(slot["previous"] is not None for slot in roster["slots"]),
             "process that starts": sum(one["state"] == "STARTING" for one in workers),
-            "growth": lives["_growing"] is not None,
-            "reload": lives["_replacing"] is not None,
-            "back-off": sum(slot["start_at"] is not None for slot in lives["slots"]),
+            "growth": roster["growing"] is not None,
+            "reload": lives["rounds"]["_replacing"] is not None,
+            "back-off": sum(slot["start_at"] is not None for slot in roster["slots"]),
         }
 
     def close_terminal(self) -> None:
@@ -959,10 +964,10 @@ class World:
         wire.decided = self.decisions
         wire.got = self.kernel.now
 
-    def session(self, head: bytes, length: int) -> bytes:
-        """Router.session."""
+    def find(self, head: bytes, length: int) -> tuple[int, bytes]:
+        """Router.find."""
         words = bytes(head[:length]).partition(b"\n")[0].split()
-        return words[3] if len(words) > 3 else b""
+        return (0, words[3]) if len(words) > 3 else (-1, b"")
 
     def owner(self, session: bytes, num: int = 0) -> int:
         """Router.owner."""
@@ -1335,7 +1340,8 @@ class World:
         demand(self.unobeyed == heard, self.unobeyed - heard, "signals are lost")
         demand(not self.blocked, "the master is deaf to", self.blocked)
         tried = [trial.pid for trial in self.trials if not trial.collected]
-        known = [self.master._trial.pid] if self.master._trial.pid else []
+        trial_pid = self.master._succession.trial.pid
+        known = [trial_pid] if trial_pid else []
         demand(tried == known, "the trial is", known, "not", tried)
         if not self.trials:
             return
@@ -1373,7 +1379,7 @@ class World:
         """Where nobody reads nothing lies; and nothing lies for long."""
         waiting = self.ledger.waiting
         by_key = self.master._children.by_key
-        own = {self.workers[by_key[key].pid]: line for key, line in waiting._own.items()}
+        own = {self.workers[by_key[key].pid]: line for key, line in waiting.queues.own.items()}
         for inbox in self.all_inboxes():
             line = own.get(inbox.worker) if inbox.worker else waiting.lines[inbox.number]
             demand(inbox.is_read() or not inbox.messages, inbox, "is not read, and holds some")

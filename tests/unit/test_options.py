@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from sticky import options as module
+from sticky import cpus
+from sticky.addresses import parse_bind
+from sticky.checks import DEFAULT_SYNC_EVENT
 from sticky.errors import OptionError, StickyError
-from sticky.options import MAX_WORKERS, Options, default_num, parse_bind
+from sticky.options import MAX_WORKERS, Options, default_num
 
 NAMES = [field.name for field in dataclasses.fields(Options)]
 INF, NAN = float("inf"), float("nan")
@@ -272,9 +274,9 @@ def test_the_names_of_the_original_are_understood():
 @pytest.mark.parametrize("event", [None, "mine"])
 def test_sync_is_understood_as_the_original_writes_it(event):
     sync = {"isSynced": True} | ({"event": event} if event else {})
-    assert Options.make({"sync": sync}).sync == (event or module.DEFAULT_SYNC_EVENT)
+    assert Options.make({"sync": sync}).sync == (event or DEFAULT_SYNC_EVENT)
     assert Options.make({"sync": sync | {"isSynced": False}}).sync is None
-    assert Options.make({"isSyncable": True}).sync == module.DEFAULT_SYNC_EVENT
+    assert Options.make({"isSyncable": True}).sync == DEFAULT_SYNC_EVENT
 
 
 def test_values_are_normalised():
@@ -444,14 +446,14 @@ def test_names_that_other_servers_give_a_worker_class_are_understood(given, mean
 )
 def test_the_default_is_the_usable_cpus_and_at_least_one(affinity, cgroup, workers, monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(affinity)))
-    monkeypatch.setattr(module, "_cgroup_cpus", lambda: cgroup)
+    monkeypatch.setattr(cpus, "granted", lambda: cgroup)
     assert default_num() == workers
 
 
 @pytest.mark.parametrize("empty", [None, ""])
 def test_an_empty_web_concurrency_counts_as_none(empty, monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2})
-    monkeypatch.setattr(module, "_cgroup_cpus", lambda: INF)
+    monkeypatch.setattr(cpus, "granted", lambda: INF)
     if empty is not None:
         monkeypatch.setenv("WEB_CONCURRENCY", empty)
     assert default_num() == 3
@@ -474,7 +476,7 @@ class Cgroup:
     def cpus(self, membership):
         if membership is not None:
             self.membership.write_text(membership)
-        return module._cgroup_cpus(self.root, self.membership)
+        return cpus.granted(self.root, self.membership)
 
 
 @pytest.fixture
@@ -512,7 +514,7 @@ def test_version_one_and_a_missing_proc_have_no_limit(cgroup):
 
 
 def test_the_real_cgroup_can_be_read():
-    assert module._cgroup_cpus() > 0
+    assert cpus.granted() > 0
 
 
 def test_several_sources_are_a_tuple_and_one_is_text():

@@ -26,6 +26,8 @@ DUMP_AFTER = 8.0
 
 SCALED = re.compile(r"There (?:is|are) (\d+) workers? now")
 """What it says when from now on there are so many slots."""
+THEIRS = re.compile(r"base_manager\.py.*\n +if len\(self\.pending_connect\[namespace\]\) == 0")
+"""A race of python-socketio 5.18 with threads: it looks, and looks again, without a lock."""
 KILLED = re.compile(r"worker \d+ \(pid \d+\) is killed: .*")
 """What a master says of a process that hangs."""
 
@@ -181,10 +183,11 @@ class Server:
     def traces(self) -> list[str]:
         """The tracebacks in the log, each with what is around it."""
         text = self.log_file.read_text(errors="replace")
-        return [
+        found = [
             text[max(0, at.start() - 200) : at.start() + 2000]
             for at in re.finditer(r"^(Traceback|Exception ignored|Fatal Python error)", text, re.M)
         ]
+        return [one for one in found if not THEIRS.search(one)]
 
     # -- processes ---------------------------------------------------------------------------------
 

@@ -174,8 +174,6 @@ class World:
         self.status = 0
         self.empty_since = math.inf
         self.heads_before = 0
-        self.queued_before = 0
-        self.returned = 0  # from an inbox that nobody reads, in this turn
         self.until = kernel.now + rng.choice((2.0, 4.0, 4.0, 12.0))
         self._write_script()
         self._write_upgrades()
@@ -290,6 +288,7 @@ class World:
             self.ledger.waiting,
         )
         say, room, change, queue = children.say, children._room, topology.change, waiting.queue
+        return_ = waiting.return_
         again = 0  # so many things are said that could not be said before
 
         def said(child: Any, kind: int, *more: Any) -> None:
@@ -317,15 +316,30 @@ class World:
             self.rescales(num)
             change(num)
 
-        def queues(connection: Any, line: Any, *more: Any, **how: Any) -> None:
+        def everyone() -> list[list[Any]]:
+            return [list(line.queue) for line in waiting.queues]
+
+        def queues(connection: Any, line: Any, *more: Any, **how: Any) -> bool:
             full = waiting.queued >= self.options.max_queued
-            there = [
-                list(one.queue) for one in (*waiting.lines, *waiting.queues.own.values()) if full
-            ]
+            there = everyone() if full else []
             shed = self.board.master["shed"]
-            queue(connection, line, *more, **how)
-            if self.board.master["shed"] > shed:
-                self.judge_shed(connection, line, there)
+            waits = queue(connection, line, *more, **how)
+            if shed := self.board.master["shed"] - shed:
+                lines = list(waiting.queues)
+                there += [[] for _ in lines[len(there) :]]  # its own may be new
+                there[lines.index(line)].append(connection)
+                self.judge_shed(there, shed)
+            return waits
+
+        def returns(line: Any, connections: Any, now: float) -> None:
+            there, come = everyone(), list(connections)
+            shed = self.board.master["shed"]
+            return_(line, come, now)
+            if shed := self.board.master["shed"] - shed:
+                there[list(waiting.queues).index(line)][:0] = [
+                    it for it, _, rest in come if not rest
+                ]
+                self.judge_shed(there, shed)
 
         def scales(num: int, now: float) -> Any:
             self.scale(num)
@@ -377,7 +391,7 @@ class World:
         not_started = self.lives.not_started
         self.lives.not_started = fails
         children.say, children._room = said, there_is_room
-        topology.change, waiting.queue = changes, queues
+        topology.change, waiting.queue, waiting.return_ = changes, queues, returns
 
     @property
     def num(self) -> int:
@@ -613,17 +627,12 @@ class World:
         """One of a slot or of a process: of which is known when one is started with it."""
         inbox = Inbox(self.kernel, self.capacity, self.options.max_moves)
         inbox.judge_rest = self.judge_rest
-        inbox.when_read_back = self.one_returns
         self.made.append(inbox)
         try:
             return inbox, InboxEnd(self.kernel, inbox)
         except OSError:
             inbox.close()
             raise
-
-    def one_returns(self) -> None:
-        """It was in an inbox, and may wait again."""
-        self.returned += 1
 
     def follow(self, cells: memoryview) -> None:
         """Router.follow: the number of slots is to be read here."""
@@ -808,7 +817,10 @@ class World:
     def fails_to_succeed(self, seen: _SlotSeen, generation: int) -> None:
         """A successor has not become ready."""
         seen.passed_over = 0  # it had its turn
-        self.given_up, self.gave_up_at = max(self.given_up, generation), self.kernel.now
+        before = seen.worker.generation if seen.worker else 0
+        reload = max(self.given_up, before) + 1
+        if reload <= generation:  # otherwise it was for something else
+            self.given_up, self.gave_up_at = reload, self.kernel.now
         seen.backoff = min(seen.backoff * 2 or BACKOFF_FIRST, BACKOFF_LAST)
         seen.wait_until = self.kernel.now + seen.backoff
 
@@ -953,10 +965,10 @@ class World:
         wire.decided = self.decisions
         wire.got = self.kernel.now
 
-    def session(self, head: bytes, length: int) -> bytes:
-        """Router.session."""
+    def find(self, head: bytes, length: int) -> tuple[int, bytes]:
+        """Router.find."""
         words = bytes(head[:length]).partition(b"\n")[0].split()
-        return words[3] if len(words) > 3 else b""
+        return (0, words[3]) if len(words) > 3 else (-1, b"")
 
     def owner(self, session: bytes, num: int = 0) -> int:
         """Router.owner."""
@@ -1175,21 +1187,15 @@ class World:
             demand(options.timeout, worker, "is killed, but it may be silent for ever")
             demand(silent, worker, "is killed, and has beaten at", worker.beaten, "of", ran)
 
-    def judge_shed(self, connection: Any, line: Any, there: list[list[Any]]) -> None:
-        """One was refused because too many wait: was it the newest of the longest line?"""
+    def judge_shed(self, there: list[list[Any]], count: int) -> None:
+        """So many were refused because too many wait: was each the newest of the longest line?"""
         self.kernel.note("shed")
         self.sheds = True
-        refused = next(reversed(self.ledger.waiting._refused))
-        lines = tuple(self.ledger.waiting.queues)
-        before = [
-            [*queue, connection] if one is line else queue
-            for one, queue in zip(lines, there, strict=False)
-        ]
-        if line not in lines[: len(there)]:
-            before.append([connection])
-        longest = max(len(queue) for queue in before)
-        fair = any(len(queue) == longest and queue[-1] is refused for queue in before)
-        demand(fair, refused.sock.wire, "is refused, and not the newest of the longest line")
+        for refused in list(self.ledger.waiting._refused)[-count:]:
+            longest = max(map(len, there))
+            fair = [queue for queue in there if len(queue) == longest and queue[-1] is refused]
+            demand(fair, refused.sock.wire, "is refused, and not the newest of the longest line")
+            fair[0].pop()
 
     def judge_rest(self, wire: Wire, slot: int) -> None:
         """A wire at rest is handed over: is it its turn, and is there somebody to have it?"""
@@ -1231,7 +1237,9 @@ class World:
             still = not (wire.fin or wire.reset or self.kernel.cut)
             if late and still and self.listener.open and wire.waits == "queue":
                 inbox = wire.asked.own if wire.asked else self.inboxes[wire.destined]
-                full = not inbox.had_room or inbox.failing or not inbox.is_read()
+                # It had room for some, and those who waited before this one may have taken it.
+                full = not inbox.had_room or len(inbox.messages) >= inbox.capacity
+                full = full or inbox.failing or not inbox.is_read()
                 retried = now - max(self.fed_at, inbox.opened) > RETRY + MOMENT
                 demand(full or not retried, wire, "got 503 though its inbox had room")
             over = self.quick or self.time_over or self.ends
@@ -1467,9 +1475,8 @@ class World:
                     demand(wire.fin or wire.reset or starved, wire, "was dropped for nothing")
                 wire.waits = None
         demand(heads <= options.max_pending_heads, "too many heads:", heads)
-        most = max(options.max_queued, self.queued_before) + self.returned
-        demand(queued <= most, "too many are queued:", queued)
-        self.heads_before, self.queued_before, self.returned = heads, queued, 0
+        demand(queued <= options.max_queued, "too many are queued:", queued)
+        self.heads_before = heads
         for inbox in self.all_inboxes():
             for parcel in inbox.messages:
                 if parcel.wire.waits != "inbox":

@@ -573,7 +573,6 @@ class Inbox(File):
         self.passed_on = 0
         self.judge_rest: Callable[[Wire, int], object] = lambda wire, number: None
         self.is_read: Callable[[], object] = lambda: True
-        self.when_read_back: Callable[[], object] = lambda: None
 
     @property
     def writable(self) -> bool:
@@ -640,7 +639,6 @@ class Inbox(File):
         if not Inbox.relieving:  # they will come once more
             self.last = min(self.last, parcel.wire.decided - 1)
         self.kernel.note("overstayed" if Inbox.relieving else "read back")
-        self.when_read_back()
         self.stir()
         return parcel
 

@@ -193,13 +193,18 @@ MUTANTS = {
     ),
     "more may wait than max_queued": (
         "queues",
-        "if self.queued > self.rules.max_queued:",
-        "if self.queued > 2 * self.rules.max_queued:",
+        "while self.queued > self.rules.max_queued:",
+        "while self.queued > 2 * self.rules.max_queued:",
     ),
     "one that waits for a slot with room is refused for a slot that is flooded": (
         "queues",
-        "self.refuse(next(reversed(longest.queue)), 503, now)",
-        "self.refuse(connection, 503, now)",
+        "longest = max(self, key=lambda one: len(one.queue))",
+        "longest = min((one for one in self if one.queue), key=lambda one: len(one.queue))",
+    ),
+    "who comes back from an inbox waits, however many do": (
+        "queues",
+        "len(queue) + len(resting)\n        self._shed(now)\n",
+        "len(queue) + len(resting)\n",
     ),
     "who has waited longest is refused for a newcomer": (
         "queues",
@@ -448,8 +453,8 @@ MUTANTS = {
     ),
     "a client that leaves a queue is not noticed": (
         "sending",
-        "rest=rest)\n        self.watch_queued(connection)",
-        "rest=rest)",
+        "rest=rest):\n            self.watch_queued(connection)",
+        "rest=rest):\n            pass",
     ),
     "no descriptors are kept for what is handed back": (
         "hearing",
@@ -673,8 +678,13 @@ MUTANTS = {
     ),
     "a successor that fails ends reloads that were asked for later": (
         "rounds",
-        "max(self._given_up, generation)",
-        "self._wanted",
+        "            self._given_up = asked",
+        "            self._given_up = self.wanted",
+    ),
+    "a successor that fails ends a reload that it was not for": (
+        "rounds",
+        "        if asked <= generation:",
+        "        if True:",
     ),
     "a successor that fails is tried again at once": (
         "rounds",

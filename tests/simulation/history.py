@@ -1223,7 +1223,7 @@ class World:
             still = not (wire.fin or wire.reset or self.kernel.cut)
             if late and still and self.listener.open and wire.waits == "queue":
                 inbox = wire.asked.own if wire.asked else self.inboxes[wire.destined]
-                full = not inbox.had_room or inbox.failing or not inbox.is_read()
+                full = inbox.room <= 0 or inbox.failing or not inbox.is_read()
                 retried = now - max(self.fed_at, inbox.opened) > RETRY + MOMENT
                 demand(full or not retried, wire, "got 503 though its inbox had room")
             over = self.quick or self.time_over or self.ends
@@ -1375,7 +1375,8 @@ class World:
             demand(open or not watched, inbox, "is watched, and nobody reads it")
             retried = timeout <= RETRY + MOMENT
             demand(watched or not some or not open or retried, inbox, "is not watched")
-            inbox.had_room = inbox.writable and not self.kernel.cut
+            seen = inbox.writable and not self.kernel.cut
+            inbox.room = inbox.capacity - len(inbox.messages) if seen else 0
             for parcel in list(inbox.messages)[:1]:
                 late = now - parcel.wire.got - self.options.queue_timeout
                 if parcel.rest:

@@ -568,7 +568,7 @@ class Inbox(File):
         self.readers: list[Callable[[], object]] = []
         self.last = 0
         self.told_end = False
-        self.had_room = True  # between the last two turns
+        self.room = capacity  # for so many, between the last two turns, and not used since
         self.opened = 0.0  # when somebody began to read it
         self.passed_on = 0
         self.judge_rest: Callable[[Wire, int], object] = lambda wire, number: None
@@ -620,6 +620,7 @@ class Inbox(File):
             self.last = wire.decided
         wire.move("master", "inbox")
         wire.put = self.kernel.now
+        self.room -= 1
         self.messages.append(Parcel(wire, prefix, moves, rest, unheld, since))
         for wake in self.readers:
             wake()

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 LIMIT = 1024
 """The longest head, in bytes."""
+BODY = bytes(97 + (i + i // 26) % 26 for i in range(2 * LARGE))
+"""No two bytes are like their neighbours, so that none can be lost or change places."""
 KEYS = 12
 """So many clients are told apart by what they send."""
 
@@ -100,8 +102,7 @@ class Client:
             pieces = [head[a:b] for a, b in zip([0, *cut], [*cut, len(head)], strict=True)]
             if rng.random() < 0.4 and not whole:
                 pieces.pop()  # and never ends
-        # No two bytes are like their neighbours, so that none can be lost or change places.
-        body = bytes(97 + (i + i // 26) % 26 for i in range(request.size - len(head)))
+        body = BODY[: request.size - len(head)]
         if rng.random() < 0.3 and body:
             pieces.append(body)
         else:
@@ -344,7 +345,7 @@ class Worker:
     def hang(self) -> None:
         pause = self.rng.choice((0.3, 2.0, 10.0, 1e9))
         self.kernel.say(self, "hangs for", pause, "s")
-        self.hung_until = self.kernel.now + pause
+        self.hung_until = self.kernel.moment(pause)
         self.stopped = self.rng.random() < 0.5
         if self.rng.random() < 0.1:
             self.die(-9)

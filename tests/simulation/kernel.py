@@ -44,6 +44,8 @@ GRID = 0.01
 """Things happen at multiples of this many seconds, so that many happen at once."""
 TURNS = 4_000
 """A history that takes more turns than this does not end."""
+STEPS = 100_000
+"""And one in which the world changes more often than this neither."""
 LARGE = 64
 """A prefix of more bytes than this goes in a memfd, which takes one more descriptor."""
 CONTROL = 4
@@ -89,7 +91,7 @@ class Kernel:
         self.stirred = True  # something that epoll could report may have changed
         self.starved_at = -math.inf  # when the last descriptor was asked for in vain
         self.steps = 0  # how often the world has changed, or the master had its turn
-        self.after_step: Callable[[int], object] = lambda step: None
+        self.after_step: Callable[[int], object] | None = None
         self.events: Counter[str] = Counter()  # what has happened, for those who count it
         self.trace: list[str] | None = None
         self.frozen = False
@@ -111,14 +113,17 @@ class Kernel:
 
     def note(self, *words: object) -> None:
         """Something happened that a history is run for."""
-        self.events[" ".join(map(str, words))] += 1
+        self.events[" ".join(map(str, words)) if len(words) > 1 else str(words[0])] += 1
 
     # -- time ---------------------------------------------------------------------------------
 
     def at(self, delay: float, what: Callable[..., object], *arguments: Any) -> None:
         """Have something happen after this many seconds."""
-        when = math.ceil((self.now + delay) / GRID - 1e-6) * GRID
-        heapq.heappush(self._agenda, (when, next(self._order), what, arguments))
+        heapq.heappush(self._agenda, (self.moment(delay), next(self._order), what, arguments))
+
+    def moment(self, delay: float) -> float:
+        """When it is after this many seconds."""
+        return math.ceil((self.now + delay) / GRID - 1e-6) * GRID
 
     def _advance(self, until: float) -> None:
         """Go to this moment, with everything that happens on the way."""
@@ -132,7 +137,9 @@ class Kernel:
 
     def _step(self) -> None:
         self.steps += 1
-        self.after_step(self.steps)
+        demand(self.steps < STEPS, "this does not end, in one turn")
+        if self.after_step is not None:
+            self.after_step(self.steps)
 
     # -- descriptors --------------------------------------------------------------------------
 
@@ -241,9 +248,9 @@ class Kernel:
         self.stirred = False
         ready = []
         for fd, (events, file, seen) in self.watched.items():
-            if (found := file.ready() & (events | ERR | HUP)) and (
-                not events & ET or seen != file.edge
-            ):
+            if events & ET and seen == file.edge:
+                continue
+            if found := file.ready() & (events | ERR | HUP):
                 ready.append((fd, found))
         return ready
 
@@ -364,7 +371,8 @@ class Wire:
     @property
     def carried(self) -> bytes:
         """What was read and not used: it must be wherever the connection is."""
-        return bytes(self.stream[self.used : len(self.stream) - len(self.data)])
+        end = len(self.stream) - len(self.data)
+        return bytes(self.stream[self.used : end]) if end > self.used else b""
 
     def move(self, before: str, after: str, outcome: str | None = None) -> None:
         """It goes from one place to another."""

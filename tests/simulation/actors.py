@@ -208,7 +208,7 @@ class Worker:
         self.pinged = 0.0
         self.unanswered: float | None = None
         self.mail: deque[int] = deque()  # what it was sent and has not read
-        self.told: list[int] = []
+        self.told: set[int] = set()
         self.owed: deque[int] = deque()  # what it was to be told, and there was no room
         self.draining = False  # it is to end because the server does
         self.quit_said: float | None = None
@@ -239,6 +239,11 @@ class Worker:
         return f"worker {self.pid} of slot {self.slot}"
 
     @property
+    def knows_its_end(self) -> bool:
+        """Whether it was told to end, or is to be."""
+        return channel.END in self.told or channel.END in self.owed
+
+    @property
     def doomed(self) -> bool:
         """Whether it was sent what it will die of."""
         return self.killed or self.aborted is not None
@@ -251,7 +256,7 @@ class Worker:
     @property
     def serves(self) -> bool:
         """Whether it is ready to, as far as the master can know."""
-        return self.known_ready is not None and not self.doomed
+        return self.known_ready is not None and not self.killed and self.aborted is None
 
     def later(self, delay: float, what: Callable[..., object], *arguments: Any) -> None:
         """Do something after this time, if then alive; hung, when it hangs no longer."""
@@ -643,7 +648,7 @@ class Worker:
         demand(self.owed, self, "hears of", kind, "for nothing")
         owed = self.owed.popleft()
         demand(kind == owed, self, "hears of", kind, "before", owed)
-        self.told.append(kind)
+        self.told.add(kind)
         self.siblings.update(sibling)
         self.mail.append(kind)
         self.control.unread += 1

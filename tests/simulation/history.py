@@ -44,7 +44,9 @@ from .kernel import (
     Memory,
     Pipe,
     Replaced,
+    Socket,
     Wire,
+    broken,
     demand,
     failing,
 )
@@ -135,9 +137,9 @@ class World:
             self.launcher.refused = partial(self.stop, quick=True)
             self.launcher.hear = self.announce
         self.wires: list[Wire] = []
-        self.unjudged: list[Wire] = []  # those whose end is still to be looked at
         self.handed_back: Counter[str] = Counter()  # as the master should have counted it
         self.workers: dict[int, Worker] = {}
+        self.processes: list[Worker] = []  # those that were not collected yet
         self.slots = [_SlotSeen() for _ in range(num)]
         self.right_class = "eventlet"
         self.known_class = self.options.worker_class  # as far as the master can know it
@@ -394,7 +396,6 @@ class World:
     def make_wire(self, key: int) -> Wire:
         wire = Wire(self.kernel, len(self.wires), key)
         self.wires.append(wire)
-        self.unjudged.append(wire)
         return wire
 
     # -- what happens to the master -----------------------------------------------------------
@@ -701,6 +702,7 @@ class World:
         worker = Worker(self, slot, pid, worker_class, spec["row"], own.inbox, siblings)
         worker.corrected = corrects
         self.workers[pid] = worker
+        self.processes.append(worker)
         if seen.worker is None:
             seen.worker = worker
         else:
@@ -768,6 +770,7 @@ class World:
         demand(not said or worker.pidfd is None, worker, "was not heard out:", said)
         demand(not worker.own.messages, worker, "leaves what lay in its own inbox")
         worker.collected, worker.changed = True, self.kernel.now
+        self.processes.remove(worker)
         seen = self.slots[worker.slot]
         if worker.pidfd is None:  # it is as if it had not been started
             if seen.worker is worker:
@@ -887,7 +890,7 @@ class World:
         if num > self.num:
             lacking = [n for n in range(num) if not self.is_served(n)]
             demand(not lacking, "there are", num, "slots, without a process in", lacking)
-        for wire in self.unjudged:
+        for wire in self.wires:
             if wire.heir is not None and wire.heir >= num:
                 wire.heir, wire.since = ANY, self.kernel.now  # and it waits in another line
 
@@ -988,7 +991,7 @@ class World:
         elif kind == channel.END and (worker.replaced is None or channel.END in worker.told):
             demand(not self.listener.open, worker, "is told to end before the listeners closed")
             waiting = self.waiting()
-            waiting += [wire for wire in self.unjudged if wire.place == "moving"]
+            waiting += [wire for wire in self.wires if wire.place == "moving"]
             demand(not waiting, worker, "is told to end while these wait:", waiting)
             self.ends = worker.draining = True
             if worker.slot < len(self.inboxes):
@@ -1124,7 +1127,7 @@ class World:
     @property
     def reloading(self) -> bool:
         """Whether a process has a successor that starts, or that has taken its place."""
-        alive = [w for w in self.workers.values() if w.alive and w.replaced is not None]
+        alive = [w for w in self.processes if w.alive and w.replaced is not None]
         return bool(alive) or any(seen.successor for seen in self.slots)
 
     def places(self) -> list[tuple[str, Any, Any, float]]:
@@ -1133,7 +1136,7 @@ class World:
 
     def all_inboxes(self) -> list[Inbox]:
         """Those of the slots, and those of the processes."""
-        own = [worker.own for worker in self.workers.values() if not worker.collected]
+        own = [worker.own for worker in self.processes]
         return [inbox for inbox in self.inboxes + own if inbox.fd >= 0]
 
     def waiting(self) -> list[Wire]:
@@ -1259,8 +1262,9 @@ class World:
             demand(not timeout, "it sleeps, and does not know what is due")
             return
         handlers = self.master._loop._handlers
-        alone = [kernel.files.get(fd, fd) for fd in kernel.watched.keys() ^ handlers.keys()]
-        demand(not alone, "handlers without events:", alone)
+        if kernel.watched.keys() != handlers.keys():
+            alone = [kernel.files.get(fd, fd) for fd in kernel.watched.keys() ^ handlers.keys()]
+            broken("handlers without events:", alone)
         deadlines = self.check_places(now, timeout)
         deadlines += self.check_processes(now)
         if self.stop_at < math.inf:
@@ -1273,11 +1277,9 @@ class World:
         self.check_upgrade(now)
         self.check_accepting(now, timeout)
         self.check_inboxes(now, timeout)
-        for deadline, what in deadlines:
+        for deadline, what in deadlines if timeout else ():
             late = now + timeout - deadline
-            demand(
-                late <= MOMENT or not timeout, "it would sleep", late, "s past a deadline of", what
-            )
+            late <= MOMENT or broken("it would sleep", late, "s past a deadline of", what)
         listener.accepted = self.vain = 0
         self.sheds = False
 
@@ -1285,8 +1287,9 @@ class World:
         """Who serves a slot is the same for the master, for everybody else, and in fact."""
         board, lives = self.board, self.lives
         by_key = self.master._children.by_key
-        shown = dict(board._shown())
-        demand(len(shown) == len(list(board._shown())), "a slot is shown twice:", shown)
+        rows = list(board._shown())
+        shown = dict(rows)
+        demand(len(shown) == len(rows), "a slot is shown twice:", rows)
         demand(lives.target == self.target, "there will be", lives.target, "slots")
         earlier = self.master._topology._earlier
         demand(earlier == self.earlier, "there were", earlier, "slots, not", self.earlier)
@@ -1296,26 +1299,28 @@ class World:
             worker = seen.worker if self.is_served(number) else None
             key = lives.current(number)
             current = self.workers[by_key[key].pid] if key is not None else None
-            demand(current is worker, "slot", number, "is served by", current, "not", worker)
+            if current is not worker:
+                broken("slot", number, "is served by", current, "not", worker)
             key = lives.previous(number)
             previous = self.workers[by_key[key].pid] if key is not None else None
             before = seen.previous if seen.previous and not seen.previous.doomed else None
-            demand(previous is before, "slot", number, "was served by", previous, "not", before)
+            if previous is not before:
+                broken("slot", number, "was served by", previous, "not", before)
             if worker is not None:
-                demand(shown.get(number) == worker.row, worker, "is not shown")
+                shown.get(number) == worker.row or broken(worker, "is not shown")
                 others = board.has_others(worker.row)
-                demand(others == (before is not None), worker, "has others:", others, before)
+                others == (before is not None) or broken(worker, "has others:", others, before)
             else:
                 row = shown.get(number)
                 doomed = seen.worker.row if seen.worker is not None else None
                 before_it = seen.previous.row if seen.previous is not None else None
-                fair = row in (None, doomed, before_it)
-                demand(fair, "slot", number, "is shown with row", row)
+                row in (None, doomed, before_it) or broken("slot", number, "is shown as", row)
         pairs = self.master._children.pairs
         demand(len(pairs) >= max(self.num, self.lives.target), "there are pairs for", len(pairs))
-        for worker in self.workers.values():
-            if worker.alive and not worker.collected and worker.pidfd is not None:
-                known = worker.siblings
+        siblings = {number: pair.sibling for number, pair in enumerate(pairs)}
+        for worker in self.processes:
+            known = worker.siblings
+            if known != siblings and worker.alive and worker.pidfd is not None:
                 lacking = [n for n, pair in enumerate(pairs) if known.get(n) is not pair.sibling]
                 coming = worker.owed.count(channel.SIBLING)
                 demand(len(lacking) <= coming, worker, "does not know of slots", lacking)
@@ -1367,54 +1372,57 @@ class World:
         own = {self.workers[by_key[key].pid]: line for key, line in waiting._own.items()}
         for inbox in self.all_inboxes():
             line = own.get(inbox.worker) if inbox.worker else waiting.lines[inbox.number]
-            demand(inbox.is_read() or not inbox.messages, inbox, "is not read, and holds some")
+            messages = inbox.messages
+            not messages or inbox.is_read() or broken(inbox, "is not read, and holds some")
             some = line is not None and (line.queue or line.resting)
-            watched = inbox.fd in self.kernel.watched
-            demand(some or not watched, inbox, "is watched for nothing")
             open = line is not None and line.open
-            demand(open or not watched, inbox, "is watched, and nobody reads it")
-            retried = timeout <= RETRY + MOMENT
-            demand(watched or not some or not open or retried, inbox, "is not watched")
+            if inbox.fd in self.kernel.watched:
+                some or broken(inbox, "is watched for nothing")
+                open or broken(inbox, "is watched, and nobody reads it")
+            elif some and open:
+                timeout <= RETRY + MOMENT or broken(inbox, "is not watched")
             seen = inbox.writable and not self.kernel.cut
-            inbox.room = inbox.capacity - len(inbox.messages) if seen else 0
-            for parcel in list(inbox.messages)[:1]:
+            inbox.room = inbox.capacity - len(messages) if seen else 0
+            if messages:
+                parcel = messages[0]
                 late = now - parcel.wire.got - self.options.queue_timeout
                 if parcel.rest:
                     late = now - parcel.wire.since - self.options.queue_timeout
                 late = min(late, now - parcel.wire.put)  # after a time in which we did not run
                 bound = LOOK_AROUND + 2 * MOMENT
-                demand(late <= bound, parcel.wire, "lies in an inbox", late, "s too long")
-        for worker in self.workers.values():
+                late <= bound or broken(parcel.wire, "lies in an inbox", late, "s too long")
+        for worker in self.processes:
             if worker.owed and worker.alive and not self.kernel.cut and timeout:
                 watch = self.kernel.watched.get(worker.control.fd)
                 demand(watch and watch[0] & OUT, worker, "is not told", worker.owed)
 
     def check_places(self, now: float, timeout: float) -> list[tuple[float, object]]:
         """Every connection is in one place, for no longer than it may be there."""
-        options = self.options
-        places = self.places()
+        options, kernel = self.options, self.kernel
+        watched, places = kernel.watched, self.places()
         held = {connection.sock.wire for _, _, connection, _ in places}
         demand(len(held) == len(places), "a connection is in two places:", places)
         heads = queued = 0
         deadlines: list[tuple[float, object]] = []
         for place, line, connection, _ in places:
             wire = connection.sock.wire
-            demand(wire.place == "master", wire, "is", place, "and", wire.place)
-            watched = connection.sock.fd in self.kernel.watched
-            demand(watched, wire, "is not watched in", place)
+            wire.place == "master" or broken(wire, "is", place, "and", wire.place)
+            connection.sock.fd in watched or broken(wire, "is not watched in", place)
             if place == "queue":
                 right = line.slot == wire.destined if line.process is None else wire.asked
-                demand(right, wire, "is queued for", line)
+                right or broken(wire, "is queued for", line)
                 there = line.process is not None or line.slot < max(self.num, self.target)
-                demand(there, wire, "waits for slot", line.slot, "of", self.num)
+                there or broken(wire, "waits for slot", line.slot, "of", self.num)
             elif place == "rest":
-                demand(wire.heir in (ANY, line.slot), wire, "is queued for", line)
-            demand((place == "refused") == (wire.answer is not None), wire, "is", place)
-            # That its client has left is told again when it could not be handed over just then.
-            wire.overlooked += place in ("queue", "rest") and (wire.fin or wire.reset)
-            demand(wire.overlooked < 8, wire, "is queued, and has left")
+                wire.heir in (ANY, line.slot) or broken(wire, "is queued for", line)
+            (place == "refused") == (wire.answer is not None) or broken(wire, "is", place)
+            if (wire.fin or wire.reset) and place in ("queue", "rest"):
+                # That is told again when it could not be handed over just then.
+                wire.overlooked += 1
+                wire.overlooked < 8 or broken(wire, "is queued, and has left")
             if place != "refused":
-                demand(connection.prefix == wire.carried, wire, "has lost what was read of it")
+                kept = connection.prefix == wire.carried
+                kept or broken(wire, "has lost what was read of it")
             if place != wire.waits:
                 if place == "refused":
                     self.judge_answer(wire)
@@ -1430,34 +1438,32 @@ class World:
                     deadline = min(deadline, max(self.stop_at, wire.since) + LAST_HEAD)
             elif place in ("queue", "rest"):
                 queued += place == "queue"
-                demand((place == "rest") == (wire.heir is not None), wire, "is in", place)
+                (place == "rest") == (wire.heir is not None) or broken(wire, "is in", place)
                 deadline = (wire.since if place == "rest" else wire.got) + options.queue_timeout
             else:
                 deadline = wire.since + LINGER
-            late = deadline < now - MOMENT and timeout  # with none, it is about to be refused
-            demand(not late, wire, "is", now - deadline, "s too long in", place)
+            if deadline < now - MOMENT and timeout:  # with none, it is about to be refused
+                broken(wire, "is", now - deadline, "s too long in", place)
             deadlines.append((deadline, wire))
-        for file in self.kernel.files.values():
-            wire = getattr(file, "wire", None)
-            demand(wire is None or wire in held, wire, "is held and forgotten")
-        ended = [wire for wire in self.unjudged if wire.place == "ended"]
-        if ended:
-            self.unjudged = [wire for wire in self.unjudged if wire.place != "ended"]
-            for wire in ended:
-                if wire.outcome == "refused" and wire.waits != "refused":
-                    self.judge_answer(wire)
-                elif wire.outcome == "dropped":
-                    starved = now in (self.listener.starved_at, self.kernel.starved_at)
-                    starved = starved or options.head_timeout == 0
-                    if wire.heir is not None:
-                        late = now - wire.got >= options.queue_timeout - MOMENT
-                        late = late and wire.waits in ("rest", "inbox")
-                        starved = starved or late or wire.orphan or self.stop_at <= now
-                        self.kernel.note("rest closed because of", "time" if late else "more")
-                    elif not wire.stream:
-                        starved = starved or self.is_silent_for_too_long(wire)
-                    demand(wire.fin or wire.reset or starved, wire, "was dropped for nothing")
-                wire.waits = None
+        if kernel.sockets != len(held):
+            lost = [file for file in kernel.files.values() if isinstance(file, Socket)]
+            broken("held and forgotten:", [file for file in lost if file.wire not in held])
+        ended, kernel.ended = kernel.ended, []
+        for wire in ended:
+            if wire.outcome == "refused" and wire.waits != "refused":
+                self.judge_answer(wire)
+            elif wire.outcome == "dropped":
+                starved = now in (self.listener.starved_at, kernel.starved_at)
+                starved = starved or options.head_timeout == 0
+                if wire.heir is not None:
+                    late = now - wire.got >= options.queue_timeout - MOMENT
+                    late = late and wire.waits in ("rest", "inbox")
+                    starved = starved or late or wire.orphan or self.stop_at <= now
+                    kernel.note("rest closed because of", "time" if late else "more")
+                elif not wire.stream:
+                    starved = starved or self.is_silent_for_too_long(wire)
+                demand(wire.fin or wire.reset or starved, wire, "was dropped for nothing")
+            wire.waits = None
         demand(heads <= options.max_pending_heads, "too many heads:", heads)
         most = max(options.max_queued, self.queued_before) + self.returned
         demand(queued <= most, "too many are queued:", queued)
@@ -1472,6 +1478,7 @@ class World:
         """Slots have their processes, and processes their time."""
         options, ran = self.options, self.kernel.ran
         blurred = self.kernel.stalls > 0  # of time not run, the ledger may count less than we do
+        slack = self.kernel.stalls * LONGEST_STEP + BLUR
         ping = min(options.timeout / 4, 5.0)
         deadlines: list[tuple[float, object]] = []
         serving = self.stop_at == math.inf
@@ -1488,7 +1495,7 @@ class World:
                 if not self.quick and not self.time_over:
                     demand(due > now - MOMENT, "slot", number, "has no process")
                     deadlines.append((due, "a start"))
-        for worker in self.workers.values():
+        for worker in self.processes:
             if worker.killed or not worker.alive:
                 continue
             deadline = None
@@ -1499,12 +1506,11 @@ class World:
             elif worker.replaced is not None:
                 deadline = self.quit_at(worker)
             if deadline is not None:
-                demand(deadline > now - MOMENT, worker, "was to end", now - deadline, "s ago")
+                deadline > now - MOMENT or broken(worker, "was to end", now - deadline, "s ago")
                 deadlines.append((deadline, worker))
             if worker.replaced is not None:
-                told = channel.END in (*worker.told, *worker.owed)
-                demand(told, worker, "was not told that it is replaced")
-            if deadline is not None or self.quick or channel.END in (*worker.told, *worker.owed):
+                worker.knows_its_end or broken(worker, "was not told that it is replaced")
+            if deadline is not None or self.quick or worker.knows_its_end:
                 continue
             if worker.known_ready is None:
                 limits = [worker.started + options.boot_timeout]
@@ -1515,8 +1521,7 @@ class World:
             else:
                 limits = []
             for limit in limits:
-                slack = self.kernel.stalls * LONGEST_STEP + BLUR
-                demand(ran <= limit + slack, worker, "was not seen to", ran, limit)
+                ran <= limit + slack or broken(worker, "was not seen to", ran, limit)
                 if not blurred:
                     deadlines.append((now + limit - ran + BLUR, worker))
         return deadlines
@@ -1543,10 +1548,10 @@ class World:
         self.empty_since = min(self.empty_since, now)
         late = now - self.empty_since > RETRY + MOMENT
         if late and not self.quick and not self.time_over:
-            for worker in self.workers.values():
+            for worker in self.processes:
                 if worker.alive and worker.known_ready is not None:
-                    told = channel.END in (*worker.told, *worker.owed)
-                    demand(told or worker.doomed, worker, "was not told to end")
+                    told = worker.knows_its_end or worker.doomed
+                    demand(told, worker, "was not told to end")
 
     # -- the whole of it ----------------------------------------------------------------------
 

@@ -33,7 +33,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import sticky.channel
 from sticky.master.agenda import LONGEST_STEP
@@ -58,10 +58,16 @@ class Broken(AssertionError):
     """A promise was not kept."""
 
 
+def broken(*what: object) -> NoReturn:
+    """A promise was not kept: these words say which."""
+    raise Broken(" ".join(map(str, what)))
+
+
 def demand(kept: object, *what: object) -> None:
-    """Raise Broken, with these words, unless the promise was kept."""
+    """Raise Broken, with these words, unless the promise was kept. What is looked at in every turn
+    says ``kept or broken(...)``: then the words cost nothing."""
     if not kept:
-        raise Broken(" ".join(map(str, what)))
+        broken(*what)
 
 
 def failing(number: int) -> OSError:
@@ -97,6 +103,8 @@ class Kernel:
         self.frozen = False
         self.watched: dict[int, list[Any]] = {}  # fd: [events, file, what it saw last]
         self.files: dict[int, File] = {}
+        self.sockets = 0  # of these files
+        self.ended: list[Wire] = []  # since they were last looked at
         self.between_turns: Callable[[float], None] = lambda timeout: None
         self.unwatched: Callable[[int], None] = lambda fd: None
         # Numbers that no real descriptor has, in case a real system call gets one.
@@ -379,6 +387,8 @@ class Wire:
         demand(self.place == before, self, "goes to", after, "from", self.place, "not", before)
         self.place = after
         self.outcome = outcome
+        if after == "ended":
+            self.kernel.ended.append(self)
         self.kernel.say(self, "->", after, outcome or "")
         self.on_move()
 
@@ -440,6 +450,7 @@ class Socket(File):
     def __init__(self, kernel: Kernel, wire: Wire) -> None:
         self.wire = wire
         super().__init__(kernel)
+        kernel.sockets += 1
 
     def __repr__(self) -> str:
         return f"{self.wire}[{self.fd - 1_000_000}]"
@@ -494,6 +505,7 @@ class Socket(File):
     def close(self) -> None:
         if self.fd >= 0 and not self.kernel.frozen:
             super().close()
+            self.kernel.sockets -= 1
             if self.wire.place == "master":
                 self.wire.move("master", "ended", "refused" if self.wire.answer else "dropped")
 

@@ -14,7 +14,6 @@ import random
 import signal
 from collections import Counter, deque
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -193,32 +192,33 @@ class World:
         sessions = moving and rng.random() < 0.4
         if sessions:
             self.weather.hold()
-        self.options = Options(
-            num=rng.choice((2, 2, 3, 4) if moving else (1, 1, 2, 2, 3, 4)),
-            proxy=moving or rng.random() < 0.7,
-            worker_class=rng.choice(("auto", "eventlet")),
-            seed=SEED,
-            session="sid" if sessions else None,
-            reload=rng.random() < 0.15,
-            max_head_size=LIMIT,
-            head_timeout=rng.choice((0.2, 2.0, 10.0)),
-            max_pending_heads=rng.choice((1, 2, 5, 1000)),
-            max_queued=rng.choice((1, 3, 8, 1000)),
-            queue_timeout=rng.choice((0.3, 2.0, 10.0)),
-            prefetch=rng.choice((1, 2, 4)),
-            boot_timeout=rng.choice((0.5, 3.0, 60.0)),
-            timeout=rng.choice((0.0, 0.0, 0.7, 3.0, 30.0, 30.0)),
-            keep_alive=rng.choice((0.3, 2.0, 75.0)),
-            max_moves=rng.choice((1, 2, 8)),
-            graceful_timeout=rng.choice((0.0, 0.5, 3.0, 30.0)),
-        )
+        settings: dict[str, Any] = {
+            "num": rng.choice((2, 2, 3, 4) if moving else (1, 1, 2, 2, 3, 4)),
+            "proxy": moving or rng.random() < 0.7,
+            "worker_class": rng.choice(("auto", "eventlet")),
+            "seed": SEED,
+            "session": "sid" if sessions else None,
+            "reload": rng.random() < 0.15,
+            "max_head_size": LIMIT,
+            "head_timeout": rng.choice((0.2, 2.0, 10.0)),
+            "max_pending_heads": rng.choice((1, 2, 5, 1000)),
+            "max_queued": rng.choice((1, 3, 8, 1000)),
+            "queue_timeout": rng.choice((0.3, 2.0, 10.0)),
+            "prefetch": rng.choice((1, 2, 4)),
+            "boot_timeout": rng.choice((0.5, 3.0, 60.0)),
+            "timeout": rng.choice((0.0, 0.0, 0.7, 3.0, 30.0, 30.0)),
+            "keep_alive": rng.choice((0.3, 2.0, 75.0)),
+            "max_moves": rng.choice((1, 2, 8)),
+            "graceful_timeout": rng.choice((0.0, 0.5, 3.0, 30.0)),
+        }
         if moving and rng.random() < 0.3:  # and most of what can happen to one at rest, reloads
             self.weather.rest()
-            changes: dict[str, Any] = {"queue_timeout": rng.choice((0.3, 2.0)), "keep_alive": 75.0}
-            self.options = replace(self.options, timeout=30.0, boot_timeout=60.0, **changes)
+            settings.update(queue_timeout=rng.choice((0.3, 2.0)), keep_alive=75.0)
+            settings.update(timeout=30.0, boot_timeout=60.0)
         if sessions:
-            changes = {"keep_alive": 75.0, "graceful_timeout": rng.choice((3.0, 30.0))}
-            self.options = replace(self.options, boot_timeout=60.0, max_moves=8, **changes)
+            settings.update(keep_alive=75.0, graceful_timeout=rng.choice((3.0, 30.0)))
+            settings.update(boot_timeout=60.0, max_moves=8)
+        self.options = Options(**settings)
         self.spare = rng.choice((4, 12, 1000))
         self.capacity = rng.choice((1, 2, 4, 8))
         self.control_capacity = rng.choice((1, 2, 100, 100))
@@ -902,7 +902,7 @@ class World:
     def is_due(self, seen: _SlotSeen) -> bool:
         """Whether the slot's process is to be replaced."""
         worker = seen.worker
-        if worker is None or not worker.serves or seen.successor is not None:
+        if worker is None or seen.successor is not None or not worker.serves:
             return False
         newer = self.generation > self.given_up and worker.generation < self.generation
         return newer or worker.leaving is not None
@@ -1328,13 +1328,14 @@ class World:
     def check_upgrade(self, now: float) -> None:
         """No signal is lost, and new code that is tried is heard in its time."""
         heard = len(self.sent_signals) + len(self.pending)
-        demand(self.unobeyed == heard, self.unobeyed - heard, "signals are lost")
-        demand(not self.blocked, "the master is deaf to", self.blocked)
-        tried = [trial.pid for trial in self.trials if not trial.collected]
-        known = [self.master._trial.pid] if self.master._trial.pid else []
-        demand(tried == known, "the trial is", known, "not", tried)
+        self.unobeyed == heard or broken(self.unobeyed - heard, "signals are lost")
+        not self.blocked or broken("the master is deaf to", self.blocked)
+        known = self.master._trial.pid
         if not self.trials:
+            not known or broken("the trial is", known)
             return
+        tried = [trial.pid for trial in self.trials if not trial.collected]
+        demand(tried == ([known] if known else []), "the trial is", known, "not", tried)
         trial = self.trials[-1]
         serving = self.stop_at == math.inf
         demand(not (serving and self.agreed), "new code could take over, and does not")
@@ -1351,15 +1352,16 @@ class World:
         replacing = False
         due = []
         for number, seen in enumerate(self.slots):
-            leaving = seen.worker is not None and seen.worker.leaving is not None
-            replacing = replacing or (seen.successor is not None and not leaving)
-            if self.is_due(seen) and seen.wait_until > now:
+            replacing = replacing or seen.successor is not None
+            if not self.is_due(seen):
+                continue
+            if seen.wait_until > now:
                 deadlines.append((seen.wait_until, "a replacement"))
-            elif self.is_due(seen):
+            else:
+                leaving = seen.worker is not None and seen.worker.leaving is not None
                 demand(not leaving, seen.worker, "asks to be replaced, and is not")
                 due.append(number)
-        ours = any(s.successor is not None for s in self.slots)
-        demand(not due or replacing or ours, "slots", due, "are to be replaced, and are not")
+        demand(not due or replacing, "slots", due, "are to be replaced, and are not")
         if self.target > self.num:
             lacking = [n for n in range(self.target) if not self.is_served(n)]
             demand(lacking, "there are to be", self.target, "slots, and not", self.num)
@@ -1400,6 +1402,7 @@ class World:
         """Every connection is in one place, for no longer than it may be there."""
         options, kernel = self.options, self.kernel
         watched, places = kernel.watched, self.places()
+        num = max(self.num, self.target)
         held = {connection.sock.wire for _, _, connection, _ in places}
         demand(len(held) == len(places), "a connection is in two places:", places)
         heads = queued = 0
@@ -1411,7 +1414,7 @@ class World:
             if place == "queue":
                 right = line.slot == wire.destined if line.process is None else wire.asked
                 right or broken(wire, "is queued for", line)
-                there = line.process is not None or line.slot < max(self.num, self.target)
+                there = line.process is not None or line.slot < num
                 there or broken(wire, "waits for slot", line.slot, "of", self.num)
             elif place == "rest":
                 wire.heir in (ANY, line.slot) or broken(wire, "is queued for", line)

@@ -338,7 +338,7 @@ class Lives:
         needed = self.agenda.stage is Stage.SERVING or slot.current == process
         if self.agenda.stage is Stage.ENDING or number >= self.target or not needed:
             self._kill(process, Why.STOPPED)
-            self._go_on(now)  # its slot was the one being replaced, perhaps
+        self._go_on(now)  # its slot was the one being replaced, perhaps, and is not any more
 
     def not_started(self, number: int, now: float) -> None:
         """The process that ``Spawn`` asked for could not even be started."""

@@ -1296,7 +1296,9 @@ class World:
         living = {child.row for child in by_key.values()}
         demand(living >= set(shown.values()), "rows are shown of processes that have ended")
         for number, seen in enumerate(self.slots):
-            worker = seen.worker if self.is_served(number) else None
+            worker = seen.worker
+            if worker is not None and (worker.draining or not worker.serves):
+                worker = None
             key = lives.current(number)
             current = self.workers[by_key[key].pid] if key is not None else None
             if current is not worker:

@@ -62,6 +62,7 @@ WORKER = (
     "left_unreleased",  # their client closed before the app had released them
     "threads",  # now
     "thread_starved",  # times that no thread could be started
+    "marks_forgotten",  # ids of ours that were held, and made room
 )
 # The same as numbers: ``row.cells[OPEN] += 1`` takes half as long as ``row["open"] += 1``.
 (
@@ -88,7 +89,8 @@ WORKER = (
     LEFT_UNRELEASED,
     THREADS,
     THREAD_STARVED,
-) = range(23)
+    MARKS_FORGOTTEN,
+) = range(24)
 
 _CELLS = 32  # in a row, of 8 bytes
 _ROW = _CELLS * 8
@@ -96,12 +98,14 @@ _BEFORE = 3  # cells of a process's row that are no counters
 _USED = _CELLS - 1  # in the master's row: how many rows may be in use
 _TOPOLOGY = _CELLS - 3  # and the two cells of the topology
 _ROWS = 1 << 16
+_FIRSTS = 1 << 17  # bytes behind the rows, for core.Firsts
+_SIZE = _ROWS * _ROW + _FIRSTS
 
 
 def layout() -> dict[str, Any]:
     """Where what is, for a process that has the memory from another one."""
     names = {"master": list(MASTER), "worker": list(WORKER)}
-    return {"cells": _CELLS, "before": _BEFORE, "rows": _ROWS, **names}
+    return {"cells": _CELLS, "before": _BEFORE, "rows": _ROWS, "firsts": _FIRSTS, **names}
 
 
 def fits(other: Mapping[str, Any]) -> bool:
@@ -167,10 +171,11 @@ class Board:
     def __init__(self, fd: int | None = None) -> None:
         if fd is None:
             fd = os.memfd_create("sticky-counters", os.MFD_CLOEXEC)
-            os.ftruncate(fd, _ROWS * _ROW)
+            os.ftruncate(fd, _SIZE)
         self.fd = fd
-        self._memory = mmap.mmap(fd, _ROWS * _ROW)
-        self._cells = memoryview(self._memory).cast("Q")
+        self._memory = mmap.mmap(fd, _SIZE)
+        self._cells = memoryview(self._memory)[: _ROWS * _ROW].cast("Q")
+        self.firsts = memoryview(self._memory)[_ROWS * _ROW :]
         self.master = Row(_OF_MASTER, self._cells[:_TOPOLOGY])
         self.topology = self._cells[_TOPOLOGY:_USED]
         # The master's: those taken back, and the first of those that were never given.

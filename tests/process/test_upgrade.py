@@ -404,8 +404,8 @@ BROKEN = {
         "ModuleNotFoundError: No module named 'no_such_module_anywhere'",
     ),
     "another format": (
-        *("master/state.py", "FORMAT = 1", "FORMAT = 2"),
-        "the state is of format 1, and this code reads 2",
+        *("master/state.py", "FORMAT = 2", "FORMAT = 3"),
+        "the state is of format 2, and this code reads 3",
     ),
     "other messages": (
         *("channel.py", "VERSION = 3", "VERSION = 4"),
@@ -417,7 +417,7 @@ BROKEN = {
         "there is no option 'drain_spread'",
     ),
     "a field that is gone": (
-        *("master/waiting.py", "line.open, line.retry, queue, resting = known", "queue, = known"),
+        *("master/queues.py", "line.open, line.retry, queue, resting = known", "queue, = known"),
         "ValueError: ",
     ),
     "a start that fails": (
@@ -575,7 +575,7 @@ def test_every_signal_that_comes_meanwhile_counts(kind: Kind) -> None:
 def test_a_signal_that_has_arrived_and_was_not_read_counts(kind: Kind, tmp_path: Path) -> None:
     copied = Copied(tmp_path)
     before = "before = upgrade.hold()\n"
-    copied.change("master/master.py", before, f"os.kill(os.getpid(), signal.SIGTTIN); {before}")
+    copied.change("master/succession.py", before, f"os.kill(os.getpid(), signal.SIGTTIN); {before}")
     with copied.serve(kind, "lab", num=NUM) as running:
         upgrade(running)
         running.wait_for("There are 3 workers now")

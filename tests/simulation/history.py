@@ -955,10 +955,10 @@ class World:
         wire.decided = self.decisions
         wire.got = self.kernel.now
 
-    def session(self, head: bytes, length: int) -> bytes:
-        """Router.session."""
+    def find(self, head: bytes, length: int) -> tuple[int, bytes]:
+        """Router.find."""
         words = bytes(head[:length]).partition(b"\n")[0].split()
-        return words[3] if len(words) > 3 else b""
+        return (0, words[3]) if len(words) > 3 else (-1, b"")
 
     def owner(self, session: bytes, num: int = 0) -> int:
         """Router.owner."""

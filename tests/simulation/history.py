@@ -84,6 +84,25 @@ class _SlotSeen:
         self.corrects = False  # its next process is started because the last one said how
 
 
+class _Signals:
+    """Those that the master gets."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    def fileno(self) -> int:
+        return self._world.signals.fd
+
+    def arrived(self) -> list[signal.Signals]:
+        world = self._world
+        world.signals.up = False
+        arrived, world.sent_signals = world.sent_signals, []
+        return arrived
+
+    def close(self) -> None:
+        self._world.signals.close()
+
+
 class Watcher:
     """The process that says when files change."""
 
@@ -482,7 +501,8 @@ class World:
         state = self.kernel.files[int(command[-1])]
         assert isinstance(state, Memory)
         self.state = state
-        self.check_places(self.kernel.now, 0.0)  # where each is, and since when
+        # Where each is, and since when.
+        self.check_places(self.kernel.now, 0.0, self.all_inboxes())
         self.next_board = Board(os.dup(self.board.fd))
         self.kernel.frozen = True
         raise Replaced
@@ -601,7 +621,6 @@ class World:
         self.fed_at = self.kernel.now
         for file in self.pairs():
             file.failing = None
-        self.kernel.stirred = True
 
     def pairs(self) -> list[Inbox | Control]:
         """Everything that descriptors are sent over."""
@@ -630,25 +649,10 @@ class World:
         self.cells = cells
 
     def make_signals(self, numbers: object) -> Any:
-        world = self
-
-        if world.signals.fd < 0:  # those of a master before
-            world.signals = Flag(world.kernel)
-            world.sent_signals.clear()
-
-        class Signals:
-            def fileno(self) -> int:
-                return world.signals.fd
-
-            def arrived(self) -> list[signal.Signals]:
-                world.signals.up = False
-                arrived, world.sent_signals = world.sent_signals, []
-                return arrived
-
-            def close(self) -> None:
-                world.signals.close()
-
-        return Signals()
+        if self.signals.fd < 0:  # those of a master before
+            self.signals = Flag(self.kernel)
+            self.sent_signals.clear()
+        return _Signals(self)
 
     def obeys(self, number: signal.Signals) -> None:
         """The master does what a signal says."""
@@ -1271,7 +1275,8 @@ class World:
         if kernel.watched.keys() != handlers.keys():
             alone = [kernel.files.get(fd, fd) for fd in kernel.watched.keys() ^ handlers.keys()]
             broken("handlers without events:", alone)
-        deadlines = self.check_places(now, timeout)
+        inboxes = self.all_inboxes()
+        deadlines = self.check_places(now, timeout, inboxes)
         deadlines += self.check_processes(now)
         if self.stop_at < math.inf:
             if now < self.stop_by:
@@ -1282,7 +1287,7 @@ class World:
         self.check_roster()
         self.check_upgrade(now)
         self.check_accepting(now, timeout)
-        self.check_inboxes(now, timeout)
+        self.check_inboxes(now, timeout, inboxes)
         for deadline, what in deadlines if timeout else ():
             late = now + timeout - deadline
             late <= MOMENT or broken("it would sleep", late, "s past a deadline of", what)
@@ -1295,8 +1300,9 @@ class World:
         by_key = self.master._children.by_key
         rows = list(board._shown())
         shown = dict(rows)
-        demand(len(shown) == len(rows), "a slot is shown twice:", rows)
-        demand(lives.target == self.target, "there will be", lives.target, "slots")
+        len(shown) == len(rows) or broken("a slot is shown twice:", rows)
+        target = lives.target
+        demand(target == self.target, "there will be", target, "slots")
         earlier = self.master._topology._earlier
         demand(earlier == self.earlier, "there were", earlier, "slots, not", self.earlier)
         living = {child.row for child in by_key.values()}
@@ -1324,7 +1330,7 @@ class World:
                 before_it = seen.previous.row if seen.previous is not None else None
                 row in (None, doomed, before_it) or broken("slot", number, "is shown as", row)
         pairs = self.master._children.pairs
-        demand(len(pairs) >= max(self.num, self.lives.target), "there are pairs for", len(pairs))
+        demand(len(pairs) >= max(self.num, target), "there are pairs for", len(pairs))
         siblings = {number: pair.sibling for number, pair in enumerate(pairs)}
         for worker in self.processes:
             known = worker.siblings
@@ -1375,12 +1381,12 @@ class World:
             demand(lacking, "there are to be", self.target, "slots, and not", self.num)
         return deadlines
 
-    def check_inboxes(self, now: float, timeout: float) -> None:
+    def check_inboxes(self, now: float, timeout: float, inboxes: list[Inbox]) -> None:
         """Where nobody reads nothing lies; and nothing lies for long."""
         waiting = self.ledger.waiting
         by_key = self.master._children.by_key
         own = {self.workers[by_key[key].pid]: line for key, line in waiting.queues.own.items()}
-        for inbox in self.all_inboxes():
+        for inbox in inboxes:
             line = own.get(inbox.worker) if inbox.worker else waiting.lines[inbox.number]
             messages = inbox.messages
             not messages or inbox.is_read() or broken(inbox, "is not read, and holds some")
@@ -1406,7 +1412,9 @@ class World:
                 watch = self.kernel.watched.get(worker.control.fd)
                 demand(watch and watch[0] & OUT, worker, "is not told", worker.owed)
 
-    def check_places(self, now: float, timeout: float) -> list[tuple[float, object]]:
+    def check_places(
+        self, now: float, timeout: float, inboxes: list[Inbox]
+    ) -> list[tuple[float, object]]:
         """Every connection is in one place, for no longer than it may be there."""
         options, kernel = self.options, self.kernel
         watched, places = kernel.watched, self.places()
@@ -1479,7 +1487,7 @@ class World:
         most = max(options.max_queued, self.queued_before) + self.returned
         demand(queued <= most, "too many are queued:", queued)
         self.heads_before, self.queued_before, self.returned = heads, queued, 0
-        for inbox in self.all_inboxes():
+        for inbox in inboxes:
             for parcel in inbox.messages:
                 if parcel.wire.waits != "inbox":
                     parcel.wire.waits, parcel.wire.since = "inbox", now
@@ -1544,9 +1552,9 @@ class World:
         demand(self.announced or not on, "it accepts before all workers are ready")
         if not listener.open or not self.announced:
             return
-        demand(on != self.ledger.waiting.paused, "accepting pauses, or not:", on)
-        starving = now < listener.starved_at + RETRY + MOMENT
+        on != self.ledger.waiting.paused or broken("accepting pauses, or not:", on)
         if not on:
+            starving = now < listener.starved_at + RETRY + MOMENT
             demand(starving, "accepting pauses")
             demand(timeout <= RETRY + MOMENT, "it does not come back to accept")
 

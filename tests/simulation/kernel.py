@@ -94,7 +94,7 @@ class Kernel:
         self.stalled = 0.0
         self.turns = 0
         self.cut = False  # in this turn poll() did not report all it could have
-        self.stirred = True  # something that epoll could report may have changed
+        self.stirred: list[File] = []  # those that epoll could report, and could not before
         self.starved_at = -math.inf  # when the last descriptor was asked for in vain
         self.steps = 0  # how often the world has changed, or the master had its turn
         self.after_step: Callable[[int], object] | None = None
@@ -196,13 +196,11 @@ class Kernel:
         demand(fd not in self.watched, "registered twice:", fd)
         demand(fd in self.files, "registered, but not open:", fd)
         self.watched[fd] = [events, self.files[fd], -1]
-        self.stirred = True
 
     def modify(self, fd: int, events: int) -> None:
         demand(fd in self.watched, "changed, but not registered:", fd)
         self.watched[fd][0] = events
         self.watched[fd][2] = -1
-        self.stirred = True
 
     def unregister(self, fd: int) -> None:
         if self.frozen:
@@ -231,7 +229,7 @@ class Kernel:
                 self._advance(deadline)
                 break
             self._advance(self._agenda[0][0])
-            if self.stirred:
+            if any(file.fd in self.watched for file in self.stirred):
                 ready = self._ready()
         self.run_on()
         self.cut = False
@@ -253,7 +251,7 @@ class Kernel:
         self._last = self.now
 
     def _ready(self) -> list[tuple[int, int]]:
-        self.stirred = False
+        self.stirred.clear()
         ready = []
         for fd, (events, file, seen) in self.watched.items():
             if events & ET and seen == file.edge:
@@ -290,7 +288,7 @@ class File:
     def stir(self) -> None:
         """What can be reported of this file has changed."""
         self.edge += 1
-        self.kernel.stirred = True
+        self.kernel.stirred.append(self)
 
     def ready(self) -> int:
         return 0

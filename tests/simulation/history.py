@@ -130,7 +130,7 @@ class World:
         num, weather = self.options.num, self.weather
         self.proxy = self.options.proxy
         self.sessions = self.options.session is not None
-        self.kernel = kernel = Kernel(rng, 7 + 10 * num + self.spare, weather.stall)
+        self.kernel = kernel = Kernel(rng, 6 + 10 * num + self.spare, weather.stall)
         if trace:
             kernel.trace = [str(self.options), str(weather)]
         kernel.between_turns = self.check

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections import Counter
 from collections.abc import Iterable
 
@@ -17,7 +16,6 @@ disproved ("" for nothing)."""
 def some(seeds: Iterable[int]) -> Told:
     """These histories, up to the first in which a promise is broken."""
     code = Code()
-    gc.freeze()  # what stays is not to be looked through again and again
     number = turns = 0
     total: Counter[str] = Counter()
     events: Counter[str] = Counter()

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from .options import Options
     from .routing import Explanation, explain
     from .server import Server, listen, stats
-    from .worker.main import Worker, current_worker, holds, mint
+    from .worker.main import Worker, current_worker, holds, mint, secret
 
 __version__ = "0.1.0"
 
@@ -39,6 +39,7 @@ _HOMES = {
     "current_worker": "worker.main",
     "holds": "worker.main",
     "mint": "worker.main",
+    "secret": "worker.main",
 }
 
 __all__ = [
@@ -56,6 +57,7 @@ __all__ = [
     "holds",
     "listen",
     "mint",
+    "secret",
     "stats",
 ]
 

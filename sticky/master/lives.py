@@ -144,7 +144,7 @@ class Lives:
         needed = self.agenda.stage is Stage.SERVING or slot.current == process
         if self.agenda.stage is Stage.ENDING or number >= self.target or not needed:
             self._ends.kill(process, Why.STOPPED)
-            self._rounds.go_on(now)  # its slot was the one being replaced, perhaps
+        self._rounds.go_on(now)  # its slot was the one being replaced, perhaps, and is not now
 
     def not_started(self, number: int, now: float) -> None:
         """The process that ``Spawn`` asked for could not even be started."""

@@ -101,7 +101,7 @@ class Scene(World):
                 (self.mover.shut if fault == "FIN" else self.mover.leave)()
         elif fault == "STOP 0":  # the slot's worker does not run for a while
             for worker in [w for w in self.workers.values() if w.slot == 0 and w.alive]:
-                worker.hung_until = self.kernel.now + 20
+                worker.hung_until = self.kernel.moment(20)
         elif fault == "the trial dies":
             for trial in self.trials:
                 trial.die(-9)

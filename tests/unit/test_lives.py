@@ -664,6 +664,20 @@ def test_a_slot_that_went_when_its_successor_was_just_asked_for_does_not_hold_up
     assert Spawn(0) in done
 
 
+def test_a_slot_that_went_and_came_back_when_its_successor_was_asked_for_holds_up_no_reload():
+    book = calm(num=3)
+    book.reload()
+    book.ready("p3")
+    book.lives.ready("p4", book.now)
+    assert Spawn(2) in book.decided()
+    book.ledger.scale(2, book.now)
+    book.ledger.scale(3, book.now)
+    book.lives.reload(book.now)
+    assert Spawn(0) not in book.decided()
+    book.lives.spawned("late", 2, book.now)  # the slot's only one now, and nobody's successor
+    assert book.take() == [Spawn(0)]
+
+
 def test_a_process_that_was_not_needed_any_more_and_is_again_is_started_at_once():
     book = calm()
     book.scale(3)

@@ -10,7 +10,15 @@ import pytest
 
 from .history import World, run, trace
 from .kernel import Code
-from .scene import FAULTS, UPGRADE_FAULTS, RestingScene, Scene, UpgradeScene
+from .scene import (
+    FAULTS,
+    UPGRADE_FAULTS,
+    Cramped,
+    RestingScene,
+    Restless,
+    Scene,
+    UpgradeScene,
+)
 
 # What can be met, and in how many of 1000 histories it has to be.
 EVENTS = {
@@ -177,6 +185,13 @@ def test_an_upgrade_meets_a_fault_at_every_step(fault):
             assert all(wire.served or wire.answer == 400 for wire in others), step
     sometimes = {"TERM": {0, 1}, "INT": {0, 1}, "USR2": {1, 2}, "the trial dies": {0, 1}}
     assert upgrades == sometimes.get(fault, {1})
+
+
+@pytest.mark.parametrize("kind", [Cramped, Restless])
+def test_promises_are_kept_where_much_is_in_the_way(kind):
+    code = Code()
+    for seed in range(100):
+        kind(seed, code).run()
 
 
 # One line of the source each, and what it would break.
@@ -939,6 +954,10 @@ def test_it_would_be_noticed_if(mutant):
     if "upgrade" in mutant or "new code" in mutant:
         worlds = [partial(UpgradeScene, code)]
         worlds += [partial(World, seed, code, upgrade=True) for seed in (1496, *range(500))]
+    if "no room" in mutant:
+        worlds += [partial(Cramped, seed, code) for seed in range(300)]
+    if "back-off" in mutant:
+        worlds += [partial(Restless, seed, code) for seed in range(300)]
     worlds += [partial(World, seed, code) for seed in range(3000)]
     for world in worlds:
         try:

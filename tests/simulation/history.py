@@ -1504,9 +1504,8 @@ class World:
         """Slots have their processes, and processes their time."""
         options, ran = self.options, self.kernel.ran
         blurred = self.kernel.stalls > 0  # of time not run, the ledger may count less than we do
-        demand(queued <= options.max_queued, "too many are queued:", queued)
-        self.heads_before = heads
-        for inbox in inboxes:
+        slack = self.kernel.stalls * LONGEST_STEP + BLUR
+        beat = every(options.timeout)
         deadlines: list[tuple[float, object]] = []
         serving = self.stop_at == math.inf
         for number, seen in enumerate(self.slots):

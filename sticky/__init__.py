@@ -63,8 +63,8 @@ __all__ = [
 def __getattr__(name: str) -> object:
     from importlib import import_module
 
-    if name == "cluster":  # needs python-socketio, which only workers load
-        return import_module(".cluster", __name__)
+    if name in ("bus", "cluster"):  # which only workers load, and python-socketio with the second
+        return import_module("." + name, __name__)
     home = _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -71,6 +71,9 @@ HELP_WORKER = {
     "left_unreleased": "Connections that their clients closed before they were released.",
     "threads": "Threads of worker class threads that there are now.",
     "thread_starved": "Times that no thread could be started.",
+    "mail_sent": "Messages for other workers, once for each of them.",
+    "mail_received": "Messages of other workers that somebody here has subscribed to.",
+    "mail_dropped": "Messages that a worker or a subscriber was too slow for.",
 }
 
 

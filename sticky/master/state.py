@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 
 from ..errors import StickyError
 
-FORMAT = 1
+FORMAT = 2
 
 Socket = socket.SocketType
 

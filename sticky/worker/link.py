@@ -172,8 +172,6 @@ class Link:
                 self._write_logs()
                 if service.sessions is not None:
                     service.sessions.count()
-            case channel.SIBLING:
-                service.worker.meet(json.loads(message.payload)["slot"], message.fds[0])
             case channel.RESCALED:
                 service.placing.rescaled()
             case channel.CLOSING:

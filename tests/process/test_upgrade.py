@@ -404,8 +404,8 @@ BROKEN = {
         "ModuleNotFoundError: No module named 'no_such_module_anywhere'",
     ),
     "another format": (
-        *("master/state.py", "FORMAT = 1", "FORMAT = 2"),
-        "the state is of format 1, and this code reads 2",
+        *("master/state.py", "FORMAT = 2", "FORMAT = 3"),
+        "the state is of format 2, and this code reads 3",
     ),
     "other messages": (
         *("channel.py", "VERSION = 3", "VERSION = 4"),

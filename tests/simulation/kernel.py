@@ -705,7 +705,32 @@ class Control(File):
             raise failing(errno.EPIPE)
         if self.is_full:
             raise BlockingIOError(errno.EAGAIN, "full")
-        self.hear(kind, *((int(json.loads(payload)["slot"]), self.kernel.files[fd]) for fd in fds))
+        self.hear(kind)
+
+
+class News(File):
+    """Where a process hears who comes and goes: the mailboxes that it knows, by row."""
+
+    name = "news"
+
+    def __init__(self, kernel: Kernel) -> None:
+        super().__init__(kernel)
+        self.known: dict[int, File] = {}
+        self.other: File | None = None
+        self.full = -math.inf  # until then
+        self.refused: float | None = None  # since when there is something that it does not know
+
+    def put(self, kind: int, payload: bytes, *fds: int) -> None:
+        kernel = self.kernel
+        if self.refused is None and kernel.rng.random() < 0.05:
+            self.full, self.refused = kernel.now + kernel.rng.choice((0.0, 0.5)), kernel.ran
+        if kernel.now <= self.full:
+            raise BlockingIOError(errno.EAGAIN, "full")
+        self.refused = None
+        _, row, _ = sticky.channel.unpack_presence(payload)
+        self.known.pop(row, None)
+        if kind == sticky.channel.CAME:
+            self.known[row] = self.kernel.files[fds[0]]
 
 
 class Flag(File):
@@ -791,7 +816,7 @@ class _Over:
 _NAMES = (
     *("topology", "master.agenda", "master.waiting", "master.lives", "master.ledger"),
     *("master.loop", "master.children", "master.dispatcher", "master.balance", "master.master"),
-    *("master.state", "master.records", "master.upgrade"),
+    *("master.state", "master.records", "master.post", "master.upgrade"),
 )
 _SOURCES = {
     f"sticky.{name}": Path(f"{importlib.import_module(f'sticky.{name}').__file__}").read_text()
@@ -822,6 +847,7 @@ class Code:
         self._builtins = {**vars(builtins), "__import__": self._import}
         self.topology = self._load("sticky.topology")
         self.children = self._load("sticky.master.children")
+        self.post = self._load("sticky.master.post")
         self.dispatcher = self._load("sticky.master.dispatcher")
         self.loop = self._load("sticky.master.loop")
         self.state = self._load("sticky.master.state")
@@ -867,7 +893,7 @@ class Code:
         channel = _Over(
             sticky.channel,
             inbox=world.make_inbox,
-            pair=lambda: _pair(kernel),
+            pair=lambda *_: _pair(kernel),
             pack_header=lambda kind, *_, **__: kind,
             send=_send,
             hand_over=_hand_over,
@@ -900,6 +926,7 @@ class Code:
         dispatcher.log, dispatcher.os = log, system
         children = self.children
         children.channel, children.os, children.spawn = channel, system, spawn
+        self.post.channel = channel
         children.signal = _Over(signal, pidfd_send_signal=world.kill)
         children.fcntl = types.SimpleNamespace(ioctl=_ioctl)
         children.reap = world.reap
@@ -959,12 +986,14 @@ def _read_of(kernel: Kernel) -> Callable[[int, int], bytes]:
 
 
 def _pair(kernel: Kernel) -> tuple[File, File]:
-    first = File(kernel)
+    first = News(kernel)  # or a mailbox
     try:
-        return first, File(kernel)
+        second = News(kernel)
     except OSError:
         first.close()
         raise
+    second.other = first
+    return first, second
 
 
 class _Epoll:

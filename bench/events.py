@@ -30,7 +30,7 @@ from pathlib import Path
 from statistics import median
 
 from .measure import QUICK, Verdict, ratio, section
-from .rigs import CLASSES, ROOT, cpu_of, children_of, machine
+from .rigs import CLASSES, ROOT, children_of, cpu_of, machine
 
 WORKERS = 4
 TURNS = 3 if QUICK else 9

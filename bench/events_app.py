@@ -6,8 +6,9 @@ async_mode, BENCH_SHARED a file with counters that all of them write: in row i, 
 In each worker there is a client, who is in no room, so that every event goes all the way to where
 python-socketio looks for the members of a room, and an event there counts. Over HTTP:
 
-    /emit?n&size    emit so many events, as fast as all others handle them (at most WINDOW ahead)
-    /trips?n        emit, and again when the worker asked has emitted an answer, n times: microseconds
+    /emit?n&size&workers
+                    emit so many events, as fast as all others handle them (at most WINDOW ahead)
+    /trips?n&to     emit, and again when that worker has emitted an answer, n times: microseconds
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ if sys.platform != "linux":
 if TYPE_CHECKING:
     from .errors import ChannelError, OptionError, StickyError, WorkerError
     from .options import Options
+    from .outside import emitter
     from .routing import Explanation, explain
     from .server import Server, listen, stats
     from .worker.main import Worker, current_worker, holds, mint
@@ -30,6 +31,7 @@ _HOMES = {
     "StickyError": "errors",
     "WorkerError": "errors",
     "Options": "options",
+    "emitter": "outside",
     "Explanation": "routing",
     "explain": "routing",
     "Server": "server",
@@ -52,6 +54,7 @@ __all__ = [
     "WorkerError",
     "__version__",
     "current_worker",
+    "emitter",
     "explain",
     "holds",
     "listen",

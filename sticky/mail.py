@@ -156,6 +156,7 @@ class Mail:
 
     Attributes:
         gone: called with the row of a process that has ended, from the loop.
+        broken: there was a mailbox that nobody reads any more.
     """
 
     def __init__(
@@ -173,6 +174,7 @@ class Mail:
         self.sender = sender
         self.memory = memory
         self.gone: Callable[[int], object] = lambda row: None
+        self.broken = False
         self.limit = limit
         self._news = news
         self._mailbox = mailbox
@@ -222,13 +224,27 @@ class Mail:
             if message is None:
                 return
             self._epoch, row, slot = channel.unpack_presence(message.payload)
-            before = self._siblings.pop(row, None)
-            if before is not None:
-                self._part(before)
+            self._part(row)
             if message.kind == channel.CAME:
                 self._siblings[row] = _Sibling(row, slot, message.fds[0])
 
-    def _part(self, sibling: _Sibling) -> None:
+    def came(self, row: int, slot: int, mailbox: int, epoch: int) -> None:
+        """Another process is there; where nobody sends news."""
+        with self._lock:
+            self._part(row)
+            self._siblings[row] = _Sibling(row, slot, mailbox)
+            self._epoch = epoch
+
+    def went(self, row: int, epoch: int) -> None:
+        """Another process has ended; where nobody sends news."""
+        with self._lock:
+            self._part(row)
+            self._epoch = epoch
+
+    def _part(self, row: int) -> None:
+        sibling = self._siblings.pop(row, None)
+        if sibling is None:
+            return
         waiter = self._waiter
         if waiter is not None:
             if sibling.queue:
@@ -391,6 +407,7 @@ class Mail:
             if error.errno == errno.EMSGSIZE and self._inline > 4096:
                 self._inline = max(4096, sibling.sock.getsockopt(SOL_SOCKET, SO_SNDBUF) // 4)
                 return self._send(sibling, datagram, memfd)
+            self.broken = True
         return True
 
     def _wait_for_room(self, sibling: _Sibling) -> None:

@@ -668,6 +668,11 @@ class Master:
         """The counters, as ``sticky.stats()`` gives them."""
         return self._board.stats()
 
+    def mail(self) -> tuple[Mapping[str, Any], list[int]]:
+        """The workers' mailboxes, for an emitter."""
+        answer, fds = self._children.post.mailboxes()
+        return {**answer, "pid": os.getpid()}, fds
+
     def why(self, text: str) -> Mapping[str, Any]:
         """Where an address or a session id goes, and the process that is there.
 

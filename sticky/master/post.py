@@ -9,7 +9,7 @@ the counter in the board that tells it to look is raised behind that.
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .. import channel
@@ -26,8 +26,11 @@ _AT_START = 200
 class Box:
     """What the master has of one process."""
 
-    def __init__(self, slot: int, mailbox: socket.socket, news: socket.socket) -> None:
+    def __init__(
+        self, slot: int, mailbox: socket.socket, news: socket.socket, born: int = 0
+    ) -> None:
         self.slot = slot
+        self.born = born  # the epoch: rows are used again, this is not
         self.mailbox = mailbox
         self.news = news
         # Who has come or gone, for which there was no room: kind, epoch, row, slot.
@@ -94,6 +97,7 @@ class Post:
         later = list(self.boxes.items())[_AT_START:]
         box = Box(slot, mailbox, news)
         epoch = self._tell_all(channel.CAME, row, slot, box)
+        box.born = epoch
         told = epoch - bool(later)  # else it would not look for the rest of them
         spec = {"siblings": [[other, its.slot] for other, its in at_start], "epoch": told}
         self.boxes[row] = box
@@ -146,22 +150,28 @@ class Post:
                 return
             del box.unsaid[0]
 
-    def mailboxes(self) -> Iterator[tuple[int, int, int]]:
-        """Of each process its row, its slot and a descriptor of its mailbox."""
-        for row, box in self.boxes.items():
-            yield row, box.slot, box.mailbox.fileno()
+    def mailboxes(self) -> tuple[dict[str, Any], list[int]]:
+        """For a process that is none of them: of each its row, its slot, and a number that only it
+        has; and the descriptors, in the same order, behind that of the board."""
+        workers = [[row, box.slot, box.born] for row, box in self.boxes.items()]
+        fds = [self._board.fd, *(box.mailbox.fileno() for box in self.boxes.values())]
+        return {"epoch": self._board.presence[0], "workers": workers}, fds
 
     def pack(self, packing: Packing) -> list[Any]:
         """What ``restore`` needs."""
         return [
-            [row, box.slot, *map(packing.fd, (box.mailbox.fileno(), box.news.fileno())), box.unsaid]
+            [
+                *(row, box.slot, box.born, box.unsaid),
+                *(packing.fd(box.mailbox.fileno()), packing.fd(box.news.fileno())),
+            ]
             for row, box in self.boxes.items()
         ]
 
     def restore(self, known: Sequence[Any], packed: Packed) -> None:
         """Those of a master before."""
-        for row, slot, mailbox, news, unsaid in known:
-            box = self.boxes[row] = Box(slot, packed.socket(mailbox), packed.socket(news))
+        for row, slot, born, unsaid, mailbox, news in known:
+            ends = packed.socket(mailbox), packed.socket(news)
+            box = self.boxes[row] = Box(slot, *ends, born)
             box.unsaid = [tuple(entry) for entry in unsaid]
 
     def close_all(self) -> None:

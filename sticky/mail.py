@@ -526,7 +526,7 @@ class Mail:
             self._tell(topic, payload, self.sender)
 
     def attended(self, call: Callable[[], object]) -> None:
-        """Have this called in the event loop, once there is one."""
+        """Have this called in the event loop's thread, once there is one."""
         with self._lock:
             if self._waiter is None:
                 self._on_attend.append(call)
@@ -539,7 +539,7 @@ class Mail:
         return self._waiter
 
     def attend(self, waiter: Waiter, news: Waiter | None = None) -> None:
-        """There is an event loop.
+        """There is an event loop. To be called in its thread.
 
         Args:
             waiter: where mail is read, and what there is no room for is sent.
@@ -558,7 +558,7 @@ class Mail:
         if self._here:
             waiter.call(self._hand_over)
         for call in calls:
-            waiter.call(call)
+            call()
 
     def _open(self) -> None:
         """Begin to read."""

@@ -84,7 +84,8 @@ class Bus(Office):
 
     def worker(self, slot: int, client: str | None = None, **options: Any) -> Worker:
         """One more; with ``client`` it has one."""
-        worker = Worker(self.join(slot, **options))
+        worker = Worker(mail := self.join(slot, attend=False, **options))
+        self.attend(mail)
         self.servers.append(worker)
         if client:
             worker.client(client)

@@ -367,6 +367,7 @@ def test_what_is_closed_changes_nothing_of_what_its_process_wants(office):
     heard(second, TOPIC)
     second.close()
     heard(second, b"else")
+    first.meet()
     assert first.is_wanted(TOPIC)
     assert not first.is_wanted(b"else") or bit_of(b"else") == bit_of(TOPIC)
     assert second.descriptors() == [-1, -1]

@@ -43,14 +43,15 @@ cdef extern from *:
 
     /*
      * One letter of the name that is looked for, with bit 0x20 set, and where it stands in it.
-     * Of the first 16 the last tells most: many names begin with x-forwarded-. Of a second name
-     * (`two`) the first letter. What is 0 is never met, since 0x20 is set in what is compared.
+     * Of the first 16 the last tells most: many names begin with x-forwarded-. Of other names
+     * the first letter. What is 0 is never met, since 0x20 is set in what is compared.
      */
     typedef struct {
         uint8_t first;
         uint8_t probe;
         uint8_t probe_at;
-        uint8_t two;
+        uint8_t count; /* of the others */
+        uint8_t others[4];
     } sticky_name;
 
     /*
@@ -75,9 +76,14 @@ cdef extern from *:
                 return end;
             if (!cr && lf > p)
                 return lf - 1;
-            if (lf + 1 < end && (lf[1] <= ' ' || (lf[1] | 0x20) == name->first ||
-                                 (lf[1] | 0x20) == name->two))
-                return lf;
+            if (lf + 1 < end) {
+                const uint8_t letter = lf[1] | 0x20;
+                if (lf[1] <= ' ' || letter == name->first)
+                    return lf;
+                for (int i = 0; i < name->count; i++)
+                    if (letter == name->others[i])
+                        return lf;
+            }
             p = lf + 1;
         }
         return end;
@@ -115,7 +121,7 @@ cdef extern from *:
     #if STICKY_SSE2
     /* Which of the 16 bytes at p need a look; reads 17, and 16 from p + 1 + probe_at. */
     static inline __m128i sticky_look(
-        const uint8_t *p, __m128i probe, size_t probe_at, int has_two, __m128i two)
+        const uint8_t *p, __m128i probe, size_t probe_at, int count, const __m128i *others)
     {
         const __m128i lf = _mm_set1_epi8('\\n'), space = _mm_set1_epi8(' ');
         __m128i here = _mm_loadu_si128((const __m128i *)p);
@@ -124,8 +130,9 @@ cdef extern from *:
         __m128i begins = _mm_or_si128(
             _mm_cmpeq_epi8(_mm_min_epu8(next, space), next), /* next <= ' ' */
             _mm_cmpeq_epi8(_mm_or_si128(letter, space), probe));
-        if (has_two)
-            begins = _mm_or_si128(begins, _mm_cmpeq_epi8(_mm_or_si128(next, space), two));
+        for (int i = 0; i < count; i++)
+            begins = _mm_or_si128(
+                begins, _mm_cmpeq_epi8(_mm_or_si128(next, space), others[i]));
         __m128i line = _mm_and_si128(_mm_cmpeq_epi8(here, lf), begins);
         /* CR and LF belong together: one without the other is bare. */
         __m128i bare = _mm_xor_si128(
@@ -135,12 +142,12 @@ cdef extern from *:
     }
 
     static inline uint64_t sticky_look64(
-        const uint8_t *p, __m128i probe, size_t probe_at, int has_two, __m128i two)
+        const uint8_t *p, __m128i probe, size_t probe_at, int count, const __m128i *others)
     {
-        __m128i a = sticky_look(p, probe, probe_at, has_two, two);
-        __m128i b = sticky_look(p + 16, probe, probe_at, has_two, two);
-        __m128i c = sticky_look(p + 32, probe, probe_at, has_two, two);
-        __m128i d = sticky_look(p + 48, probe, probe_at, has_two, two);
+        __m128i a = sticky_look(p, probe, probe_at, count, others);
+        __m128i b = sticky_look(p + 16, probe, probe_at, count, others);
+        __m128i c = sticky_look(p + 32, probe, probe_at, count, others);
+        __m128i d = sticky_look(p + 48, probe, probe_at, count, others);
         if (!_mm_movemask_epi8(_mm_or_si128(_mm_or_si128(a, b), _mm_or_si128(c, d))))
             return 0;
         return (uint64_t)(uint32_t)_mm_movemask_epi8(a)
@@ -149,13 +156,15 @@ cdef extern from *:
             | (uint64_t)(uint32_t)_mm_movemask_epi8(d) << 48;
     }
 
-    /* Compiled twice, so that a second name costs nothing where there is none. */
+    /* Compiled for each number of other names, so that one costs nothing where there is none. */
     static inline __attribute__((always_inline)) const uint8_t *sticky_next_of(
         const uint8_t *base, const uint8_t *p, const uint8_t *end, const sticky_name *name,
-        const int has_two)
+        const int count)
     {
         const __m128i cr = _mm_set1_epi8('\\r');
-        const __m128i two = _mm_set1_epi8((char)name->two);
+        __m128i others[4];
+        for (int i = 0; i < count; i++)
+            others[i] = _mm_set1_epi8((char)name->others[i]);
         __m128i probe = _mm_set1_epi8((char)name->probe);
         size_t probe_at = name->probe_at;
         uint64_t mask;
@@ -173,7 +182,7 @@ cdef extern from *:
                     probe = _mm_set1_epi8((char)name->first);
                     probe_at = 0;
                 }
-                mask = sticky_look64(p, probe, probe_at, has_two, two);
+                mask = sticky_look64(p, probe, probe_at, count, others);
                 if (mask)
                     return p + __builtin_ctzll(mask);
             }
@@ -183,7 +192,8 @@ cdef extern from *:
             /* The rest, as the last bits of the last 64 bytes that have a next one. */
             const uint8_t *last = end - 65;
             if (p - last < 64) {
-                mask = sticky_look64(last, _mm_set1_epi8((char)name->first), 0, has_two, two);
+                mask = sticky_look64(
+                    last, _mm_set1_epi8((char)name->first), 0, count, others);
                 mask >>= p - last;
                 if (mask)
                     return p + __builtin_ctzll(mask);
@@ -193,26 +203,48 @@ cdef extern from *:
         return sticky_next_portable(p, end, name);
     }
 
-    static const uint8_t *sticky_next_two(
-        const uint8_t *base, const uint8_t *p, const uint8_t *end, const sticky_name *name)
-    {
-        return sticky_next_of(base, p, end, name, 1);
-    }
-
-    static const uint8_t *sticky_next_one(
-        const uint8_t *base, const uint8_t *p, const uint8_t *end, const sticky_name *name)
-    {
-        return sticky_next_of(base, p, end, name, 0);
-    }
+    #define STICKY_NEXT(count) \\
+        static const uint8_t *sticky_next_##count( \\
+            const uint8_t *base, const uint8_t *p, const uint8_t *end, const sticky_name *name) \\
+        { \\
+            return sticky_next_of(base, p, end, name, count); \\
+        }
+    STICKY_NEXT(0)
+    STICKY_NEXT(1)
+    STICKY_NEXT(2)
+    STICKY_NEXT(3)
+    STICKY_NEXT(4)
 
     static inline const uint8_t *sticky_next(
         const uint8_t *base, const uint8_t *p, const uint8_t *end, const sticky_name *name)
     {
-        return (name->two ? sticky_next_two : sticky_next_one)(base, p, end, name);
+        switch (name->count) {
+        case 0:
+            return sticky_next_0(base, p, end, name);
+        case 1:
+            return sticky_next_1(base, p, end, name);
+        case 2:
+            return sticky_next_2(base, p, end, name);
+        case 3:
+            return sticky_next_3(base, p, end, name);
+        default:
+            return sticky_next_4(base, p, end, name);
+        }
     }
     #else
     #define sticky_next(base, p, end, name) sticky_next_portable(p, end, name)
     #endif
+
+    /* Words of memory that other processes change, too. */
+    static inline uint64_t sticky_load(const uint64_t *p)
+    {
+        return __atomic_load_n(p, __ATOMIC_SEQ_CST);
+    }
+
+    static inline int sticky_swap(uint64_t *p, uint64_t old, uint64_t word)
+    {
+        return __atomic_compare_exchange_n(p, &old, word, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
+    }
 
     /* The first byte that a field value may not hold: a control character other than HTAB. */
     static inline const uint8_t *sticky_text_end(const uint8_t *p, const uint8_t *end)
@@ -239,13 +271,16 @@ cdef extern from *:
         uint8_t first
         uint8_t probe
         uint8_t probe_at
-        uint8_t two
+        uint8_t count
+        uint8_t others[4]
     const uint8_t *sticky_next(
         const uint8_t *base, const uint8_t *p, const uint8_t *end, const sticky_name *name
     ) noexcept nogil
     const uint8_t *sticky_find(
         const uint8_t *p, const uint8_t *end, uint8_t first, uint8_t last, Py_ssize_t size
     ) noexcept nogil
+    uint64_t sticky_load(const uint64_t *p) noexcept nogil
+    int sticky_swap(uint64_t *p, uint64_t old, uint64_t word) noexcept nogil
     const uint8_t *sticky_text_end(const uint8_t *p, const uint8_t *end) noexcept nogil
     const bint STICKY_SSE2
 
@@ -296,10 +331,13 @@ cdef int TOO_LARGE = constants.TOO_LARGE
 cdef int CHUNKED = constants.CHUNKED
 cdef uint64_t MAX_CHUNK = constants.MAX_CHUNK
 
-cdef int NOWHERE = constants.NOWHERE
 cdef int IN_QUERY = constants.IN_QUERY
 cdef int IN_HEADER = constants.IN_HEADER
 cdef int IN_COOKIE = constants.IN_COOKIE
+cdef int IN_PATH = constants.IN_PATH
+cdef int PLAIN = constants.PLAIN
+cdef int MARK = constants.MARK
+cdef int AFFIX = constants.AFFIX
 
 cdef int NEED_MORE_VERDICT = constants.NEED_MORE
 cdef int MISSING_VERDICT = constants.MISSING
@@ -311,10 +349,14 @@ cdef enum:
     MAX_ADDRESS = 128
     RANDOM_BYTES = 15
     MINTED = 20
+    TAG = 11
+    MARK_SIZE = 31
+    MAX_SOURCES = 4
+    AGREED_FOR = 2000
     MARKED = 16  # lines with session ids that are found again without another scan
     END_OF_HEAD = 100  # of next_field alone: beside the reasons above
     FIELD = 101
-    SESSION_FIELD = 102
+    SESSION_FIELD = 102  # of the first header with session ids; then those of the others
     IS_OTHER = 0  # what an element of the list is
     IS_UNKNOWN = 1
     IS_ADDRESS = 2
@@ -326,6 +368,7 @@ cdef enum:
     IS_TOKEN = 1  # what a byte may be a part of
     IS_TARGET = 2
     IS_REG_NAME = 4
+    IS_BASE64 = 8
     KNOWN = 63  # names of fields, in the order of constants.KNOWN_NAMES
     UNKNOWN = -1
     KNOWN_HOST = 0
@@ -335,6 +378,7 @@ cdef enum:
     KNOWN_EXPECT = 4
     KNOWN_UPGRADE = 5
     KNOWN_COOKIE = 6
+    KNOWN_USER_AGENT = 53
     AT_CHUNK = 0
     AT_SIZE = 1
     AT_SPACE = 2
@@ -368,6 +412,15 @@ cdef uint8_t ENVIRON[256]  # as the byte of a name is written in a WSGI environ
 
 # --- the rules of one Router, and what is found by them ------------------------------------------
 
+cdef struct Source:
+    int place  # IN_QUERY and so on
+    int kind  # PLAIN, MARK or AFFIX
+    int field  # which of the rules' fields, if it is in one
+    const uint8_t *name  # of the parameter or cookie; of a path what stands before the id
+    Py_ssize_t size
+    const uint8_t *behind  # the id in a path
+    Py_ssize_t behind_size
+
 cdef struct Rules:
     uint32_t k0
     uint32_t k1
@@ -378,11 +431,13 @@ cdef struct Rules:
     bint forwarded
     bint proxy
     bint anywhere
-    int place  # of the session id
-    const uint8_t *session  # the name of the parameter or cookie
-    Py_ssize_t session_size
+    uint64_t tag0  # the key of the tags
+    uint64_t tag1
     Name header
-    Name session_header
+    int count  # of the sources of session ids
+    Source sources[MAX_SOURCES]
+    int fields  # headers that have to be read for them
+    Name field[MAX_SOURCES]
     sticky_name probe
 
 cdef struct Key:
@@ -390,6 +445,7 @@ cdef struct Key:
     int words  # 1: IPv4, 4: IPv6, 0: bytes
     uint32_t word[4]
     int prefix  # bits of the words that count
+    int source  # of a session id, or of what is wrong with its header
     uint8_t *copy  # where to put a copy of a key of bytes, or NULL
     Py_ssize_t copied
 
@@ -401,6 +457,7 @@ cdef struct Scan:
     const uint8_t *base  # of the request line
     const uint8_t *at  # where to go on; at the colon, once a header has been found
     const uint8_t *end
+    int field  # of the rules: the one with session ids that a line was about
 
 cdef struct Pieces:
     const uint8_t *at  # NULL behind the last piece
@@ -408,7 +465,7 @@ cdef struct Pieces:
     bint plain  # a quote was not closed: quotes mean nothing any more
 
 cdef struct Values:
-    int kind  # FIELD or SESSION_FIELD
+    int kind  # FIELD or SESSION_FIELD or one of those behind it
     const uint8_t *at  # the colon of the first line of the header
     Scan head  # as it was then; the lines after the first are found again if they are needed
     int left  # how many lines come after the first
@@ -463,6 +520,83 @@ cdef inline void sip_byte(Sip *s, uint8_t byte) noexcept nogil:
     if s.size & 3 == 0:
         sip_word(s, s.tail)
         s.tail = 0
+
+
+cdef inline uint64_t rotate64(uint64_t word, int bits) noexcept nogil:
+    return (word << bits) | (word >> (64 - bits))
+
+
+cdef inline void tag_rounds(uint64_t *v, int count) noexcept nogil:
+    cdef int i
+    for i in range(count):
+        v[0] += v[1]
+        v[1] = rotate64(v[1], 13) ^ v[0]
+        v[0] = rotate64(v[0], 32)
+        v[2] += v[3]
+        v[3] = rotate64(v[3], 16) ^ v[2]
+        v[0] += v[3]
+        v[3] = rotate64(v[3], 21) ^ v[0]
+        v[2] += v[1]
+        v[1] = rotate64(v[1], 17) ^ v[2]
+        v[2] = rotate64(v[2], 32)
+
+
+cdef uint64_t siphash64(
+    uint64_t k0, uint64_t k1, const uint8_t *p, Py_ssize_t size
+) noexcept nogil:
+    """SipHash-2-4 with 64 bits of output (Aumasson and Bernstein, 2012)."""
+    cdef uint64_t v[4]
+    cdef uint64_t word
+    cdef Py_ssize_t left = size
+    cdef int i
+    v[0] = k0 ^ <uint64_t>0x736F6D6570736575
+    v[1] = k1 ^ <uint64_t>0x646F72616E646F6D
+    v[2] = k0 ^ <uint64_t>0x6C7967656E657261
+    v[3] = k1 ^ <uint64_t>0x7465646279746573
+    while True:
+        word = <uint64_t>size << 56 if left < 8 else 0
+        for i in range(<int>min(left, 8)):
+            word |= <uint64_t>p[i] << (8 * i)
+        v[3] ^= word
+        tag_rounds(v, 2)
+        v[0] ^= word
+        if left < 8:
+            break
+        p += 8
+        left -= 8
+    v[2] ^= 0xFF
+    tag_rounds(v, 4)
+    return v[0] ^ v[1] ^ v[2] ^ v[3]
+
+
+cdef inline void write_tag(
+    const Rules *rules, const uint8_t *minted, Py_ssize_t size, uint8_t *to
+) noexcept nogil:
+    """The characters by which an id of ours is known."""
+    cdef uint64_t word = siphash64(rules.tag0, rules.tag1, minted, size)
+    cdef uint8_t raw[9]
+    cdef uint8_t text[12]
+    cdef int i
+    for i in range(8):
+        raw[i] = word >> (8 * i) & 0xFF
+    raw[8] = 0
+    for i in range(3):
+        base64(text + 4 * i, raw[3 * i] << 16 | raw[3 * i + 1] << 8 | raw[3 * i + 2])
+    memcpy(to, text, TAG)
+
+
+cdef bint is_tagged(
+    const Rules *rules, int kind, const uint8_t *p, Py_ssize_t size
+) noexcept nogil:
+    """Whether a value begins with an id that has the right tag, as its kind has it."""
+    cdef uint8_t tag[TAG]
+    if kind == MARK:
+        if size != MARK_SIZE:
+            return False
+    elif size < MARK_SIZE + 2 or p[MARK_SIZE] != c'.':
+        return False
+    write_tag(rules, p, MINTED, tag)
+    return memcmp(tag, p + MINTED, TAG) == 0
 
 
 cdef inline uint32_t sip_end(Sip *s, uint32_t last) noexcept nogil:
@@ -860,9 +994,9 @@ cdef inline int read_name(Scan *head, const uint8_t *p, const Name *name) noexce
 cdef inline int read_line_start(
     Scan *head, const uint8_t *p, const Rules *rules
 ) noexcept nogil:
-    """What begins at p: FIELD or SESSION_FIELD (head.at at the colon), END_OF_HEAD, a reason, or
-    -1 for nothing."""
-    cdef int found
+    """What begins at p: FIELD, SESSION_FIELD or one behind it (head.at at the colon), END_OF_HEAD,
+    a reason, or -1 for nothing."""
+    cdef int found, i
     if p == head.end:
         return -1
     if p[0] == c'\r':
@@ -874,16 +1008,18 @@ cdef inline int read_line_start(
     found = read_name(head, p, &rules.header)
     if found >= 0:
         return found
-    found = read_name(head, p, &rules.session_header)
-    if found == FIELD:
-        return SESSION_FIELD
-    if found == SPACE_BEFORE_COLON:
-        return SESSION_SPACE
-    return SESSION_NO_COLON if found == NO_COLON else -1
+    for i in range(rules.fields):
+        found = read_name(head, p, &rules.field[i])
+        if found >= 0:
+            head.field = i
+            if found == FIELD:
+                return SESSION_FIELD + i
+            return SESSION_SPACE if found == SPACE_BEFORE_COLON else SESSION_NO_COLON
+    return -1
 
 
 cdef inline int next_field(Scan *head, const Rules *rules) noexcept nogil:
-    """The next line of the header: FIELD; of the one with the session id: SESSION_FIELD;
+    """The next line of the header: FIELD; of one with session ids: SESSION_FIELD or one behind it;
     END_OF_HEAD; or the reason why there is none of them."""
     cdef const uint8_t *p = head.at
     cdef int found
@@ -1027,12 +1163,16 @@ cdef inline uint8_t unquoted(const uint8_t **at, const uint8_t *end) noexcept no
 
 
 cdef inline bint session_from(
-    const Rules *rules, const uint8_t *p, const uint8_t *end, bint encoded, Key *key
+    const Rules *rules, int kind, const uint8_t *p, const uint8_t *end, bint encoded, Key *key
 ) noexcept nogil:
-    """The key is this text."""
+    """The key is this text, or the tagged id in it; False: there is none."""
     cdef Sip sip
     if p == end:
         return False
+    if kind != PLAIN:
+        if not is_tagged(rules, kind, p, end - p):
+            return False
+        end = p + MINTED
     sip_start(&sip, rules.k0, rules.k1)
     key.words = 0
     if key.copy == NULL and not (
@@ -1060,16 +1200,8 @@ cdef inline const uint8_t *before(const uint8_t *p, const uint8_t *end, int byte
     return end if found == NULL else found
 
 
-cdef bint session_in_query(
-    const Rules *rules, const uint8_t *p, const uint8_t *end, Key *key
-) noexcept nogil:
-    """Look for the parameter in the target of the request line that starts at p.
-
-    The target is what stands between blanks behind the method."""
-    cdef const uint8_t *name
-    cdef const uint8_t *equals
-    cdef const uint8_t *after
-    cdef Py_ssize_t i
+cdef Text target_at(const uint8_t *p, const uint8_t *end) noexcept nogil:
+    """What stands between blanks behind the method, in the request line that starts at p."""
     end = before(p, end, c'\r')
     while p < end and is_blank(p[0]):
         p += 1
@@ -1077,45 +1209,107 @@ cdef bint session_in_query(
         p += 1
     while p < end and is_blank(p[0]):
         p += 1
-    end = before(p, before(p, end, c' '), c'\t')
-    p = before(p, end, c'?')
+    return Text(p, before(p, before(p, end, c' '), c'\t'))
+
+
+cdef bint session_in_query(
+    const Rules *rules, const Source *source, const Text *target, Key *key
+) noexcept nogil:
+    """Look for the parameter in the target of a request."""
+    cdef const uint8_t *end = target.end
+    cdef const uint8_t *p = before(target.at, end, c'?')
+    cdef const uint8_t *name
+    cdef const uint8_t *equals
+    cdef const uint8_t *after
+    cdef Py_ssize_t i
     if p == end:
         return False
     while True:
         p += 1
         after = before(p, end, c'&')
         # Only these two can begin a name that is the one.
-        if p < after and (p[0] == rules.session[0] or p[0] == c'%'):
+        if p < after and (p[0] == source.name[0] or p[0] == c'%'):
             equals = before(p, after, c'=')
             if equals + 1 < after:
                 name = p
                 i = 0
-                while name < equals and i < rules.session_size:
-                    if unquoted(&name, equals) != rules.session[i]:
+                while name < equals and i < source.size:
+                    if unquoted(&name, equals) != source.name[i]:
                         break
                     i += 1
                 else:
-                    if name == equals and i == rules.session_size:
-                        return session_from(rules, equals + 1, after, True, key)
+                    if name == equals and i == source.size:
+                        return session_from(rules, PLAIN, equals + 1, after, True, key)
         if after == end:
             return False
         p = after
 
 
+cdef inline const uint8_t *behind_authority(const Text *target) noexcept nogil:
+    """Where the path of a target begins, in absolute form, too (RFC 9112, 3.2.2)."""
+    cdef const uint8_t *p = target.at
+    cdef Text scheme
+    if p == target.end or p[0] == c'/':
+        return p
+    scheme = Text(p, before(p, target.end, c':'))
+    if not equals(&scheme, "http", 4) and not equals(&scheme, "https", 5):
+        return p
+    p = scheme.end
+    if target.end - p < 3 or p[1] != c'/' or p[2] != c'/':
+        return target.at
+    p += 3
+    return before(p, before(p, target.end, c'/'), c'?')
+
+
+cdef bint session_in_path(
+    const Rules *rules, const Source *source, const Text *target, Key *key
+) noexcept nogil:
+    """Look for what stands in the place of the id."""
+    cdef const uint8_t *p = behind_authority(target)
+    cdef const uint8_t *end = before(p, target.end, c'?')
+    cdef const uint8_t *after
+    if end - p < source.size or memcmp(p, source.name, source.size):
+        return False
+    p += source.size
+    after = before(p, end, c'/')
+    if end - after < source.behind_size or memcmp(after, source.behind, source.behind_size):
+        return False
+    return session_from_path(rules, p, after, key)
+
+
+cdef bint session_from_path(
+    const Rules *rules, const uint8_t *p, const uint8_t *end, Key *key
+) noexcept nogil:
+    """The key is this text, decoded; '+' is no space in a path."""
+    cdef Sip sip
+    if p == end:
+        return False
+    sip_start(&sip, rules.k0, rules.k1)
+    key.words = 0
+    while p < end:
+        if p[0] == c'+':
+            feed(&sip, key, c'+')
+            p += 1
+        else:
+            feed(&sip, key, unquoted(&p, end))
+    key.hash = sip_bytes_end(&sip)
+    return True
+
+
 cdef bint session_in_cookie(
-    const Rules *rules, const uint8_t *start, const uint8_t *end, Key *key
+    const Rules *rules, const Source *source, const uint8_t *start, const uint8_t *end, Key *key
 ) noexcept nogil:
     """Look for the cookie in the value of one line."""
-    cdef Py_ssize_t size = rules.session_size
+    cdef Py_ssize_t size = source.size
     cdef const uint8_t *p = start
     cdef const uint8_t *name
     cdef Text text
     while True:
-        name = sticky_find(p, end, rules.session[0], rules.session[size - 1], size)
+        name = sticky_find(p, end, source.name[0], source.name[size - 1], size)
         if name == NULL:
             return False
         p = name + 1
-        if memcmp(name, rules.session, size):
+        if memcmp(name, source.name, size):
             continue
         text = trimmed(start, name)
         if text.at < text.end and (text.end - 1)[0] != c';':
@@ -1127,36 +1321,150 @@ cdef bint session_in_cookie(
         if text.end - text.at > 1 and text.at[0] == c'"' and (text.end - 1)[0] == c'"':
             text.at += 1
             text.end -= 1
-        if session_from(rules, text.at, text.end, False, key):
+        if session_from(rules, source.kind, text.at, text.end, False, key):
             return True
 
 
-cdef bint session_in_value(const Rules *rules, const Pieces *value, Key *key) noexcept nogil:
+cdef bint session_in_value(
+    const Rules *rules, const Source *source, const Pieces *value, Key *key
+) noexcept nogil:
     """The session id in one line."""
     cdef Text text
-    if rules.place == IN_COOKIE:
-        return session_in_cookie(rules, value.at, value.end, key)
+    if source.place == IN_COOKIE:
+        return session_in_cookie(rules, source, value.at, value.end, key)
     text = trimmed(value.at, value.end)
-    return session_from(rules, text.at, text.end, False, key)
+    return session_from(rules, source.kind, text.at, text.end, False, key)
+
+
+cdef struct Lines:  # those of one header with session ids
+    int count
+    const uint8_t *marks[MARKED]  # the colons of the first
+    Scan head  # as it was at the last one that is marked
 
 
 cdef bint session_in_lines(
-    const Rules *rules, const uint8_t **marks, int count, const Values *found, Key *key
+    const Rules *rules, const Source *source, const Lines *lines, Key *key
 ) noexcept nogil:
     """The first session id in these lines: those that are marked, and those after them."""
-    cdef Values values = found[0]
+    cdef Values values
     cdef Pieces value
     cdef int i
-    for i in range(min(count, MARKED)):
-        value_at(&value, marks[i], values.head.end)
-        if session_in_value(rules, &value, key):
+    for i in range(min(lines.count, MARKED)):
+        value_at(&value, lines.marks[i], lines.head.end)
+        if session_in_value(rules, source, &value, key):
             return True
-    values.left = count - MARKED
+    values.kind = SESSION_FIELD + source.field
+    values.head = lines.head
+    values.left = lines.count - MARKED
     while values.left > 0:
         next_value(&values, rules, &value)
-        if session_in_value(rules, &value, key):
+        if session_in_value(rules, source, &value, key):
             return True
     return False
+
+
+cdef bint find_session(
+    const Rules *rules, const uint8_t *line, const uint8_t *end, const Lines *lines, Key *key
+) noexcept nogil:
+    """The session id of a request in the first source that has one.
+
+    line: the request line. lines: those of each of the rules' fields."""
+    cdef const Source *source
+    cdef Text target
+    cdef bint known = False, found
+    cdef int i
+    for i in range(rules.count):
+        source = &rules.sources[i]
+        if source.place == IN_QUERY or source.place == IN_PATH:
+            if not known:
+                target = target_at(line, end)
+                known = True
+            if source.place == IN_QUERY:
+                found = session_in_query(rules, source, &target, key)
+            else:
+                found = session_in_path(rules, source, &target, key)
+        else:
+            found = lines[source.field].count and session_in_lines(
+                rules, source, &lines[source.field], key
+            )
+        if found:
+            key.source = i
+            return True
+    return False
+
+
+# --- what several processes agree about ----------------------------------------------------------
+
+@cython.final
+cdef class Firsts:
+    """To which slot clients without an id were sent in the last two seconds: the same for all
+    processes that have this memory, whoever chooses first.
+
+    A cell is one word, so that it is there as a whole or not at all: 36 bits of who it is, 18 of
+    when that was in milliseconds, 10 of the slot. It is put there only in the place of what was
+    seen there before (compare and swap). Four cells share a place; when all are taken, the oldest
+    goes.
+
+    Args:
+        cells: a memoryview of memory that stays where it is: 32 bytes, or 2, 4, 8 ... times that.
+
+    Raises:
+        ValueError: it has another size.
+    """
+
+    cdef object cells
+    cdef uint64_t *cell
+    cdef uint64_t mask
+
+    def __cinit__(self, cells):
+        cdef Py_buffer shared
+        PyObject_GetBuffer(cells, &shared, PyBUF_C_CONTIGUOUS | PyBUF_WRITABLE)
+        PyBuffer_Release(&shared)  # see Router.follow
+        if shared.len < 32 or shared.len & (shared.len - 1):
+            raise ValueError("this takes 32 bytes of memory, or 2, 4, 8 ... times that")
+        self.cells = cells
+        self.cell = <uint64_t *>shared.buf
+        self.mask = <uint64_t>shared.len // 32 - 1
+
+    def agree(self, uint64_t who, uint64_t now, int slot):
+        """Where a client goes, and since when.
+
+        Args:
+            who: 64 bits, as ``Router.who`` gives them.
+            now: milliseconds, on a clock that all processes share.
+            slot: where it goes unless that was chosen before; -1: only say whether it was.
+
+        Returns:
+            The slot and the time of the choice (18 bits); -1 and 0: there is none.
+        """
+        cdef uint64_t *place = self.cell + 4 * (who & self.mask)
+        cdef uint64_t word, old, oldest
+        cdef uint64_t fingerprint = who >> 28
+        cdef uint64_t age
+        cdef int i, at, turn
+        now &= 0x3FFFF
+        for turn in range(8):  # others change it meanwhile, but not for ever
+            old = oldest = 0
+            at = 0
+            for i in range(4):
+                word = sticky_load(place + i)
+                age = (now - (word >> 10)) & 0x3FFFF
+                if age >= 0x20000:
+                    age = 0  # by a clock that was read a little later
+                if not word:
+                    age = 0x40000
+                elif word >> 28 == fingerprint:
+                    if age < AGREED_FOR:
+                        return <int>(word & 0x3FF), <int>(word >> 10 & 0x3FFFF)
+                    age = 0x80000  # it must not be there twice
+                if age > oldest or i == 0:
+                    old, oldest, at = word, age, i
+            if slot < 0:
+                break
+            word = fingerprint << 28 | now << 10 | <uint64_t>slot
+            if sticky_swap(place + at, old, word):
+                return slot, <int>now
+        return -1, 0
 
 
 # --- the head of a request -----------------------------------------------------------------------
@@ -1516,12 +1824,16 @@ cdef int decide(
     """Why the request goes where it goes. Up to LAST_KEY the key is made, but for BY_PEER."""
     cdef const uint8_t *end = data + length
     cdef Scan head
-    cdef Values values, sessions
-    cdef const uint8_t *marks[MARKED]
-    cdef int lines = 0, session_lines = 0, found
+    cdef Values values
+    cdef Lines sessions[MAX_SOURCES]
+    cdef Lines *session
+    cdef int lines = 0, found, i
+    key.source = 0
     data = behind_empty_lines(data, end)
     if data < end and data[0] == c'\n':
         return BARE_LF
+    for i in range(rules.fields):
+        sessions[i].count = 0
     head.base = head.at = data
     head.end = end
     while True:
@@ -1532,23 +1844,26 @@ cdef int decide(
                 values.at = head.at
                 values.head = head
             lines += 1
-        elif found == SESSION_FIELD:
-            if session_lines < MARKED:
-                marks[session_lines] = head.at
-                sessions.head = head  # of the last one that is marked
-            session_lines += 1
+        elif found >= SESSION_FIELD:
+            session = &sessions[found - SESSION_FIELD]
+            if session.count < MARKED:
+                session.marks[session.count] = head.at
+                session.head = head
+            session.count += 1
         else:
             break
     if found != END_OF_HEAD:
+        if found == SESSION_SPACE or found == SESSION_NO_COLON:
+            while (
+                rules.sources[key.source].place < IN_HEADER
+                or rules.sources[key.source].place > IN_COOKIE
+                or rules.sources[key.source].field != head.field
+            ):
+                key.source += 1
         return found
-    if rules.place != NOWHERE:
-        if rules.place == IN_QUERY:
-            if session_in_query(rules, data, end, key):
-                return BY_SESSION
-        elif session_lines:
-            sessions.kind = SESSION_FIELD
-            if session_in_lines(rules, marks, session_lines, &sessions, key):
-                return BY_SESSION
+    if rules.count:
+        if find_session(rules, data, end, sessions, key):
+            return BY_SESSION
         if rules.anywhere:
             return NO_SESSION
         if not rules.proxy:
@@ -1575,8 +1890,10 @@ cdef class Router:
         ipv4_prefix: bits of an IPv4 address that count, 0 to 32.
         ipv6_prefix: bits of an IPv6 address that count, 0 to 128. fe80::/10 counts whole.
         ignore_missing_header: use the peer's address where the header is missing.
-        session: where a session id is looked for, before any address: ``b"query:NAME"``,
-            ``b"header:NAME"``, ``b"cookie:NAME"``, or ``b""``.
+        session: where session ids are looked for, before any address and in this order: of
+            ``b"query:NAME"``, ``b"header:NAME"``, ``b"cookie:NAME"``, ``b"path:/PATH/{id}/"`` and
+            ``b"mark:NAME"`` (a cookie with a tagged id) one, or a tuple of at most 4.
+        affix: the values in headers and cookies begin with a tagged id; others have none.
         anywhere: where there is no session id, do not ask for the address but say ANYWHERE.
 
     Raises:
@@ -1587,7 +1904,7 @@ cdef class Router:
     cdef bint looks
     cdef bint ignore_missing_header
     cdef bytes header
-    cdef bytes place
+    cdef tuple sources
     cdef list names
     cdef object cells
     cdef const uint64_t *cell  # in them: the number of slots, where others may change it
@@ -1604,26 +1921,26 @@ cdef class Router:
         ipv6_prefix=64,
         ignore_missing_header=False,
         session=b"",
+        affix=False,
         anywhere=False,
     ):
-        cdef bytes name
         constants.check_router(
             n, seed, header, hops, ipv4_prefix, ipv6_prefix, session, bool(anywhere)
         )
         self.header = header.lower()
-        self.place = session
         self.names = []
-        self.rules.place, name = constants.session_at(session)
-        self.rules.session = self.keep(name)
-        self.rules.session_size = PyBytes_GET_SIZE(name)
+        self.sources = constants.sources_of(session, affix)
         self.rules.proxy = proxy
         self.rules.anywhere = anywhere
-        self.looks = proxy or session
+        self.looks = proxy or bool(self.sources)
         self.ignore_missing_header = ignore_missing_header
         self.rules.n = n
         self.cell = NULL
         self.rules.k0 = int.from_bytes(seed[:4], "little")
         self.rules.k1 = int.from_bytes(seed[4:], "little")
+        key = [siphash(seed, label) for label in constants.TAG_LABELS]
+        self.rules.tag0 = key[0] | key[1] << 32
+        self.rules.tag1 = key[2] | key[3] << 32
         self.rules.hops = hops
         self.rules.ipv4_prefix = ipv4_prefix
         self.rules.ipv6_prefix = ipv6_prefix
@@ -1633,10 +1950,39 @@ cdef class Router:
             self.rules.probe.first = self.header[0] | 0x20
             self.rules.probe.probe_at = min(len(self.header), 16) - 1
             self.rules.probe.probe = self.header[self.rules.probe.probe_at] | 0x20
-        if self.rules.place in (IN_HEADER, IN_COOKIE):
-            name = name if self.rules.place == IN_HEADER else b"cookie"
-            self.rules.session_header = self.name_of(name)
-            self.rules.probe.two = name[0] | 0x20
+        self.look_for()
+
+    cdef int look_for(self) except -1:
+        """The sources, as the leaves read them."""
+        cdef bytes name, behind
+        cdef Source *source
+        cdef list fields = [], letters = []
+        self.rules.count = len(self.sources)
+        for number, (place, name, kind) in enumerate(self.sources):
+            source = &self.rules.sources[number]
+            source.place = place
+            source.kind = kind
+            behind = b""
+            if place == IN_PATH:
+                name, _, behind = name.partition(constants.ID_IN_PATH)
+            source.name = self.keep(name)
+            source.size = PyBytes_GET_SIZE(name)
+            source.behind = self.keep(behind)
+            source.behind_size = PyBytes_GET_SIZE(behind)
+            name = self.sources[number].field
+            if not name:
+                continue
+            if name not in fields:
+                self.rules.field[len(fields)] = self.name_of(name)
+                fields.append(name)
+            source.field = fields.index(name)
+            if name[0] | 0x20 not in letters:
+                letters.append(name[0] | 0x20)
+        self.rules.fields = len(fields)
+        self.rules.probe.count = len(letters)
+        for number, letter in enumerate(letters):
+            self.rules.probe.others[number] = letter
+        return 0
 
     def follow(self, cells):
         """Read the number of slots from the first 8 bytes of this memory from now on, at each call:
@@ -1721,7 +2067,8 @@ cdef class Router:
         try:
             why = self.decide(start, length, peer, &key, &missing)
             text = constants.sentence(
-                why, None if missing < 0 else missing, self.header, self.rules.hops, self.place
+                why, None if missing < 0 else missing, self.header, self.rules.hops, self.sources,
+                key.source,
             )
             if why > LAST_KEY:
                 return constants.verdict(why), b"", text
@@ -1734,13 +2081,187 @@ cdef class Router:
         finally:
             free(key.copy)
 
-    def session(self, data, Py_ssize_t length):
-        """The session id of the request that starts ``data[:length]``, or b"".
+    def find(self, data, Py_ssize_t length):
+        """The session id of the request that starts ``data[:length]``: which of the sources has it,
+        and the id; -1 and b"" where there is none.
 
         Raises what ``route`` does.
         """
-        _, key, why = self.explain(data, length, "")
-        return key if why.startswith("session id") else b""
+        cdef Key key
+        cdef int missing
+        cdef const uint8_t *start = start_of(data, length)
+        key.copy = <uint8_t *>malloc(max(length, 1))
+        key.copied = 0
+        if key.copy == NULL:
+            raise MemoryError
+        try:
+            if self.decide(start, length, "", &key, &missing) != BY_SESSION:
+                return -1, b""
+            return key.source, key.copy[:key.copied]
+        finally:
+            free(key.copy)
+
+    def who(self, data, Py_ssize_t length, str peer not None):
+        """64 bits that tell a client from others by what it has without any id: the address by
+        which it would be routed, and the value of its first User-Agent.
+
+        Args:
+            data, length: a whole head, as for ``route``.
+            peer: stands in where the routing header gives no key.
+
+        Raises what ``route`` does.
+        """
+        cdef Key key
+        cdef Rules rules = self.rules
+        cdef const uint8_t *start = start_of(data, length)
+        cdef int why = ABSENT, i
+        cdef Text agent
+        cdef bytes text
+        cdef uint8_t *to
+        key.copy = NULL
+        if rules.proxy:
+            rules.count = rules.fields = rules.probe.count = 0
+            rules.anywhere = False
+            why = decide(&rules, start, length, &key)
+        if why > LAST_KEY:
+            self.key_from_peer(peer, &key)
+        agent = agent_of(start, start + length)
+        text = PyBytes_FromStringAndSize(NULL, 4 + (agent.end - agent.at))
+        to = <uint8_t *>PyBytes_AS_STRING(text)
+        for i in range(4):
+            to[i] = key.hash >> (8 * i) & 0xFF
+        memcpy(to + 4, agent.at, agent.end - agent.at)
+        return siphash64(rules.tag0, rules.tag1, to, PyBytes_GET_SIZE(text))
+
+    def tag(self, bytes minted not None):
+        """The 11 characters by which an id of ours is known."""
+        cdef uint8_t text[TAG]
+        write_tag(
+            &self.rules,
+            <const uint8_t *>PyBytes_AS_STRING(minted),
+            PyBytes_GET_SIZE(minted),
+            text,
+        )
+        return (<char *>text)[:TAG]
+
+    def tagged_id(self, bytes value not None, int kind):
+        """The id in a value of this kind (``rules.MARK``, ``rules.AFFIX``), if it has the right
+        tag; else b""."""
+        return self.tagged(value, kind)
+
+    def random(self, bytes text not None):
+        """15 bytes for ``mint`` that are the same for the same text, and that nobody can predict
+        who does not know the seed."""
+        cdef bytes labelled, made = b""
+        cdef int number
+        for number in range(2):
+            labelled = bytes([number]) + text
+            made += siphash64(
+                self.rules.tag0,
+                self.rules.tag1,
+                <const uint8_t *>PyBytes_AS_STRING(labelled),
+                PyBytes_GET_SIZE(labelled),
+            ).to_bytes(8, "little")
+        return made[:RANDOM_BYTES]
+
+    def strip(self, Head head not None):
+        """Take out of a head what is ours: marks, also those of another server or none, by what
+        they look like; and affixes with the right tag.
+
+        Returns:
+            For each source the tagged id that the request has there, or b"".
+        """
+        cdef const uint8_t *p = <const uint8_t *>PyBytes_AS_STRING(head.lines)
+        cdef const uint8_t *end = p + PyBytes_GET_SIZE(head.lines)
+        cdef const uint8_t *line
+        cdef const uint8_t *copied = p  # up to here the lines are in `made`
+        cdef Text name, text
+        cdef list found = [b""] * self.rules.count
+        cdef bytes made = b"", value
+        cdef object left
+        cdef int number, i
+        cdef Source *source
+        while p < end:
+            line = p
+            number = next_line(&p, end, &name, &text)
+            value = left = None
+            for i in range(self.rules.count):
+                source = &self.rules.sources[i]
+                if source.kind == PLAIN:
+                    continue
+                if source.place == IN_COOKIE:
+                    if number == KNOWN_COOKIE:
+                        value = bytes_of(&text)
+                        left = self.strip_cookies(value, found)
+                        break
+                elif (
+                    name.end - name.at == source.size
+                    and is_name(name.at, &self.rules.field[source.field])
+                ):
+                    value = bytes_of(&text)
+                    left = self.strip_affix(value, i, found)
+            if left is value:
+                continue
+            made += (<char *>copied)[:line - copied]
+            if left is not None:
+                made += (<char *>name.at)[:name.end - name.at] + b": " + left + b"\r\n"
+            copied = p
+        if made or copied != <const uint8_t *>PyBytes_AS_STRING(head.lines):
+            head.lines = made + (<char *>copied)[:end - copied]
+        return tuple(found)
+
+    cdef bytes strip_affix(self, bytes value, int at, list found):
+        """The value without its affix; the same object, if it has none."""
+        cdef bytes tagged = self.tagged(value, AFFIX)
+        if not tagged:
+            return value
+        found[at] = found[at] or tagged
+        return value[MARK_SIZE + 1:]
+
+    cdef object strip_cookies(self, bytes value, list found):
+        """What is left of the value of a Cookie field; the same object, if it is unchanged; None:
+        nothing, where there was something."""
+        cdef list pairs = []
+        cdef bytes pair, name, equal, text, bare, kept, left
+        cdef bint changed = False
+        cdef Source *source
+        cdef int i
+        for pair in value.split(b";"):
+            name, equal, text = pair.partition(b"=")
+            bare = text.strip(b" \t")
+            name = name.strip(b" \t")
+            kept = pair
+            for i in range(self.rules.count):
+                source = &self.rules.sources[i]
+                if (
+                    source.place != IN_COOKIE
+                    or PyBytes_GET_SIZE(name) != source.size
+                    or memcmp(PyBytes_AS_STRING(name), source.name, source.size)
+                ):
+                    continue
+                if len(bare) > 1 and bare.startswith(b'"') and bare.endswith(b'"'):
+                    bare = bare[1:len(bare) - 1]
+                if source.kind == MARK and is_like_mark(bare):
+                    found[i] = found[i] or self.tagged(bare, MARK)
+                    kept = None
+                    break
+                if source.kind == AFFIX:
+                    left = self.strip_affix(bare, i, found)
+                    if left is not bare:
+                        kept = pair.partition(b"=")[0] + equal + left
+            changed = changed or kept is not pair
+            if kept is not None:
+                pairs.append(kept)
+        if not changed:
+            return value
+        return b";".join(pairs).strip(b" \t") or None
+
+    cdef bytes tagged(self, bytes value, int kind):
+        """The id in a value that has the right tag, or b""."""
+        cdef const uint8_t *text = <const uint8_t *>PyBytes_AS_STRING(value)
+        if is_tagged(&self.rules, kind, text, PyBytes_GET_SIZE(value)):
+            return value[:MINTED]
+        return b""
 
     def owner(self, bytes session not None, int n=0):
         """The slot that requests with this session id go to; among ``n`` slots, if it is given."""
@@ -1919,6 +2440,32 @@ cdef class Head:
                 several[key] = [into[key], value]
         for key, values in several.items():
             into[key] = ("; " if key == "HTTP_COOKIE" else ",").join(values)
+
+
+cdef bint is_like_mark(bytes value):
+    cdef const uint8_t *p = <const uint8_t *>PyBytes_AS_STRING(value)
+    cdef Py_ssize_t i
+    if PyBytes_GET_SIZE(value) != MARK_SIZE:
+        return False
+    for i in range(MARK_SIZE):
+        if not KINDS[p[i]] & IS_BASE64:
+            return False
+    return True
+
+
+cdef Text agent_of(const uint8_t *p, const uint8_t *end) noexcept nogil:
+    """The value of the first User-Agent in a complete head."""
+    cdef const Name *name = &KNOWN_AS[KNOWN_USER_AGENT]
+    cdef const uint8_t *colon
+    p = behind_empty_lines(p, end)
+    while True:
+        p = <const uint8_t *>memchr(p, c'\n', end - p)
+        if p == NULL or end - p <= name.size + 1 or p[1] == c'\r':
+            return Text(end, end)
+        p += 1
+        colon = p + name.size
+        if colon[0] == c':' and is_name(p, name):
+            return trimmed(colon + 1, before(colon, end, c'\r'))
 
 
 cdef inline int next_line(
@@ -2256,6 +2803,26 @@ def siphash(bytes key8 not None, bytes data not None):
     return sip_bytes_end(&sip)
 
 
+def siphash_2_4(bytes key16 not None, bytes data not None):
+    """SipHash-2-4 of ``data`` with 64 bits of output (Aumasson and Bernstein, 2012).
+
+    Args:
+        key16: 16 bytes.
+        data: any bytes.
+
+    Raises:
+        ValueError: the key is not exactly 16 bytes.
+    """
+    if len(key16) != 16:
+        raise ValueError(f"key16 must be exactly 16 bytes, not {len(key16)}")
+    return siphash64(
+        int.from_bytes(key16[:8], "little"),
+        int.from_bytes(key16[8:], "little"),
+        <const uint8_t *>PyBytes_AS_STRING(data),
+        PyBytes_GET_SIZE(data),
+    )
+
+
 def pick(long long hash32, long long n):
     """The slot, 0 to n-1, for a 32-bit hash: rendezvous hashing.
 
@@ -2277,6 +2844,11 @@ AGREED = {
     "MAX_SLOTS": MAX_SLOTS,
     "MAX_ADDRESS": MAX_ADDRESS,
     "RANDOM_BYTES": RANDOM_BYTES,
+    "MINTED": MINTED,
+    "TAG": TAG,
+    "MARK_SIZE": MARK_SIZE,
+    "MAX_SOURCES": MAX_SOURCES,
+    "AGREED_FOR": AGREED_FOR,
     "MAX_METHOD": MAX_METHOD,
     "MAX_LENGTH_DIGITS": MAX_LENGTH_DIGITS,
     "MAX_PORT": MAX_PORT,
@@ -2294,8 +2866,10 @@ AGREED = {
     "AT_END": AT_END,
     "AT_ERROR": AT_ERROR,
 }
-if len(constants.KNOWN_NAMES) != KNOWN or any(
-    getattr(constants, name) != value for name, value in AGREED.items()
+if (
+    len(constants.KNOWN_NAMES) != KNOWN
+    or constants.KNOWN_NAMES[KNOWN_USER_AGENT] != b"user-agent"
+    or any(getattr(constants, name) != value for name, value in AGREED.items())
 ):
     raise ImportError("sticky._core was built for other constants than sticky.rules has")
 
@@ -2313,6 +2887,7 @@ cdef fill_tables():
             IS_TOKEN * (number in constants.TOKEN)
             | IS_TARGET * (number in constants.TARGET)
             | IS_REG_NAME * (number in constants.REG_NAME)
+            | IS_BASE64 * (number in constants.IN_BASE64)
         )
         KNOWN_AT[number] = UNKNOWN
     memcpy(CHUNK_STEPS, PyBytes_AS_STRING(constants.CHUNK_STEPS), sizeof(CHUNK_STEPS))

@@ -19,9 +19,15 @@ with them, below):
   followed by the usual last word, which is the length in bytes (4 or 16) shifted left by 24. A
   packet filter loads exactly these words from the network header. The hash of bytes is plain
   HalfSipHash-1-3.
-* A session id, where one is asked for, comes before all addresses. In the query: the first
-  parameter of that name with a value, both decoded, of the request target and nothing else. In a
-  header or a cookie: the first value that is not empty. Its bytes are the key.
+* A session id, where one is asked for, comes before all addresses, and it is looked for in one
+  source after the other: the first that has one decides. In the query: the first parameter of that
+  name with a value, both decoded, of the request target and nothing else. In the path: what stands
+  in the place of the id, if it is not empty, decoded. In a header or a cookie: the first value that
+  is not empty. Its bytes are the key.
+* Where ids are tagged, only a value with the right tag has one: a mark is 20 characters and the 11
+  of their tag, and nothing else; an affix is the same, a dot, and something behind it. The first
+  such value counts, and the 20 characters are the key. The tag is the SipHash-2-4 of the id in
+  base64, with a key that is made from the seed.
 * The slot is the one with the greatest ``mix(hash ^ salt of the slot)``: rendezvous hashing.
 """
 
@@ -40,6 +46,7 @@ _BARE: Final = re.compile(rb"(\0)|(\r)[^\n]|(?<!\r)(\n)", re.DOTALL)
 _EMPTY_LINES: Final = re.compile(rb"(?:\r\n)*")
 _TARGET: Final = re.compile(rb"[ \t]*[^ \t\r]+[ \t]+([^ \t\r]*)")
 _VALUE: Final = re.compile(rb"[^\r]*")
+_AGENT: Final = re.compile(rb"\n(?i:user-agent):([^\r]*)")
 
 # Up to a separator, the end, or a quote that is never closed. Possessive: a value that does not
 # match must not be tried in every other way as well. (Never so for a group: before Python 3.11.5
@@ -92,8 +99,10 @@ class Router:
         ipv4_prefix: bits of an IPv4 address that count, 0 to 32.
         ipv6_prefix: bits of an IPv6 address that count, 0 to 128. fe80::/10 counts whole.
         ignore_missing_header: use the peer's address where the header is missing.
-        session: where a session id is looked for, before any address: ``b"query:NAME"``,
-            ``b"header:NAME"``, ``b"cookie:NAME"``, or ``b""``.
+        session: where session ids are looked for, before any address and in this order: of
+            ``b"query:NAME"``, ``b"header:NAME"``, ``b"cookie:NAME"``, ``b"path:/PATH/{id}/"`` and
+            ``b"mark:NAME"`` (a cookie with a tagged id) one, or a tuple of at most 4.
+        affix: the values in headers and cookies begin with a tagged id; others have none.
         anywhere: where there is no session id, do not ask for the address but say ANYWHERE.
 
     Raises:
@@ -111,7 +120,8 @@ class Router:
         ipv4_prefix: int = 32,
         ipv6_prefix: int = 64,
         ignore_missing_header: bool = False,
-        session: bytes = b"",
+        session: bytes | tuple[bytes, ...] = b"",
+        affix: bool = False,
         anywhere: bool = False,
     ) -> None:
         rules.check_router(n, seed, header, hops, ipv4_prefix, ipv6_prefix, session, bool(anywhere))
@@ -125,16 +135,17 @@ class Router:
         self._ipv4_prefix = ipv4_prefix
         self._ipv6_prefix = ipv6_prefix
         self._ignore_missing_header = ignore_missing_header
-        self._session = session
-        self._place, self._name = rules.session_at(session)
+        self._sources = rules.sources_of(session, affix)
         self._anywhere = anywhere
+        labels = rules.TAG_LABELS
+        self._tag_key = b"".join(siphash(seed, it).to_bytes(4, "little") for it in labels)
         # One pass that stops only at lines that matter. The look-ahead says nothing new; it makes
         # the other lines cheap. Groups: 1 the end of the head, 2 a continuation line, 3 the header
         # with its colon, 4 white space before that colon, 5 no colon; 6 to 8 the same for the
-        # header with the session id.
-        names = [self._header if proxy else b""]
-        if self._place in (rules.IN_HEADER, rules.IN_COOKIE):
-            names.append(self._name if self._place == rules.IN_HEADER else b"cookie")
+        # first header with session ids, and so on.
+        fields = dict.fromkeys(source.field for source in self._sources if source.field)
+        self._fields = list(fields)
+        names = [self._header if proxy else b"", *self._fields]
         first = re.escape(b"".join(name[:1] + name[:1].upper() for name in names))
         lines = (
             rb"(?i:%b)(?:(:)|([ \t]+:)|([ \t]*\r\n))" % (re.escape(name) or b"(?!)")
@@ -178,7 +189,7 @@ class Router:
             TypeError: ``data`` is neither bytes nor a bytearray, or ``peer`` is no str.
             ValueError: ``length`` is negative or exceeds ``data``.
         """
-        why, _, key = self._decide(data, length, peer)
+        why, _, key, _ = self._decide(data, length, peer)
         if why > rules.LAST_KEY:
             return rules.verdict(why)
         return pick(self._hash(key), self.n)
@@ -188,20 +199,126 @@ class Router:
 
         Takes and raises what ``route`` does.
         """
-        why, missing, key = self._decide(data, length, peer)
-        text = rules.sentence(why, missing, self._header, self._hops, self._session)
+        why, missing, key, at = self._decide(data, length, peer)
+        text = rules.sentence(why, missing, self._header, self._hops, self._sources, at)
         if why > rules.LAST_KEY:
             return rules.verdict(why), b"", text
         slot = pick(self._hash(key), self.n)
         return slot, key.text() if isinstance(key, Address) else key, text
 
-    def session(self, data: bytes | bytearray, length: int) -> bytes:
-        """The session id of the request that starts ``data[:length]``, or b"".
+    def find(self, data: bytes | bytearray, length: int) -> tuple[int, bytes]:
+        """The session id of the request that starts ``data[:length]``: which of the sources has it,
+        and the id; -1 and b"" where there is none.
 
         Raises what ``route`` does.
         """
-        why, _, key = self._decide(data, length, "")
-        return key if why == rules.BY_SESSION else b""  # type: ignore[return-value]
+        why, _, key, at = self._decide(data, length, "")
+        return (at, key) if why == rules.BY_SESSION else (-1, b"")  # type: ignore[return-value]
+
+    def who(self, data: bytes | bytearray, length: int, peer: str) -> int:
+        """64 bits that tell a client from others by what it has without any id: the address by
+        which it would be routed, and the value of its first User-Agent.
+
+        Args:
+            data, length: a whole head, as for ``route``.
+            peer: stands in where the routing header gives no key.
+
+        Raises what ``route`` does.
+        """
+        _check_data(data)
+        _check_within("length", length, 0, len(data))
+        why, values, _, _ = self._scan(data, length) if self._proxy else (rules.ABSENT, [], b"", 0)
+        if why == rules.BY_BYTES:
+            why, key = self._read(values)
+        if why > rules.LAST_KEY:
+            key = self._peer_key(peer)
+        start = _EMPTY_LINES.match(data, 0, length).end()  # type: ignore[union-attr]
+        end = data.find(b"\n\r", start, length)
+        agent = _AGENT.search(data, start, length if end < 0 else end)
+        value = agent[1].strip(_OWS) if agent else b""
+        return siphash_2_4(self._tag_key, self._hash(key).to_bytes(4, "little") + value)
+
+    def tag(self, minted: bytes) -> bytes:
+        """The 11 characters by which an id of ours is known."""
+        raw = siphash_2_4(self._tag_key, minted).to_bytes(8, "little")
+        return base64.urlsafe_b64encode(raw)[: rules.TAG]
+
+    def tagged_id(self, value: bytes, kind: int) -> bytes:
+        """The id in a value of this kind (``rules.MARK``, ``rules.AFFIX``), if it has the right
+        tag; else b""."""
+        return self._tagged(value, kind)
+
+    def random(self, text: bytes) -> bytes:
+        """15 bytes for ``mint`` that are the same for the same text, and that nobody can predict
+        who does not know the seed."""
+        words = (siphash_2_4(self._tag_key, bytes([number]) + text) for number in range(2))
+        return b"".join(word.to_bytes(8, "little") for word in words)[: rules.RANDOM_BYTES]
+
+    def strip(self, head: "Head") -> tuple[bytes, ...]:
+        """Take out of a head what is ours: marks, also those of another server or none, by what
+        they look like; and affixes with the right tag.
+
+        Returns:
+            For each source the tagged id that the request has there, or b"".
+        """
+        found = [b""] * len(self._sources)
+        lines = []
+        for name, value in head._lines:
+            if name == b"cookie":
+                left = self._strip_cookies(value, found)
+                if left is None:
+                    continue
+                value = left
+            else:
+                for at, source in enumerate(self._sources):
+                    if source.kind == rules.AFFIX and source.field == name:
+                        value = self._strip_affix(value, at, found)
+            lines.append((name, value))
+        head._lines = lines
+        return tuple(found)
+
+    def _strip_affix(self, value: bytes, at: int, found: list[bytes]) -> bytes:
+        tagged = self._tagged(value, rules.AFFIX)
+        if not tagged:
+            return value
+        found[at] = found[at] or tagged
+        return value[rules.MARK_SIZE + 1 :]
+
+    def _strip_cookies(self, value: bytes, found: list[bytes]) -> bytes | None:
+        """What is left of the value of a Cookie field; None: nothing, where there was something."""
+        pairs = []
+        changed = False
+        for pair in value.split(b";"):
+            name, equals, text = pair.partition(b"=")
+            bare = _unquoted(text.strip(_OWS))
+            kept = pair
+            for at, source in enumerate(self._sources):
+                if source.place != rules.IN_COOKIE or source.name != name.strip(_OWS):
+                    continue
+                if source.kind == rules.MARK and _is_like_mark(bare):
+                    found[at] = found[at] or self._tagged(bare, rules.MARK)
+                    kept = b""
+                    break
+                if source.kind == rules.AFFIX:
+                    left = self._strip_affix(bare, at, found)
+                    if left != bare:
+                        kept = name + equals + left
+            changed = changed or kept is not pair
+            if kept is pair or kept:
+                pairs.append(kept)
+        if not changed:
+            return value
+        return b";".join(pairs).strip(_OWS) or None
+
+    def _tagged(self, value: bytes, kind: int) -> bytes:
+        if kind == rules.MARK:
+            good = len(value) == rules.MARK_SIZE
+        else:
+            good = value[rules.MARK_SIZE : rules.MARK_SIZE + 1] == b"." and (
+                len(value) > rules.MARK_SIZE + 1
+            )
+        minted = value[: rules.MINTED]
+        return minted if good and value[rules.MINTED : rules.MARK_SIZE] == self.tag(minted) else b""
 
     def owner(self, session: bytes, n: int = 0) -> int:
         """The slot that requests with this session id go to; among ``n`` slots, if it is given."""
@@ -241,99 +358,90 @@ class Router:
 
     def _decide(
         self, data: bytes | bytearray, length: int, peer: str
-    ) -> tuple[int, int | None, Key]:
-        """(why, why the peer stands in, key). The key means nothing after LAST_KEY."""
+    ) -> tuple[int, int | None, Key, int]:
+        """(why, why the peer stands in, key, source). The key means nothing after LAST_KEY."""
         _check_data(data)
         if not isinstance(peer, str):
             raise TypeError(f"peer must be str, not {type(peer).__name__}")
         _check_within("length", length, 0, len(data))
-        if not self._proxy and not self._place:
-            return rules.BY_PEER, None, self._peer_key(peer)
-        why, values, session = self._scan(data, length)
+        if not self._proxy and not self._sources:
+            return rules.BY_PEER, None, self._peer_key(peer), 0
+        why, values, session, at = self._scan(data, length)
         if session:
-            return rules.BY_SESSION, None, session
+            return rules.BY_SESSION, None, session, at
         if self._anywhere and (why == rules.BY_BYTES or why == rules.ABSENT):
-            return rules.NO_SESSION, None, b""
+            return rules.NO_SESSION, None, b"", 0
         if not self._proxy and why == rules.ABSENT:
-            return rules.BY_PEER, None, self._peer_key(peer)
+            return rules.BY_PEER, None, self._peer_key(peer), 0
         if why == rules.BY_BYTES:
             why, key = self._read(values)
         else:
             key = b""
         if self._ignore_missing_header and rules.LAST_KEY < why <= rules.LAST_MISSING:
-            return rules.BY_PEER, why, self._peer_key(peer)
-        return why, None, key
+            return rules.BY_PEER, why, self._peer_key(peer), 0
+        return why, None, key, at
 
     def _peer_key(self, peer: str) -> Key:
         text = peer.encode()
         return self._address(text) or text
 
-    def _scan(self, data: bytes | bytearray, length: int) -> tuple[int, list[bytes], bytes]:
-        """The values of the header with BY_BYTES and the session id or b"", or what is wrong and
-        nothing."""
+    def _scan(self, data: bytes | bytearray, length: int) -> tuple[int, list[bytes], bytes, int]:
+        """The values of the header with BY_BYTES, and the session id or b"" and its source; or what
+        is wrong and nothing, but for the source that it is about."""
         start = _EMPTY_LINES.match(data, 0, length).end()  # type: ignore[union-attr]
         if data[start : min(start + 1, length)] == b"\n":
-            return rules.BARE_LF, [], b""
-        values, sessions = [], []
-        why, end = rules.INCOMPLETE, length
+            return rules.BARE_LF, [], b"", 0
+        places: list[list[int]] = [[] for _ in range(1 + len(self._fields))]
+        why, end, at = rules.INCOMPLETE, length, 0
         for stop in self._stops.finditer(data, start, length):
-            group = stop.lastindex
-            if group == 3:
-                values.append(stop.end())
+            field, what = divmod((stop.lastindex or 0) - 3, 3)
+            if field >= 0 and not what:
+                places[field].append(stop.end())
                 continue
-            if group == 6:
-                sessions.append(stop.end())
-                continue
-            if group == 1:
-                why = rules.BY_BYTES if values else rules.ABSENT
-            elif group == 4:
-                why = rules.SPACE_BEFORE_COLON
-            elif group == 5:
-                why = rules.NO_COLON
-            elif group == 7:
-                why = rules.SESSION_SPACE
-            elif group == 8:
-                why = rules.SESSION_NO_COLON
-            else:
+            if stop.lastindex == 1:
+                why = rules.BY_BYTES if places[0] else rules.ABSENT
+            elif field < 0:
                 why = rules.FOLDED
+            elif not field:
+                why = (0, rules.SPACE_BEFORE_COLON, rules.NO_COLON)[what]
+            else:
+                why = (0, rules.SESSION_SPACE, rules.SESSION_NO_COLON)[what]
+                name = self._fields[field - 1]
+                at = [source.field for source in self._sources].index(name)
             end = stop.end()
             break
         # Nothing bare is within a stop: what is found now comes before the last one.
         if bare := _BARE.search(data, start, end):
-            return (0, rules.NUL, rules.BARE_CR, rules.BARE_LF)[bare.lastindex or 0], [], b""
+            why = (0, rules.NUL, rules.BARE_CR, rules.BARE_LF)[bare.lastindex or 0]
+            return why, [], b"", 0
         if why not in (rules.BY_BYTES, rules.ABSENT):
-            return why, [], b""
+            return why, [], b"", at
         found = [
-            [_VALUE.match(data, at, end - 1)[0] for at in places]  # type: ignore[index]
-            for places in (values, sessions)
+            [_VALUE.match(data, at, end - 1)[0] for at in several]  # type: ignore[index]
+            for several in places
         ]
-        if self._place == rules.IN_QUERY:
-            target = _TARGET.match(data, start, end)
-            session = self._in_query(target[1] if target else b"")
-        else:
-            session = next(filter(None, map(self._in_value, found[1])), b"")
-        return why, found[0], session
+        target = _TARGET.match(data, start, end)
+        for at, source in enumerate(self._sources):
+            session = self._session(source, target[1] if target else b"", found)
+            if session:
+                return why, found[0], session, at
+        return why, found[0], b"", 0
 
-    def _in_query(self, target: bytes) -> bytes:
-        """The session id in a request target, or b""."""
-        for pair in target.partition(b"?")[2].split(b"&"):
-            name, _, value = pair.partition(b"=")
-            if value and _unquote(name) == self._name:
-                return _unquote(value)
-        return b""
-
-    def _in_value(self, value: bytes) -> bytes:
-        """The session id in the value of a header, or b""."""
-        if self._place == rules.IN_HEADER:
-            return value.strip(_OWS)
-        for pair in value.split(b";"):
-            name, _, text = pair.partition(b"=")
-            if name.strip(_OWS) == self._name:
-                text = text.strip(_OWS)
-                if text[:1] == text[-1:] == b'"' and len(text) > 1:
-                    text = text[1:-1]
-                if text:
-                    return text
+    def _session(self, source: rules.Source, target: bytes, found: list[list[bytes]]) -> bytes:
+        """The session id in one of the sources, or b""."""
+        if source.place == rules.IN_QUERY:
+            return _in_query(source.name, target)
+        if source.place == rules.IN_PATH:
+            return _in_path(source.name, target)
+        for value in found[1 + self._fields.index(source.field)]:
+            if source.place == rules.IN_HEADER:
+                texts: Iterable[bytes] = (value.strip(_OWS),)
+            else:
+                texts = _in_cookies(source.name, value)
+            for text in texts:
+                session = text if source.kind == rules.PLAIN else self._tagged(text, source.kind)
+                if session:
+                    return session
         return b""
 
     def _read(self, values: list[bytes]) -> tuple[int, Key]:
@@ -395,6 +503,46 @@ class Router:
     def _ipv4(self, value: int) -> Address:
         prefix = self._ipv4_prefix
         return Address((value >> 32 - prefix << 32 - prefix,), prefix)
+
+
+def _in_query(name: bytes, target: bytes) -> bytes:
+    """The first value that a parameter of a request target has, or b""."""
+    for pair in target.partition(b"?")[2].split(b"&"):
+        key, _, value = pair.partition(b"=")
+        if value and _unquote(key) == name:
+            return _unquote(value)
+    return b""
+
+
+def _in_path(name: bytes, target: bytes) -> bytes:
+    """What stands in the path of a request target in the place of the id, or b""."""
+    before, _, behind = name.partition(rules.ID_IN_PATH)
+    if target[:1] != b"/" and (authority := _ABSOLUTE.match(target)):
+        target = target[authority.end() :]
+    path = target.partition(b"?")[0]
+    if not path.startswith(before):
+        return b""
+    session, slash, rest = path[len(before) :].partition(b"/")
+    if not (slash + rest).startswith(behind):
+        return b""
+    return unquote_to_bytes(session)
+
+
+def _in_cookies(name: bytes, value: bytes) -> Iterator[bytes]:
+    """All values that a cookie has in one line."""
+    for pair in value.split(b";"):
+        key, _, text = pair.partition(b"=")
+        if key.strip(_OWS) == name:
+            yield _unquoted(text.strip(_OWS))
+
+
+def _unquoted(text: bytes) -> bytes:
+    """A cookie's value without the quotes around it (RFC 6265, 4.1.1)."""
+    return text[1:-1] if text[:1] == text[-1:] == b'"' and len(text) > 1 else text
+
+
+def _is_like_mark(text: bytes) -> bool:
+    return len(text) == rules.MARK_SIZE and rules.IN_BASE64.issuperset(text)
 
 
 def _split(text: bytes, separator: bytes) -> Iterator[bytes]:
@@ -465,6 +613,107 @@ def siphash(key8: bytes, data: bytes) -> int:
     tail = int.from_bytes(data[full * 4 :], "little")
     words = unpack_from(f"<{full}I", data)
     return _half_siphash(key8, (*words, (len(data) & 0xFF) << 24 | tail))
+
+
+class Firsts:
+    """To which slot clients without an id were sent in the last two seconds: the same for all
+    processes that have this memory, whoever chooses first.
+
+    A cell is one word, so that it is there as a whole or not at all: 36 bits of who it is, 18 of
+    when that was in milliseconds, 10 of the slot. (The compiled twin puts it there only in the
+    place of what was seen there before, by compare and swap, which Python has not.) Four cells
+    share a place; when all are taken, the oldest goes.
+
+    Args:
+        cells: a memoryview of memory that stays where it is: 32 bytes, or 2, 4, 8 ... times that.
+
+    Raises:
+        ValueError: it has another size.
+    """
+
+    def __init__(self, cells: memoryview) -> None:
+        self._cells = memoryview(cells).cast("B")
+        size = self._cells.nbytes
+        if size < 32 or size & (size - 1):
+            raise ValueError("this takes 32 bytes of memory, or 2, 4, 8 ... times that")
+        self._cells = self._cells.cast("Q")
+
+    def agree(self, who: int, now: int, slot: int) -> tuple[int, int]:
+        """Where a client goes, and since when.
+
+        Args:
+            who: 64 bits, as ``Router.who`` gives them.
+            now: milliseconds, on a clock that all processes share.
+            slot: where it goes unless that was chosen before; -1: only say whether it was.
+
+        Returns:
+            The slot and the time of the choice (18 bits); -1 and 0: there is none.
+        """
+        now &= 0x3FFFF
+        place = 4 * (who & (len(self._cells) // 4 - 1))
+        ages = []
+        for at in range(place, place + 4):
+            word = self._cells[at]
+            age = (now - (word >> 10)) & 0x3FFFF
+            if age >= 0x20000:
+                age = 0  # by a clock that was read a little later
+            if not word:
+                age = 0x40000
+            elif word >> 28 == who >> 28:
+                if age < rules.AGREED_FOR:
+                    return word & 0x3FF, word >> 10 & 0x3FFFF
+                age = 0x80000  # it must not be there twice
+            ages.append(age)
+        if slot < 0:
+            return -1, 0
+        self._cells[place + ages.index(max(ages))] = who >> 28 << 28 | now << 10 | slot
+        return slot, now
+
+
+def siphash_2_4(key16: bytes, data: bytes) -> int:
+    """SipHash-2-4 of ``data`` with 64 bits of output (Aumasson and Bernstein, 2012).
+
+    Args:
+        key16: 16 bytes.
+        data: any bytes.
+
+    Raises:
+        ValueError: the key is not exactly 16 bytes.
+    """
+    if len(key16) != 16:
+        raise ValueError(f"key16 must be exactly 16 bytes, not {len(key16)}")
+    k0: int
+    k1: int
+    k0, k1 = unpack_from("<2Q", key16)
+    v0, v1 = k0 ^ 0x736F6D6570736575, k1 ^ 0x646F72616E646F6D
+    v2, v3 = k0 ^ 0x6C7967656E657261, k1 ^ 0x7465646279746573
+    full = len(data) // 8
+    tail = int.from_bytes(data[full * 8 :], "little")
+    words: tuple[int, ...] = unpack_from(f"<{full}Q", data)
+    for word in (*words, (len(data) & 0xFF) << 56 | tail):
+        v3 ^= word
+        for _ in range(2):
+            v0, v1, v2, v3 = _round_64(v0, v1, v2, v3)
+        v0 ^= word
+    v2 ^= 0xFF
+    for _ in range(4):
+        v0, v1, v2, v3 = _round_64(v0, v1, v2, v3)
+    return v0 ^ v1 ^ v2 ^ v3
+
+
+def _round_64(v0: int, v1: int, v2: int, v3: int) -> tuple[int, int, int, int]:
+    most = (1 << 64) - 1
+    v0 = v0 + v1 & most
+    v1 = (v1 << 13 | v1 >> 51) & most ^ v0
+    v0 = (v0 << 32 | v0 >> 32) & most
+    v2 = v2 + v3 & most
+    v3 = (v3 << 16 | v3 >> 48) & most ^ v2
+    v0 = v0 + v3 & most
+    v3 = (v3 << 21 | v3 >> 43) & most ^ v0
+    v2 = v2 + v1 & most
+    v1 = (v1 << 17 | v1 >> 47) & most ^ v2
+    v2 = (v2 << 32 | v2 >> 32) & most
+    return v0, v1, v2, v3
 
 
 def pick(hash32: int, n: int) -> int:

@@ -30,7 +30,7 @@ _METAVARS = {
     "metrics": "ADDRESS",
     "max_memory": "SIZE",
 }
-_MANY = ("bind", "env")
+_MANY = ("bind", "env", "session")
 
 
 _ELSEWHERE = {

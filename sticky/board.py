@@ -64,6 +64,7 @@ WORKER = (
     "left_unreleased",  # their client closed before the app had released them
     "threads",  # now
     "thread_starved",  # times that no thread could be started
+    "marks_forgotten",  # ids of ours that were held, and made room
     "mail_sent",  # messages for other workers, each counted once for each of them
     "mail_received",
     "mail_dropped",  # messages that another worker, or a subscriber here, was too slow for
@@ -93,10 +94,11 @@ WORKER = (
     LEFT_UNRELEASED,
     THREADS,
     THREAD_STARVED,
+    MARKS_FORGOTTEN,
     MAIL_SENT,
     MAIL_RECEIVED,
     MAIL_DROPPED,
-) = range(26)
+) = range(27)
 
 _CELLS = 32  # in a row, of 8 bytes
 _ROW = _CELLS * 8
@@ -106,12 +108,14 @@ _TOPOLOGY = _CELLS - 3  # and the two cells of the topology
 _PRESENCE = _CELLS - 4  # and how often a process has come or gone
 _WANTED = _CELLS - 1  # in a process's row: its mail
 _ROWS = 1 << 16
+_FIRSTS = 1 << 17  # bytes behind the rows, for core.Firsts
+_SIZE = _ROWS * _ROW + _FIRSTS
 
 
 def layout() -> dict[str, Any]:
     """Where what is, for a process that has the memory from another one."""
     names = {"master": list(MASTER), "worker": list(WORKER)}
-    return {"cells": _CELLS, "before": _BEFORE, "rows": _ROWS, **names}
+    return {"cells": _CELLS, "before": _BEFORE, "rows": _ROWS, "firsts": _FIRSTS, **names}
 
 
 def fits(other: Mapping[str, Any]) -> bool:
@@ -183,10 +187,11 @@ class Board:
     def __init__(self, fd: int | None = None) -> None:
         if fd is None:
             fd = os.memfd_create("sticky-counters", os.MFD_CLOEXEC)
-            os.ftruncate(fd, _ROWS * _ROW)
+            os.ftruncate(fd, _SIZE)
         self.fd = fd
-        self._memory = mmap.mmap(fd, _ROWS * _ROW)
-        self._cells = memoryview(self._memory).cast("Q")
+        self._memory = mmap.mmap(fd, _SIZE)
+        self._cells = memoryview(self._memory)[: _ROWS * _ROW].cast("Q")
+        self.firsts = memoryview(self._memory)[_ROWS * _ROW :]
         self.master = Row(_OF_MASTER, self._cells[:_PRESENCE])
         self.topology = self._cells[_TOPOLOGY:_USED]
         self.presence = self._cells[_PRESENCE:_TOPOLOGY]

@@ -120,7 +120,7 @@ def _check(found: Mapping[str, Any], where: str) -> None:
     """Check the options of one source by themselves, so that the error can say where it is."""
     try:
         # What goes together with these is checked at the end: another source may have them.
-        Options.make({"proxy": True, "session": "sid", "max_requests": 1, **found})
+        Options.make({"proxy": True, "session": "header:any", "max_requests": 1, **found})
     except OptionError as error:
         raise OptionError(f"{where}: {error}") from None
 

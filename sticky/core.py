@@ -8,12 +8,42 @@ import os
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from sticky._core import ChunkError, Chunks, Head, Router, end_of_head, parse, pick, siphash
+    from sticky._core import (
+        ChunkError,
+        Chunks,
+        Firsts,
+        Head,
+        Router,
+        end_of_head,
+        parse,
+        pick,
+        siphash,
+    )
 elif os.environ.get("STICKY_PURE") == "1":
-    from sticky._pycore import ChunkError, Chunks, Head, Router, end_of_head, parse, pick, siphash
+    from sticky._pycore import (
+        ChunkError,
+        Chunks,
+        Firsts,
+        Head,
+        Router,
+        end_of_head,
+        parse,
+        pick,
+        siphash,
+    )
 else:
     try:
-        from sticky._core import ChunkError, Chunks, Head, Router, end_of_head, parse, pick, siphash
+        from sticky._core import (
+            ChunkError,
+            Chunks,
+            Firsts,
+            Head,
+            Router,
+            end_of_head,
+            parse,
+            pick,
+            siphash,
+        )
     except ImportError as error:
         raise ImportError(
             f"sticky's compiled core cannot be loaded ({error}). Reinstall the package "
@@ -29,6 +59,7 @@ __all__ = [
     "TWIN",
     "ChunkError",
     "Chunks",
+    "Firsts",
     "Head",
     "Router",
     "end_of_head",

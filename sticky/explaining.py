@@ -22,6 +22,8 @@ _ROUTING = (
     "ipv4_prefix",
     "ipv6_prefix",
     "session",
+    "affix",
+    "affinity_cookie",
     "balance",
     "seed",
 )

@@ -12,6 +12,7 @@ from typing import Any
 from .errors import StickyError
 from .options import Options
 from .routing import explain
+from .rules import ID_IN_PATH, IN_COOKIE, IN_HEADER, IN_QUERY
 
 _PEER = "127.0.0.1"
 _ID = re.compile(r"[!-~]{1,1000}")
@@ -27,7 +28,7 @@ def of_address(address: str, options: Options, peer: str = _PEER) -> tuple[bytes
 
 
 def of_session(session: str, options: Options) -> tuple[bytes, str]:
-    """A request with this session id.
+    """A request with this session id; of marks and affixes the whole value.
 
     Raises:
         StickyError: the server does not route by session ids, or this cannot be one.
@@ -39,20 +40,27 @@ def of_session(session: str, options: Options) -> tuple[bytes, str]:
         )
     if not _ID.fullmatch(session):
         raise StickyError("a session id has 1 to 1000 printable ASCII characters, and no space")
-    place, _, name = "query:sid".partition(":")
-    if options.session != "sid":
-        place, _, name = options.session.partition(":")
-    target, field = "/", ""
-    if place == "query":
-        target = f"/?{name}=" + session.replace("&", "%26").replace("#", "%23")
-    elif place == "cookie":
-        field = f"cookie: {name}={session}\r\n"
-    else:
-        field = f"{name}: {session}\r\n"
+    # It is in all places where one is looked for, as it would be in its own.
+    path, query, fields, cookies = "/", [], "", []
+    quoted = session.replace("&", "%26").replace("#", "%23")
+    for source in options.sources:
+        name = source.name.decode("ascii")
+        if source.place == IN_QUERY:
+            query.append(f"{name}={quoted}")
+        elif source.place == IN_COOKIE:
+            cookies.append(f"{name}={session}")
+        elif source.place == IN_HEADER:
+            fields += f"{name}: {session}\r\n"
+        elif path == "/":
+            whole = quoted.replace("/", "%2F").replace("?", "%3F")
+            path = name.replace(ID_IN_PATH.decode("ascii"), whole)
+    target = path + ("?" + "&".join(query) if query else "")
+    if cookies:
+        fields += f"cookie: {'; '.join(cookies)}\r\n"
     address = f"{options.header}: {_PEER}\r\n" if options.proxy else ""
     if options.header == "forwarded" and address:
         address = f"forwarded: for={_PEER}\r\n"
-    return f"GET {target} HTTP/1.1\r\n{field}{address}\r\n".encode(), _PEER
+    return f"GET {target} HTTP/1.1\r\n{fields}{address}\r\n".encode(), _PEER
 
 
 def why(text: str, options: Options, num: int) -> Mapping[str, Any]:

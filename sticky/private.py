@@ -14,8 +14,8 @@ import stat
 from collections.abc import Mapping
 from pathlib import Path
 
+from .addresses import MAX_UNIX_PATH
 from .errors import StickyError
-from .options import MAX_UNIX_PATH
 
 _SUFFIX = ".sock"
 

@@ -61,7 +61,6 @@ def make_router(options: Options) -> Router:
 
 
 def _router(options: Options, seed: bytes) -> Router:
-    session = "query:sid" if options.session == "sid" else options.session or ""
     return Router(
         options.num,
         seed,
@@ -71,7 +70,8 @@ def _router(options: Options, seed: bytes) -> Router:
         ipv4_prefix=options.ipv4_prefix,
         ipv6_prefix=options.ipv6_prefix,
         ignore_missing_header=options.ignore_missing_header,
-        session=session.encode("ascii"),
+        session=options.router_session,
+        affix=options.affix,
         anywhere=options.balance != "address",
     )
 

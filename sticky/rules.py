@@ -4,8 +4,8 @@ Imports nothing of ours. ``_core`` copies these values into C when it is loaded,
 them as they are, so neither can drift away from the other.
 """
 
-from collections.abc import Iterable
-from typing import Final
+from collections.abc import Iterable, Sequence
+from typing import Final, NamedTuple
 
 # What ``Router.route`` returns instead of a slot.
 NEED_MORE: Final = -1
@@ -53,7 +53,7 @@ _WHY: Final = (
     "leftmost address of '{header}'",
     "element {hops} from the right of '{header}'",
     "no address in '{header}', so its bytes",
-    "session id in the {place} '{name}'",
+    "session id in the {source}",
     "'{header}' is missing",
     "'{header}' is empty",
     "nothing but 'unknown' in '{header}'",
@@ -68,7 +68,7 @@ _WHY: Final = (
     "no colon after '{header}'",
     "white space before the colon of '{field}'",
     "no colon after '{field}'",
-    "no session id in the {place} '{name}'",
+    "no session id in the {sources}",
 )
 
 # Where a session id is looked for.
@@ -76,7 +76,38 @@ NOWHERE: Final = 0
 IN_QUERY: Final = 1
 IN_HEADER: Final = 2
 IN_COOKIE: Final = 3
-PLACES: Final = (b"", b"query", b"header", b"cookie")
+IN_PATH: Final = 4
+_PLACES: Final = {
+    b"query": IN_QUERY,
+    b"header": IN_HEADER,
+    b"cookie": IN_COOKIE,
+    b"path": IN_PATH,
+    b"mark": IN_COOKIE,
+}
+_IN_WORDS: Final = ("", "query parameter", "header", "cookie", "path")
+
+# What of a value is the id.
+PLAIN: Final = 0
+"""All of it, whoever has made it."""
+MARK: Final = 1
+"""A minted id and its tag are all there is; anything else is none."""
+AFFIX: Final = 2
+"""A minted id and its tag stand before what the app has made, with a dot between them; a value
+without them has no id."""
+
+MINTED: Final = 20
+"""Characters of an id that is minted."""
+TAG: Final = 11
+"""Characters of its tag: 64 bits in base64 (RFC 4648, section 5)."""
+MARK_SIZE: Final = MINTED + TAG
+TAG_LABELS: Final = (b"tag key 0", b"tag key 1", b"tag key 2", b"tag key 3")
+"""Their hashes are the key of the tags: what is seen of those tells nothing about the seed."""
+MAX_SOURCES: Final = 4
+"""Places in which a session id is looked for, one after the other."""
+ID_IN_PATH: Final = b"{id}"
+AGREED_FOR: Final = 2000
+"""Milliseconds for which all processes send a client that has no id yet to the same slot: those in
+which a browser opens several tabs, or asks for what is on a page."""
 
 # RFC 9110 section 5.6.2
 TOKEN: Final = frozenset(
@@ -91,6 +122,8 @@ TARGET: Final = (VISIBLE | frozenset(range(0x80, 0x100))) - {0x23}
 REG_NAME: Final = (TOKEN | frozenset(b"();=")) - frozenset(b"#^`|%")
 """What the name of a host may hold beside %XX: RFC 3986, section 3.2.2, but no comma, which would
 make a list of it."""
+
+IN_BASE64: Final = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_")
 
 RANDOM_BYTES: Final = 15
 """What a minted id is made of: 20 characters of base64, as Engine.IO's own."""
@@ -116,36 +149,102 @@ def verdict(why: int) -> int:
     return NEED_MORE if why == INCOMPLETE else MALFORMED
 
 
-def sentence(why: int, missing: int | None, header: bytes, hops: int, session: bytes = b"") -> str:
-    """One line for people. ``missing``: why the peer had to stand in for the header, or None."""
+class Source(NamedTuple):
+    """A place in which a session id is looked for.
+
+    Attributes:
+        place: IN_QUERY and so on.
+        name: of the parameter, the header (in lower case) or the cookie; of a path what stands
+            before the id and behind it, with ID_IN_PATH between them.
+        kind: PLAIN, MARK or AFFIX.
+    """
+
+    place: int
+    name: bytes
+    kind: int
+
+    @property
+    def field(self) -> bytes:
+        """The name of the header that has to be read for it, or b""."""
+        return {IN_HEADER: self.name, IN_COOKIE: b"cookie"}.get(self.place, b"")
+
+    def __str__(self) -> str:
+        return f"{_IN_WORDS[self.place]} {self.name.decode('ascii')!r}"
+
+
+def sentence(
+    why: int,
+    missing: int | None,
+    header: bytes,
+    hops: int,
+    sources: Sequence[Source] = (),
+    at: int = 0,
+) -> str:
+    """One line for people.
+
+    Args:
+        why: the reason.
+        missing: why the peer had to stand in for the header, or None.
+        header, hops: the router's.
+        sources: where it looks for session ids.
+        at: which of them the reason is about.
+    """
     text = _WHY[why]
     if missing is not None:
         text += ", because " + _WHY[missing]
-    at, bare = session_at(session)
-    name = bare.decode("ascii")
+    source = sources[at] if sources else None
     return text.format(
         header=header.decode("ascii"),
         hops=hops,
-        place=("", "query parameter", "header", "cookie")[at],
-        name=name,
-        field=name if at == IN_HEADER else "cookie",
+        source=source,
+        sources=" or the ".join(map(str, sources)),
+        field=source.field.decode("ascii") if source else "",
     )
 
 
-def session_at(session: bytes) -> tuple[int, bytes]:
-    """The place and the name in ``b"place:name"``; the name of a header in lower case.
+def sources_of(session: bytes | tuple[bytes, ...], affix: bool = False) -> tuple[Source, ...]:
+    """The places that are meant, in their order.
+
+    Args:
+        session: b"place:name", several of them, or b"" or () for none.
+        affix: the ids in headers and cookies are those that this server has put before the app's.
 
     Raises:
-        ValueError: there is no such place, or nothing there can have that name.
+        ValueError: there is no such place, or nothing there can have that name; or a place twice,
+            or too many.
     """
-    if not session:
-        return NOWHERE, b""
-    word, _, name = session.partition(b":")
-    place = PLACES.index(word) if word in PLACES[1:] else NOWHERE
+    given = (session,) if isinstance(session, bytes) else tuple(session)
+    found = tuple(_source(text, affix) for text in given if text)
+    if len(found) > MAX_SOURCES:
+        raise ValueError(f"session may name {MAX_SOURCES} places, not {len(found)}")
+    for index, source in enumerate(found):
+        if source[:2] in [other[:2] for other in found[:index]]:
+            raise ValueError(f"session names the {source} twice")
+    return found
+
+
+def _source(text: bytes, affix: bool) -> Source:
+    if not isinstance(text, bytes):
+        raise TypeError("session must be bytes, or a tuple of them")
+    word, _, name = text.partition(b":")
+    place = _PLACES.get(word, NOWHERE)
     allowed = TOKEN if place in (IN_HEADER, IN_COOKIE) else VISIBLE
-    if not place or not name or not allowed.issuperset(name):
-        raise ValueError(f"session must be query:NAME, header:NAME or cookie:NAME, not {session!r}")
-    return place, name.lower() if place == IN_HEADER else name
+    good = bool(place and name) and allowed.issuperset(name)
+    if place == IN_PATH:
+        before, _, behind = name.partition(ID_IN_PATH)
+        good = good and name.count(ID_IN_PATH) == 1 and not set(b"?#").intersection(name)
+        good = good and before[:1] == b"/" == before[-1:] and behind[:1] in (b"", b"/")
+    if not good:
+        raise ValueError(
+            "session must be query:NAME, header:NAME, cookie:NAME, mark:NAME or "
+            f"path:/PATH/{{id}}/, not {text!r}"
+        )
+    kind = PLAIN
+    if word == b"mark":
+        kind = MARK
+    elif affix and place in (IN_HEADER, IN_COOKIE):
+        kind = AFFIX
+    return Source(place, name.lower() if place == IN_HEADER else name, kind)
 
 
 def check_router(
@@ -155,22 +254,22 @@ def check_router(
     hops: int,
     ipv4_prefix: int,
     ipv6_prefix: int,
-    session: bytes = b"",
+    session: bytes | tuple[bytes, ...] = b"",
     anywhere: bool = False,
 ) -> None:
     """Raise ValueError (TypeError for what is no bytes) unless a Router can be made of these."""
     if not isinstance(seed, bytes) or not isinstance(header, bytes):
         raise TypeError("seed and header must be bytes")
-    if not isinstance(session, bytes):
-        raise TypeError("session must be bytes")
+    if not isinstance(session, bytes | tuple):
+        raise TypeError("session must be bytes, or a tuple of them")
     if len(seed) != 8:
         raise ValueError(f"seed must be exactly 8 bytes, not {len(seed)}")
     if not header or not TOKEN.issuperset(header):
         raise ValueError(f"header must be a field name (RFC 9110 token), not {header!r}")
-    place, of_session = session_at(session)
-    if header.lower() in {IN_HEADER: (of_session,), IN_COOKIE: (b"cookie",)}.get(place, ()):
+    sources = sources_of(session)
+    if header.lower() in [source.field for source in sources]:
         raise ValueError(f"header and session must name two headers, not both {header!r}")
-    if anywhere and not place:
+    if anywhere and not sources:
         raise ValueError("anywhere needs a session")
     for name, value, low, high in (
         ("n", n, 1, MAX_SLOTS),

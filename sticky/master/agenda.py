@@ -11,7 +11,7 @@ from collections.abc import Hashable
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from .waiting import Line
+    from .queues import Line
 
 Connection = Hashable
 
@@ -185,6 +185,8 @@ class Rules(NamedTuple):
     boot_timeout: float = 60.0
     timeout: float = 30.0
     graceful_timeout: float = 30.0
+    session_timeout: float = 0.0
+    """So much longer who was replaced may keep the clients that it has."""
     first_alone: bool = False
     """Start one worker, and the others when it is ready: it may say that all must be different."""
     reload: bool = False

@@ -1,4 +1,4 @@
-"""Worker processes as the system sees them: pids, pidfds, channels, and the descriptors kept free.
+"""Worker processes as the system sees them: pids, pidfds, channels.
 
 What is to be done with them is decided in ``lives``.
 """
@@ -33,9 +33,6 @@ from .spares import Spares
 from .state import Packed, Packing
 
 _FIONREAD = termios.FIONREAD
-_RESERVE = 2
-"""Descriptors kept free for what a worker hands back: a connection, and the memfd of a large
-prefix. Without room for them the kernel would drop them, and the connection with them."""
 
 
 class Pairs:
@@ -399,7 +396,7 @@ def _unread(end: socket.socket) -> int:
 def drained(end: socket.socket, reader: channel.Reader) -> Iterator[channel.Message]:
     """All messages that lie in an inbox, taken out of it.
 
-    Those whose descriptors there is no room for are lost; see ``Reserve``.
+    Those whose descriptors there is no room for are lost; see ``reserve``.
     """
     while True:
         try:
@@ -411,28 +408,3 @@ def drained(end: socket.socket, reader: channel.Reader) -> Iterator[channel.Mess
         if message is None:
             return
         yield message
-
-
-class Reserve:
-    """Descriptors kept free, by being open: none before the first ``keep``."""
-
-    def __init__(self) -> None:
-        self._null = os.open(os.devnull, os.O_RDONLY)
-        self._kept: list[int] = []
-
-    def keep(self) -> bool:
-        """Take what is missing; whether the reserve is complete."""
-        with contextlib.suppress(OSError):
-            while len(self._kept) < _RESERVE:
-                self._kept.append(os.dup(self._null))
-        return len(self._kept) == _RESERVE
-
-    def give(self) -> None:
-        """Make it room for what comes."""
-        while self._kept:
-            os.close(self._kept.pop())
-
-    def close(self) -> None:
-        """Keep nothing any more."""
-        self.give()
-        os.close(self._null)

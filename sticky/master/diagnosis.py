@@ -6,12 +6,15 @@ one worker, and nothing fails. The first requests tell; after them nothing is co
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Callable
 
 from ..options import Options
 from ..routing import is_by_peer
 from ..topology import Topology
+
+log = logging.getLogger("sticky.master")
 
 ENOUGH = 200
 """Requests after which a survey is over."""
@@ -26,6 +29,40 @@ _OTHERS = (
     b"fly-client-ip",
     b"forwarded",
 )
+
+
+class Notices:
+    """What clients can cause, and the log is told once.
+
+    Attributes:
+        told: the subjects of what was said.
+    """
+
+    def __init__(self) -> None:
+        self.told: set[str] = set()
+
+    def tell(self, subject: str, text: str) -> None:
+        """Log something that clients can cause, once: a log is not theirs to fill."""
+        if subject not in self.told:
+            self.told.add(subject)
+            log.warning("%s", text)
+
+    def sniff(self, begun: bytes | bytearray, length: int) -> bool:
+        """Whether these bytes begin something that is not HTTP/1; says so in the log, once."""
+        if begun[:2] == b"\x16\x03" and length > 2:
+            self.tell(
+                "tls",
+                "a client speaks TLS to this port, which expects plain HTTP from a proxy: "
+                "let the proxy terminate TLS, or use http:// in the client's URL",
+            )
+        elif length >= 14 and begun[:14] == b"PRI * HTTP/2.0":
+            self.tell(
+                "http2",
+                "a client speaks HTTP/2 to this port: let the proxy use HTTP/1.1 to reach it",
+            )
+        else:
+            return False
+        return True
 
 
 class Survey:

@@ -1,4 +1,4 @@
-"""Accept, peek until the head can be decided or is too late, and hand over or refuse.
+"""Accept, peek until the head can be decided or is too late, and hand over or have it refused.
 
 Nothing is consumed from a connection that will be served: the bytes are peeked at and stay where
 they are, for the worker to read. What a client can do meanwhile (say nothing, dribble, leave, send
@@ -11,28 +11,27 @@ The common case (the whole head is there when the connection is accepted, the in
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import select
 import socket
-from collections.abc import Callable, Hashable, Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from functools import partial
 from typing import Any
 
 from .. import channel
-from ..answers import refusals
 from ..channel import hand_over
+from ..firsts import FirstRequests
 from ..options import Options
 from ..rules import ANYWHERE, MALFORMED, MISSING, NEED_MORE
 from ..topology import Topology
 from .agenda import Connection as Handle
-from .agenda import Stage
-from .diagnosis import Survey
+from .diagnosis import Notices, Survey
+from .held import Connection, Socket
 from .ledger import Ledger
+from .refusing import Refusing
+from .returning import Returning
+from .sending import Sending
 from .state import Packed, Packing
-from .waiting import Line
-
-log = logging.getLogger("sticky.master")
 
 _MOST_AT_ONCE = 64
 """Connections accepted before everything else gets its turn again."""
@@ -40,15 +39,8 @@ _FULL_BATCHES = 4
 """Full batches in a row after which the batch grows."""
 
 _WATCH = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET
-_WATCH_QUEUED = select.EPOLLRDHUP | select.EPOLLET
 _OUT_OF_SOMETHING = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _PEEK = socket.MSG_PEEK | socket.MSG_DONTWAIT
-_SEND = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
-
-
-# The type below ``socket.socket``. Making one costs a third, and what the other adds (enums,
-# reference counts of its files) nobody here looks at.
-Socket = socket.SocketType
 
 
 def _accept_unnamed(accept: Callable[[], tuple[int, Any]]) -> tuple[int, Any]:
@@ -56,25 +48,8 @@ def _accept_unnamed(accept: Callable[[], tuple[int, Any]]) -> tuple[int, Any]:
     return accept()[0], ""
 
 
-class Connection:
-    """One connection that the master holds for longer than a moment."""
-
-    __slots__ = ("address", "kind", "moves", "prefix", "since", "sock", "unheld")
-
-    def __init__(
-        self, sock: Socket, address: channel.Address, prefix: bytes = b"", moves: int = 0
-    ) -> None:
-        self.sock = sock
-        self.address = address
-        self.prefix = prefix
-        self.moves = moves
-        self.unheld = False
-        self.since = 0  # when it was decided where it goes, as a message carries it
-        self.kind = channel.CONNECTION  # or REST
-
-
 class Dispatcher:
-    """The listeners, and the connections whose head is awaited or that are being refused.
+    """The listeners, and the connections whose head is awaited.
 
     Args:
         options: the settings.
@@ -86,6 +61,11 @@ class Dispatcher:
         clock: the monotonic time, in seconds.
         counters: where to count.
         next_slot: says where a request goes that may go anywhere.
+        firsts: what is agreed about clients that have no id yet, if they are to be given one.
+
+    Attributes:
+        sending, refusing, returning: what becomes of the connections.
+        notices: what the log is told of them.
     """
 
     def __init__(
@@ -101,18 +81,16 @@ class Dispatcher:
         clock: Callable[[], float],
         counters: MutableMapping[str, int],
         next_slot: Callable[[], int],
+        firsts: FirstRequests | None = None,
     ) -> None:
         self._peeks = options.peeks
         self._header = options.header
         self._limit = options.max_head_size
-        self._topology = topology
         router = topology.router
         self._route = router.route
         self._explain = router.explain
-        self._ledger = ledger
         self._waiting = ledger.waiting
         self._inboxes = inboxes
-        self._own_inboxes = own_inboxes
         self._register = register
         self._unregister = unregister
         self._clock = clock
@@ -120,14 +98,36 @@ class Dispatcher:
         self._listeners: list[socket.socket] = []
         self._kinds: dict[socket.socket, tuple[Callable[[], tuple[int, Any]], int, int, int]] = {}
         self._burst, self._full = 1, 0
-        self._answers = refusals(options)
-        self._max_moves = options.max_moves
-        self._told: set[str] = set()
+        self.notices = notices = Notices()
         # With session ids one address may well be all that is seen, and nothing is wrong.
         surveyed = options.session is None
-        self._survey: Survey | None = Survey(options, topology, self.tell) if surveyed else None
+        self._survey: Survey | None = Survey(options, topology, notices.tell) if surveyed else None
         self.counters = counters
         self._next_slot = next_slot
+        self._firsts = firsts
+        self.sending = Sending(
+            self._waiting,
+            inboxes=inboxes,
+            own_inboxes=own_inboxes,
+            register=register,
+            unregister=unregister,
+            clock=clock,
+            counters=counters,
+        )
+        self.refusing = Refusing(
+            options, self._waiting, register=register, unregister=unregister, counters=counters
+        )
+        self.returning = Returning(
+            options,
+            topology,
+            ledger,
+            self.sending,
+            placed=self._placed,
+            unregister=unregister,
+            clock=clock,
+            counters=counters,
+            tell=notices.tell,
+        )
 
     # -- an upgrade in place ------------------------------------------------------------------
 
@@ -139,11 +139,11 @@ class Dispatcher:
             fd, prefix = packing.fd(one.sock.fileno()), packing.piece(one.prefix)
             entries.append([fd, one.address, prefix, one.moves, one.unheld, one.kind, one.since])
         over = self._survey is None
-        return {"connections": entries, "told": sorted(self._told), "surveyed": over}
+        return {"connections": entries, "told": sorted(self.notices.told), "surveyed": over}
 
     def restore(self, known: Mapping[str, Any], packed: Packed) -> list[Connection]:
         """The connections that another process of ours had, in the same order."""
-        self._told.update(known["told"])
+        self.notices.told.update(known["told"])
         if known["surveyed"]:
             self._survey = None
         connections = []
@@ -163,9 +163,9 @@ class Dispatcher:
             if kind == "head":
                 self._watch_head(handle)
             elif kind == "refused":
-                self._watch_refused(handle)
+                self.refusing.watch(handle)
             else:
-                self._watch_queued(handle)
+                self.sending.watch_queued(handle)
 
     # -- listeners ----------------------------------------------------------------------------
 
@@ -236,7 +236,7 @@ class Dispatcher:
                     continue
             slot = route(buffer, length, address[0] if address else "")
             if slot == ANYWHERE:
-                slot = self._next_slot()
+                slot = self._anywhere(buffer, length, address)
             if (
                 survey is not None
                 and slot >= 0
@@ -268,7 +268,7 @@ class Dispatcher:
         """Out of descriptors or memory. Whoever has waited longest makes room; with nobody to
         ask, accepting pauses until the next tick instead of spinning."""
         self.counters["starved"] += 1
-        self.tell(
+        self.notices.tell(
             "starved",
             "no file descriptor (or memory) is left to accept a connection with: "
             "raise the limit (ulimit -n) or lower max_pending_heads",
@@ -281,7 +281,16 @@ class Dispatcher:
     def _placed(self, head: bytes | bytearray, length: int, address: channel.Address) -> int:
         """The slot for this request, or a verdict."""
         slot = self._route(head, length, address[0] if address else "")
-        return self._next_slot() if slot == ANYWHERE else slot
+        return self._anywhere(head, length, address) if slot == ANYWHERE else slot
+
+    def _anywhere(self, head: bytes | bytearray, length: int, address: channel.Address) -> int:
+        """The slot for a request that any slot may have."""
+        firsts = self._firsts
+        if firsts is None:
+            return self._next_slot()
+        who = firsts.who(head, length, address[0] if address else "")
+        slot = firsts.agreed(who)
+        return slot if slot >= 0 else firsts.agree(who, self._next_slot())
 
     def _await(self, connection: Connection) -> None:
         self._waiting.awaiting(connection, self._clock())
@@ -309,7 +318,11 @@ class Dispatcher:
             return
         address = connection.address
         slot = self._placed(self._buffer, length, address)
-        if slot == NEED_MORE and length < self._limit and not self._sniff(length):
+        if (
+            slot == NEED_MORE
+            and length < self._limit
+            and not self.notices.sniff(self._buffer, length)
+        ):
             if events & select.EPOLLRDHUP:  # half closed in mid-head: the rest will never come
                 self._refuse(connection, 400)
             return
@@ -321,18 +334,22 @@ class Dispatcher:
     def _undecided(self, connection: Connection, slot: int, length: int) -> None:
         """Everything but the common case."""
         if slot >= 0:
-            self.hand_over(connection, slot)
+            self.sending.hand_over(connection, slot)
         elif slot == NEED_MORE and not length:
             connection.sock.close()  # it ended without a word
-        elif slot == NEED_MORE and length < self._limit and not self._sniff(length):
+        elif (
+            slot == NEED_MORE
+            and length < self._limit
+            and not self.notices.sniff(self._buffer, length)
+        ):
             self._await(connection)
         elif slot == NEED_MORE and length >= self._limit:
             self._refuse(connection, 431)
         else:
-            if self._sniff(length):
+            if self.notices.sniff(self._buffer, length):
                 pass  # and that is said already
             elif slot == MISSING:
-                self.tell(
+                self.notices.tell(
                     "missing",
                     f"a request has no usable {self._header!r} header and was answered 400: is "
                     "there a proxy in front that sets it? (health probes and direct clients: "
@@ -340,321 +357,12 @@ class Dispatcher:
                 )
             elif slot == MALFORMED:
                 _, _, why = self._explain(self._buffer, length, "")
-                self.tell(
+                self.notices.tell(
                     "malformed",
                     f"a client sent a malformed head ({why}) and was answered 400: "
                     "it does not speak HTTP, or wants servers to disagree about what it asks",
                 )
             self._refuse(connection, 400)
 
-    def _sniff(self, length: int) -> bool:
-        """Whether these bytes begin something that is not HTTP/1; says so in the log, once."""
-        if self._buffer[:2] == b"\x16\x03" and length > 2:
-            self.tell(
-                "tls",
-                "a client speaks TLS to this port, which expects plain HTTP from a proxy: "
-                "let the proxy terminate TLS, or use http:// in the client's URL",
-            )
-        elif length >= 14 and self._buffer[:14] == b"PRI * HTTP/2.0":
-            self.tell(
-                "http2",
-                "a client speaks HTTP/2 to this port: let the proxy use HTTP/1.1 to reach it",
-            )
-        else:
-            return False
-        return True
-
-    def hand_over(self, connection: Connection, slot: int) -> None:
-        """Send a connection to its slot, or have it wait there."""
-        self._put(connection, self._waiting.lines[slot])
-
-    def _put(self, connection: Connection, line: Line) -> None:
-        starved = False
-        rest = connection.kind == channel.REST
-        connection.since = channel.stamp(self._clock())
-        if self._waiting.is_idle(line) or (line.open and not rest and not line.queue):
-            try:
-                self._send(connection, line)
-            except OSError as error:
-                starved = error.errno != errno.EAGAIN
-            else:
-                connection.sock.close()
-                return
-        self._waiting.queue(connection, line, self._clock(), starved=starved, rest=rest)
-        self._watch_queued(connection)
-
-    def _inbox(self, line: Line) -> socket.socket:
-        if line.process is None:
-            return self._inboxes[line.slot]
-        return self._own_inboxes[line.process]
-
-    def _send(self, connection: Connection, line: Line) -> None:
-        channel.send_connection(
-            self._inbox(line),
-            connection.kind,
-            connection.sock.fileno(),
-            connection.address,
-            connection.prefix,
-            moves=connection.moves,
-            unheld=connection.unheld,
-            since=connection.since,
-        )
-        self.counters["passed_on"] += connection.kind == channel.REST
-
-    def take_back(self, message: channel.Message, process: Hashable) -> bool:
-        """A worker looked at the next request of a connection and found it to be another's.
-
-        In the common case it is sent on as it came, and no object made for it.
-
-        Args:
-            message: what it has sent.
-            process: who has.
-
-        Returns:
-            Whether it stays here: it was queued or refused.
-        """
-        fd, address, payload = message.fds[0], message.address, message.payload
-        moves, unheld = message.moves + 1, message.unheld
-        self.counters["moved"] += 1
-        self.counters["bytes_carried"] += len(payload)
-        status, line = 503, None
-        if moves > self._max_moves:
-            self.counters["moved_too_often"] += 1
-            self.tell("moves", "a connection was moved too often for one request: answered 503")
-        elif self._ledger.stage not in (Stage.ENDING, Stage.OVER):
-            line = self._holder(process, payload) if unheld else None
-            if line is not None:
-                moves, unheld = message.moves, False  # it is asked for, and has not moved yet
-            else:
-                status, slot = 400, self._placed(payload, len(payload), address)
-                line = self._waiting.lines[slot] if slot >= 0 else None
-            if line is not None and line.open and not line.queue:
-                since = channel.stamp(self._clock())
-                if _pass_on(self._inbox(line), fd, address, payload, moves, since, unheld=unheld):
-                    return False
-        connection = self._taken(message)
-        connection.moves, connection.unheld = moves, unheld
-        if line is None:
-            self._refuse(connection, status)
-        else:
-            self._put(connection, line)
-        return connection.sock.fileno() >= 0
-
-    def _holder(self, process: Hashable, head: bytes) -> Line | None:
-        """The line of the next process that may hold the session which this one does not."""
-        lives = self._ledger.lives
-        session = self._topology.router.session(head, len(head))
-        who = lives.next_holder(process, self._topology.owners(session))
-        return self._waiting.own(who, lives.slot_of(who)) if who is not None else None
-
-    def pass_on(self, message: channel.Message, slot: int | None) -> bool:
-        """A worker that ends gives away a connection at rest.
-
-        Args:
-            message: what it has sent.
-            slot: whose process is to have it; None: nobody's can.
-
-        Returns:
-            Whether it stays here: it waits for its turn.
-        """
-        if slot is None or self._ledger.stage is not Stage.SERVING:
-            self.counters["rest_closed"] += 1
-            os.close(message.fds[0])
-            return False
-        connection = self._taken(message)
-        self._put(connection, self._waiting.lines[slot])
-        return connection.sock.fileno() >= 0
-
-    def _taken(self, message: channel.Message) -> Connection:
-        """The connection that came with a message."""
-        fd, address = message.fds[0], message.address
-        sock = Socket(channel.socket_family(address), socket.SOCK_STREAM, 0, fd)
-        connection = Connection(sock, address, message.payload, message.moves)
-        connection.unheld = message.unheld
-        if message.kind == channel.REST:
-            connection.kind = channel.REST
-        return connection
-
-    def return_(self, line: Line, messages: Iterable[channel.Message]) -> None:
-        """These lay in the inbox of a line that nobody reads any more."""
-        now = self._clock()
-        returned = [(self._taken(message), message.since) for message in messages]
-        if line.process is None and line.slot < self._topology.num:
-            self._waiting.return_(
-                line,
-                (
-                    (connection, now - channel.age(since, now), connection.kind == channel.REST)
-                    for connection, since in returned
-                ),
-                now,
-            )
-            for connection, since in returned:
-                connection.since = since
-                self._watch_queued(connection)
-        else:
-            for connection, _ in returned:
-                self.place(connection, unheld=line.process is not None)
-
-    def turn_away(self, message: channel.Message) -> None:
-        """It lay in an inbox that nobody reads, and there is no room for it here."""
-        self.counters["crowded_out"] += 1
-        connection = self._taken(message)
-        if connection.kind == channel.REST:
-            self.counters["rest_closed"] += 1
-            connection.sock.close()
-        else:
-            self._refuse(connection, 503)
-
-    def overstayed(self, message: channel.Message) -> None:
-        """It lay in an inbox for longer than it may wait."""
-        connection = self._taken(message)
-        if connection.kind == channel.REST:
-            self.counters["rest_closed"] += 1
-            connection.sock.close()
-        else:
-            self._waiting.overstayed(connection, self._clock())
-
-    def place(self, handle: Handle, *, unheld: bool) -> None:
-        """Decide anew where a connection goes: where it was to go, nobody is."""
-        assert isinstance(handle, Connection)
-        sock, address = handle.sock, handle.address
-        self._unregister(sock.fileno())
-        handle.unheld = handle.unheld or unheld
-        if handle.kind == channel.REST and self._ledger.stage is not Stage.SERVING:
-            self.counters["rest_closed"] += 1
-            sock.close()
-            return
-        if handle.kind == channel.REST:
-            slot = self.heir(address)
-        elif handle.prefix:
-            slot = self._placed(handle.prefix, len(handle.prefix), address)
-        else:
-            try:
-                length = sock.recv_into(self._buffer, self._limit, _PEEK) if self._peeks else 0
-            except OSError:
-                length = 0
-            slot = self._placed(self._buffer, length, address)
-        if slot >= 0:
-            self.hand_over(handle, slot)
-        else:
-            self._refuse(handle, 503)
-
-    def heir(self, address: channel.Address) -> int:
-        """The slot that a connection at rest goes to whose slot is none any more."""
-        if self._peeks:  # each request of it will be looked at
-            free = self._waiting.free
-            return max(range(self._topology.num), key=lambda slot: free[slot])
-        return max(0, self._placed(b"", 0, address))
-
-    def _watch_queued(self, connection: Connection) -> None:
-        self._register(
-            connection.sock.fileno(), _WATCH_QUEUED, lambda _: self._left_queue(connection)
-        )
-
-    def _left_queue(self, connection: Connection) -> None:
-        """The client of a queued connection closed its side. Whether it has left or only said
-        that it has no more to send cannot be told apart, so it is answered; if it has asked for
-        anything."""
-        if connection.kind == channel.REST:
-            self._waiting.left(connection)
-        else:
-            self._refuse(connection, 503)
-
-    def deliver(self, line: Line) -> None:
-        """Send what waits in a line, in order, until there is no room."""
-        while line.open and (connection := self._waiting.first(line)) is not None:
-            assert isinstance(connection, Connection)
-            self._unregister(connection.sock.fileno())
-            try:
-                self._send(connection, line)
-            except OSError as error:
-                self._watch_queued(connection)
-                starved = error.errno != errno.EAGAIN
-                self._waiting.blocked(line, self._clock(), starved=starved)
-                return
-            self._waiting.delivered(connection, line)
-            connection.sock.close()
-
-    # -- the end of a connection --------------------------------------------------------------
-
     def _refuse(self, connection: Connection, status: int) -> None:
         self._waiting.refuse(connection, status, self._clock())
-
-    def refuse(self, handle: Handle, status: int) -> None:
-        """Answer, and wait a little for the client to have read it (RFC 9112, 9.6). Who has asked
-        nothing is told nothing: it would be taken for the answer to the next thing that is asked.
-        """
-        assert isinstance(handle, Connection)
-        sock = handle.sock
-        if sock.fileno() < 0:
-            return  # it had to make room before it could be answered
-        self._unregister(sock.fileno())
-        if not handle.prefix and self._is_silent(sock):
-            self._waiting.closed(handle)
-            return
-        self.counters["refused"] += 1
-        try:
-            sock.send(self._answers[status], _SEND)
-            sock.shutdown(socket.SHUT_WR)
-        except OSError:
-            self._waiting.left(handle)
-            return
-        self._watch_refused(handle)
-
-    def _watch_refused(self, connection: Connection) -> None:
-        self._register(
-            connection.sock.fileno(),
-            select.EPOLLIN,
-            lambda events: self._linger(connection, events),
-        )
-
-    def _is_silent(self, sock: Socket) -> bool:
-        """Whether not a byte has come."""
-        try:
-            return not sock.recv_into(self._buffer, 1, _PEEK)
-        except OSError:
-            return True
-
-    def _linger(self, connection: Connection, events: int) -> None:
-        """Read and forget what a refused client still sends."""
-        try:
-            if connection.sock.recv_into(self._buffer, self._limit, socket.MSG_DONTWAIT):
-                return
-        except BlockingIOError:
-            return
-        except OSError:
-            pass
-        self._waiting.left(connection)
-
-    def drop(self, handle: Handle) -> None:
-        """Close."""
-        assert isinstance(handle, Connection)
-        self._unregister(handle.sock.fileno())
-        handle.sock.close()
-
-    def tell(self, subject: str, text: str) -> None:
-        """Log something that clients can cause, once: a log is not theirs to fill."""
-        if subject not in self._told:
-            self._told.add(subject)
-            log.warning("%s", text)
-
-
-def _pass_on(
-    to: socket.socket,
-    fd: int,
-    address: channel.Address,
-    prefix: bytes,
-    moves: int,
-    since: int,
-    *,
-    unheld: bool = False,
-) -> bool:
-    """Send a connection that is known by its descriptor alone; whether there was room for it."""
-    try:
-        channel.send_connection(
-            to, channel.CONNECTION, fd, address, prefix, moves=moves, unheld=unheld, since=since
-        )
-    except OSError:
-        return False
-    os.close(fd)
-    return True

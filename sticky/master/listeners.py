@@ -11,8 +11,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ..addresses import parse_bind
 from ..errors import StickyError
-from ..options import Options, parse_bind
+from ..options import Options
 from . import systemd
 from .state import Packed, Packing
 

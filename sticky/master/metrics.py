@@ -17,9 +17,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ..addresses import parse_metrics
 from ..board import MASTER, WORKER
 from ..errors import StickyError
-from ..options import parse_metrics
 from .desk import Desk, Register, Unregister
 from .listeners import remove_stale
 from .state import Packed, Packing
@@ -71,6 +71,7 @@ HELP_WORKER = {
     "left_unreleased": "Connections that their clients closed before they were released.",
     "threads": "Threads of worker class threads that there are now.",
     "thread_starved": "Times that no thread could be started.",
+    "marks_forgotten": "Ids of ours that were held, and made room.",
     "mail_sent": "Messages for other workers, once for each of them.",
     "mail_received": "Messages of other workers that somebody here has subscribed to.",
     "mail_dropped": "Messages that a worker or a subscriber was too slow for.",

@@ -1,6 +1,6 @@
 """What a master leaves to the one that takes its place in the same process (``upgrade``).
 
-    {"format": 1, "path": [...], ...}\\n      one line of JSON
+    {"format": 2, "path": [...], ...}\\n      one line of JSON
     ...                                      pieces: bytes that were read from connections
 
 It lies in a memfd. Descriptors are in it as their numbers: they stay open over execve(2). The

@@ -257,6 +257,8 @@ class AsgiService(Service):
         """The app is done with it."""
         exchange.task = None
         self.exchanges.discard(exchange)
+        if exchange.marking is not None:
+            exchange.marking.end()
         if self.draining.finishing:
             self._check()
 

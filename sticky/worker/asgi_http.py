@@ -57,6 +57,7 @@ class Exchange:
         "head",
         "http",
         "left",
+        "marking",
         "scope",
         "service",
         "size",
@@ -80,6 +81,7 @@ class Exchange:
         self._waiters: list[asyncio.Future[None]] = []
         self.scope: Message
         self.began = time.monotonic()
+        self.marking = service.marking(wire, head)
         self._noted = True  # its line of the access log is written, or there is none
         self.size = 0
 
@@ -199,7 +201,10 @@ class Exchange:
         http = self.http
         if self.service.closing:
             http.stays = False
-        return http.answer(self.status, self.fields, date_line(time.time()), size=size)
+        fields = self.fields
+        if self.marking is not None:
+            fields = self.marking.answer(self.status, fields)
+        return http.answer(self.status, fields, date_line(time.time()), size=size)
 
     def send_body(self, message: Message) -> None:
         """The app's message with a piece of the body.

@@ -247,7 +247,9 @@ class WebSocket(Exchange):
         subprotocol = message.get("subprotocol")
         if subprotocol:
             fields.append((b"Sec-WebSocket-Protocol", subprotocol.encode("latin-1")))
-        block = switch(fields, date_line(time.time()))
+        marking = self.marking
+        sent = fields if marking is None else marking.answer(101, fields)
+        block = switch(sent, date_line(time.time()))
         self.status, self.fields, self.stage = 101, own, SENT
         self._open = True
         wire = self.wire

@@ -8,17 +8,14 @@ descriptors are kept in reserve, and are let go only for the moment of receiving
 
 from __future__ import annotations
 
-import os
 import resource
 
+from ..reserve import Reserve
 from .kernel import close
 
-_NEEDED = 2
-"""Descriptors that one message may bring: a connection, and the memfd with what was read of it."""
 
-
-class Reserve:
-    """Descriptors that are there for nothing else.
+class Margin:
+    """Keeps a reserve where this process may be near its limit.
 
     Args:
         limit: of this process; found out, if it is not said.
@@ -30,7 +27,7 @@ class Reserve:
     def __init__(self, limit: int | None = None) -> None:
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0] if limit is None else limit
         self._half = limit // 2 if limit > 0 else 1 << 30  # RLIM_INFINITY is -1
-        self._kept: list[int] = []
+        self._reserve = Reserve(close)
         self.watched = False
 
     def seen(self, fd: int) -> None:
@@ -41,22 +38,15 @@ class Reserve:
     def take(self) -> bool:
         """Make room for one message, if there is any: to be called just before it is received, and
         ``put_back`` behind it. (Another thread may be faster; hardly ever, and that is counted.)"""
-        if not self.put_back():
-            return False
-        while self._kept:
-            close(self._kept.pop())
-        return True
+        complete = self._reserve.keep()
+        if complete:
+            self._reserve.give()
+        return complete
 
     def put_back(self) -> bool:
         """Keep descriptors in reserve again, as far as there are; whether that are enough."""
-        try:
-            while len(self._kept) < _NEEDED:
-                self._kept.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
-        except OSError:
-            return False
-        return True
+        return self._reserve.keep()
 
     def let_go(self) -> None:
         """Nothing is received any more."""
-        while self._kept:
-            close(self._kept.pop())
+        self._reserve.give()

@@ -7,7 +7,8 @@ code for that runs, and behind it its code for the end of the process.
 
 Sessions of a process that was replaced stay while they are held, because the successor asks for
 them; Engine.IO's are ended one after another within ``drain_spread``, so that not all clients come
-back at once.
+back at once. Clients with an id of ours stay for at most ``session_timeout``; then their WebSockets
+are closed with 1012, and their next request goes to the successor.
 """
 
 from __future__ import annotations
@@ -72,7 +73,9 @@ class Draining:
         service.placing.stopping = service.closing
         service.placing.ending = True
         service.link.inbox.pause()
-        self.by = time.monotonic() + service.options.graceful_timeout + TURN
+        options = service.options
+        self.by = time.monotonic() + options.graceful_timeout + TURN
+        self.by += options.session_timeout if options.tags else 0.0
         if replaced:
             self.passes_on = True
             self._settle()
@@ -127,8 +130,9 @@ class Draining:
             wire.settle()
 
     def _linger(self, sessions: list[Any], count: int, began: float) -> None:
-        """Stay while sessions are held. Those of Engine.IO are ended one after another; others end
-        when they like: the master sets the limit.
+        """Stay while sessions are held. Those of Engine.IO are ended one after another, clients
+        with an id of ours stay for ``session_timeout``; others end when they like: the master sets
+        the limit.
 
         Args:
             sessions: those of Engine.IO that are left.
@@ -142,7 +146,8 @@ class Draining:
         left = math.ceil(count * max(0.0, 1 - elapsed / spread)) if spread else 0
         service.end_sessions([sessions.pop() for _ in range(len(sessions) - left)])
         service.sessions.count()
-        if self._lingers and (left or service.sessions.last):
+        held = elapsed < service.options.session_timeout and len(service.sessions.held) > 0
+        if self._lingers and (left or held or service.sessions.last):
             service.hub.later(_LOOK_AGAIN, lambda: self._linger(sessions, count, began))
         else:
             self._finish()

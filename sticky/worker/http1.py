@@ -23,7 +23,7 @@ import re
 from collections.abc import Iterable
 from email.utils import formatdate
 from http import HTTPStatus
-from typing import Final
+from typing import Any, Final
 
 from ..core import Chunks, Head, end_of_head, parse
 from ..rules import CHUNKED, refusal, status
@@ -320,7 +320,7 @@ class Http1:
     def answer(
         self,
         status: int,
-        fields: list[tuple[bytes, bytes]] | list[tuple[str, str]],
+        fields: Iterable[tuple[Any, Any]],
         date: bytes,
         *,
         size: int | None = None,
@@ -330,7 +330,7 @@ class Http1:
 
         Args:
             status: 200 to 599.
-            fields: names and values, all as bytes or all as text (latin-1).
+            fields: names and values, as bytes or as text (latin-1).
             date: the line of that name, to be sent unless the app gives one.
             size: of the whole body, where that is known by now.
             line: the status line (see ``status_line``); without one the usual.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from .. import board, channel
 from ..errors import ChannelError
-from .descriptors import Reserve
+from .descriptors import Margin
 from .kernel import Socket
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class Inbox:
     Args:
         service: what they are for.
         sock: where they come.
-        reserve: the descriptors that are kept free for them.
+        margin: the descriptors that are kept free for them.
         has_room: whether one more may be picked up.
         take: called with each, as a message.
 
@@ -47,14 +47,14 @@ class Inbox:
         self,
         service: Service,
         sock: Socket,
-        reserve: Reserve,
+        margin: Margin,
         has_room: Callable[[], bool],
         take: Callable[[channel.Message], object],
     ) -> None:
         self.sock = sock
         self.paused = True
         self._service = service
-        self._reserve = reserve
+        self._margin = margin
         self._has_room = has_room
         self._take = take
         self._receive = channel.Reader(connections=True).receive
@@ -81,14 +81,14 @@ class Inbox:
         One at a time while they come singly: the next wait tells as cheaply as a failing read
         whether there are more, and when there often are, the batch doubles.
         """
-        service, reserve = self._service, self._reserve
+        service, margin = self._service, self._margin
         for _ in range(self._burst):
             if service.hub.over:  # or this is a child, which the app has forked meanwhile
                 return
             if not self._has_room():
                 self.pause()
                 return
-            if reserve.watched and not reserve.take():
+            if margin.watched and not margin.take():
                 self._starve()
                 return
             try:
@@ -97,16 +97,16 @@ class Inbox:
                 self._burst, self._full = 1, 0
                 return
             except ChannelError as error:
-                reserve.watched = True
+                margin.watched = True
                 service.count(board.LOST)
                 log.error("a connection was lost: %s", error)
                 continue
             finally:
-                if reserve.watched:
-                    reserve.put_back()
+                if margin.watched:
+                    margin.put_back()
             if message is None:
                 service.orphaned()
-            reserve.seen(message.fds[0])
+            margin.seen(message.fds[0])
             self._patience = 0.0
             self._take(message)
         self._full += 1

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from .. import board, channel, logs
 from ..errors import ChannelError
 from .boundary import Wire
-from .descriptors import Reserve
+from .descriptors import Margin
 from .hub import Watcher
 from .inbox import Inbox
 from .kernel import EPOLLIN, EPOLLOUT, Socket
@@ -38,10 +38,10 @@ class Link:
     def __init__(self, service: Service, control: Socket, inbox: Socket, own_inbox: Socket) -> None:
         self.service = service
         self.control = control
-        self._reserve = reserve = Reserve()
-        self.inbox = Inbox(service, inbox, reserve, lambda: service.has_room, self.adopt)
+        self._margin = margin = Margin()
+        self.inbox = Inbox(service, inbox, margin, lambda: service.has_room, self.adopt)
         self.own_inbox = Inbox(
-            service, own_inbox, reserve, lambda: service.has_room_for_own, self._adopt_own
+            service, own_inbox, margin, lambda: service.has_room_for_own, self._adopt_own
         )
         self.has_left = False
         self._reader = channel.Reader()
@@ -241,7 +241,7 @@ class Link:
     def close_after_fork(self) -> None:
         """In a child of the app's."""
         self.has_left = True
-        self._reserve.let_go()
+        self._margin.let_go()
         self.control.close()
         self.inbox.sock.close()
         self.own_inbox.sock.close()

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from .. import channel, logs, program, spawn
 from ..board import Board
 from ..errors import OptionError, StickyError, WorkerError
+from ..firsts import FirstRequests
 from ..mail import Mail, Sender
 from ..options import Options
 from ..topology import Topology
@@ -58,6 +59,7 @@ class Worker:
         counters: what this process has counted.
         service: what serves the app, once it is there.
         sessions: with the option ``session``: those of this process.
+        firsts: with ids of ours: what is agreed about clients that have none yet.
         topology: how many slots there are, and to which of them a request leads.
         mail: what this process sends to the others and receives from them.
     """
@@ -80,7 +82,13 @@ class Worker:
         self.service: Service | None = None
         self._row = row
         self.topology = Topology(options, self.board.topology)
-        self.sessions = Sessions(self.topology, id, self.counters) if options.session else None
+        self.sessions: Sessions | None = None
+        self.firsts: FirstRequests | None = None
+        if options.session:
+            hold = options.session_hold
+            self.sessions = Sessions(self.topology, id, self.counters, hold=hold)
+        if options.tags:
+            self.firsts = FirstRequests(self.topology, self.board.firsts)
 
     def on(self, event: str, handler: Handler) -> Handler:
         """Have ``handler(connection)`` called each time this process adopts a connection.

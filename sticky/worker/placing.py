@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
+from ..firsts import FirstRequests
 from ..options import Options
-from ..rules import ANYWHERE
+from ..rules import ANYWHERE, PLAIN
 from ..topology import Topology
 from .sessions import Sessions
 
@@ -42,6 +43,7 @@ class Placing:
         topology: from a head to a slot.
         roster: who else is there.
         sessions: those of this process, with the option ``session``.
+        firsts: what is agreed about clients that have no id yet, if they are to be given one.
 
     Attributes:
         looking: whether further requests of a connection are looked at: behind a proxy they may be
@@ -51,7 +53,12 @@ class Placing:
     """
 
     def __init__(
-        self, options: Options, topology: Topology, roster: Roster, sessions: Sessions | None
+        self,
+        options: Options,
+        topology: Topology,
+        roster: Roster,
+        sessions: Sessions | None,
+        firsts: FirstRequests | None = None,
     ) -> None:
         self.slot = roster.id
         self.looking = bool(options.session) or (options.proxy and topology.num > 1)
@@ -61,6 +68,8 @@ class Placing:
         self._router = router = topology.router
         self._roster = roster
         self._sessions = sessions
+        self._firsts = firsts
+        self._tagged = [source.kind != PLAIN for source in options.sources]
         self._in_turn = options.balance == "round-robin"
         self.look: Callable[[bytes | bytearray, int, str], int] = router.route
         if sessions is not None:
@@ -100,19 +109,44 @@ class Placing:
         if slot == ANYWHERE:
             if self._leaves_to_successor:
                 return ELSEWHERE
-            return self.slot if placed or self._keeps() else ELSEWHERE
+            return self.slot if placed else self._anywhere(data, length, peer)
         if slot < 0 or not self._others_may_hold:
             return slot
         assert self._sessions is not None
-        session = self._router.session(data, length).decode(errors="replace")
+        at, session = self._router.find(data, length)
         if slot != self.slot:
             # It may have begun here before the number of slots has changed.
-            if session and self._sessions.surely_holds(session):
+            if session and self._holds(at, session, sure=True):
                 return self.slot
             return UNHELD if session and placed else slot
         if not session:
             return ELSEWHERE if self._leaves_to_successor else slot
-        return slot if self._sessions.hold(session) else UNHELD
+        return slot if self._holds(at, session) else UNHELD
+
+    def _holds(self, source: int, session: bytes, *, sure: bool = False) -> bool:
+        """Whether this process holds a session.
+
+        Args:
+            source: where its id was found.
+            session: the id.
+            sure: and not only may hold it.
+        """
+        assert self._sessions is not None
+        if self._tagged[source]:
+            return self._sessions.held.holds(session)
+        text = session.decode(errors="replace")
+        return self._sessions.surely_holds(text) if sure else self._sessions.hold(text)
+
+    def _anywhere(self, data: bytes | bytearray, length: int, peer: str) -> int:
+        """Where a request goes that may go anywhere, on a connection that is here."""
+        firsts = self._firsts
+        if firsts is None:
+            return self.slot if self._keeps() else ELSEWHERE
+        who = firsts.who(data, length, peer)
+        slot = firsts.agreed(who)
+        if slot >= 0:
+            return slot
+        return firsts.agree(who, self.slot) if self._keeps() else ELSEWHERE
 
     @property
     def _leaves_to_successor(self) -> bool:

@@ -16,13 +16,16 @@ from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 from urllib.parse import parse_qs
 
 from .. import board, channel, logs
+from ..addresses import parse_bind
 from ..answers import refusals, texts
+from ..checks import SID
 from ..core import Head
 from ..forwarded import Trusted
 from ..logs import printable
-from ..options import Options, parse_bind
+from ..options import Options
 from . import ending, mailing
 from .accesslog import AccessLog
+from .affinity import Affinity, Marking
 from .boundary import Wire
 from .draining import Draining
 from .http1 import Refused
@@ -120,7 +123,18 @@ class Service:
         self.access_log = AccessLog(options) if options.access_logfile else None
         self.trusted = Trusted(options.forwarded_allow_ips)
         self.hub = Hub()
-        self.placing = Placing(options, worker.topology, worker, worker.sessions)
+        least = options.balance != "address"
+        firsts = worker.firsts if least else None
+        self.placing = Placing(options, worker.topology, worker, worker.sessions, firsts)
+        self.affinity: Affinity | None = None
+        if worker.firsts is not None and worker.sessions is not None:
+            self.affinity = Affinity(
+                options,
+                worker.topology.router,
+                self.slot,
+                worker.firsts,
+                worker.sessions.held,
+            )
         self.link = Link(self, control, inbox, own_inbox)
         self.draining = Draining(self)
         self.sync = Sync(self)
@@ -184,6 +198,13 @@ class Service:
         return True
 
     # -- what its parts say -------------------------------------------------------------------
+
+    def marking(self, wire: Wire, head: Head) -> Marking | None:
+        """What the request that has just begun has to do with ids of ours; what is ours is taken
+        out of its head."""
+        if self.affinity is None:
+            return None
+        return self.affinity.begin(head, wire.http.buffer, wire.peer)
 
     def begin(self) -> None:
         """The app is ready: say so, and take connections."""
@@ -300,7 +321,7 @@ class Service:
 
     def look_around(self) -> None:
         """What is probably not meant, now that the app is there."""
-        if self.sessions is not None and self.options.session == "sid":
+        if self.sessions is not None and SID in self.options.sessions:
             self.sessions.mint_for_engineio()
         if self.options.sync and not self.worker.handlers:
             self.link.notice(

@@ -15,6 +15,7 @@ from typing import Any
 
 from ..errors import StickyError
 from ..topology import Topology
+from .held import Held
 
 log = logging.getLogger("sticky.worker")
 
@@ -37,6 +38,10 @@ class Sessions:
         slot: the worker's.
         counters: where to count what is held, as "sessions".
         clock: the monotonic time, in seconds.
+        hold: seconds for which an id of ours is held behind its last request.
+
+    Attributes:
+        held: the ids of ours, which the app does not know.
     """
 
     def __init__(
@@ -45,12 +50,15 @@ class Sessions:
         slot: int,
         counters: MutableMapping[str, int],
         clock: Callable[[], float] = time.monotonic,
+        *,
+        hold: float = 0.0,
     ) -> None:
         self._topology = topology
         self._slot = slot
         self._counters = counters
         self._holders: list[Holder] = []
         self._clock = clock
+        self.held = Held(hold, clock)
         # Apps mint in threads, too: what they change here is changed in single steps.
         self._minted: dict[str, float] = {}  # and until when it need not be held
         self._unknown = 0  # minted where nobody says what is held: nothing is kept of those
@@ -133,7 +141,9 @@ class Sessions:
     def count_servers(self) -> None:
         """The same, without asking the app about each id."""
         held = sum(len(server.sockets) for server in self._servers)
+        held += len(self.held)
         self._counters["sessions"] = held + len(self._minted) + self._unknown
+        self._counters["marks_forgotten"] = self.held.crowded_out
 
     # -- Engine.IO ----------------------------------------------------------------------------
 

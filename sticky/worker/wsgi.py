@@ -208,6 +208,8 @@ class WsgiService(Service):
     def ended(self, exchange: Exchange) -> None:
         """A request is over."""
         self.exchanges.discard(exchange)
+        if exchange.marking is not None:
+            exchange.marking.end()
         if self.draining.finishing:
             self.hub.call(self._check)
 

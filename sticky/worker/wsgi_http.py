@@ -20,6 +20,7 @@ from .. import board
 from ..channel import Address
 from ..core import Head
 from . import handshake
+from .affinity import Field, Marking
 from .body import FileWrapper, Input
 from .boundary import CLOSED, READ_SIZE, SEND, SERVING, TAKEN, Wire
 from .http1 import CONTINUE, BadAnswer, Refused, date_line, status_line
@@ -62,7 +63,7 @@ def _of_a_body() -> type[ClientLostError]:
 class WsgiWire(Wire):
     """A connection whose requests a WSGI app serves."""
 
-    __slots__ = ("local", "offer", "port")
+    __slots__ = ("local", "marking", "offer", "port")
 
     service: WsgiService
 
@@ -73,6 +74,7 @@ class WsgiWire(Wire):
         self.local: tuple[str, str] | None = None
         self.offer: Offer | None = None  # through which the app has taken the socket
         self.port = str(address[1]) if address else ""
+        self.marking: Marking | None = None  # of the request in hand
 
     def find_local(self, environ: dict[str, Any]) -> tuple[str, str]:
         """SERVER_NAME and SERVER_PORT: where the client has connected to; on a unix socket what
@@ -241,6 +243,7 @@ class Exchange:
         "began",
         "environ",
         "head",
+        "marking",
         "wire",
     )
 
@@ -248,6 +251,7 @@ class Exchange:
         self.wire = wire
         self.head = head
         self._http = wire.http
+        self.marking = wire.marking = wire.service.marking(wire, head)
         self._status = 0
         self._line: bytes | None = None
         self._fields: list[tuple[str, str]] = []
@@ -371,9 +375,10 @@ class Exchange:
         http = self._http
         if self.wire.service.closing:
             http.stays = False
-        head = http.answer(
-            self._status, self._fields, date_line(time.time()), size=size, line=self._line
-        )
+        fields: Iterable[Field] = self._fields
+        if self.marking is not None:
+            fields = self.marking.answer(self._status, fields)
+        head = http.answer(self._status, fields, date_line(time.time()), size=size, line=self._line)
         self._begun = True
         return head
 

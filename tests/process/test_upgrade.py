@@ -417,7 +417,7 @@ BROKEN = {
         "there is no option 'drain_spread'",
     ),
     "a field that is gone": (
-        *("master/waiting.py", "line.open, line.retry, queue, resting = known", "queue, = known"),
+        *("master/queues.py", "line.open, line.retry, queue, resting = known", "queue, = known"),
         "ValueError: ",
     ),
     "a start that fails": (
@@ -575,7 +575,7 @@ def test_every_signal_that_comes_meanwhile_counts(kind: Kind) -> None:
 def test_a_signal_that_has_arrived_and_was_not_read_counts(kind: Kind, tmp_path: Path) -> None:
     copied = Copied(tmp_path)
     before = "before = upgrade.hold()\n"
-    copied.change("master/master.py", before, f"os.kill(os.getpid(), signal.SIGTTIN); {before}")
+    copied.change("master/succession.py", before, f"os.kill(os.getpid(), signal.SIGTTIN); {before}")
     with copied.serve(kind, "lab", num=NUM) as running:
         upgrade(running)
         running.wait_for("There are 3 workers now")

@@ -22,7 +22,8 @@ from sticky import channel
 from sticky.board import Board
 from sticky.core import pick, siphash
 from sticky.master.agenda import LONGEST_STEP, RETRY
-from sticky.master.lives import ABORT_GRACE, BACKOFF_FIRST, BACKOFF_LAST, QUIT_GRACE
+from sticky.master.ends import ABORT_GRACE, QUIT_GRACE
+from sticky.master.rounds import BACKOFF_FIRST, BACKOFF_LAST
 from sticky.master.upgrade import LONGEST
 from sticky.master.waiting import LAST_HEAD, LINGER
 from sticky.options import Options
@@ -315,7 +316,9 @@ class World:
 
         def queues(connection: Any, line: Any, *more: Any, **how: Any) -> None:
             full = waiting.queued >= self.options.max_queued
-            there = [list(one.queue) for one in (*waiting.lines, *waiting._own.values()) if full]
+            there = [
+                list(one.queue) for one in (*waiting.lines, *waiting.queues.own.values()) if full
+            ]
             shed = self.board.master["shed"]
             queue(connection, line, *more, **how)
             if self.board.master["shed"] > shed:
@@ -362,10 +365,12 @@ class World:
             do_reload()
 
         begin, self.master._resume = self.master._resume, resume
-        do_reload, self.master._reload = self.master._reload, reload
+        operator = self.master._operator
+        do_reload, operator.renew = operator.renew, reload
         obey, self.master._obey_signal = self.master._obey_signal, obeys
-        relieve, scale = self.master._relieve, self.ledger.scale
-        self.master._relieve, self.ledger.scale = relieves, scales
+        inboxes = self.master._inboxes
+        relieve, scale = inboxes.relieve, self.ledger.scale
+        inboxes.relieve, self.ledger.scale = relieves, scales
         not_started = self.lives.not_started
         self.lives.not_started = fails
         children.say, children._room = said, there_is_room
@@ -531,18 +536,19 @@ class World:
         """How many connections are where, in a packed state."""
         waiting, lives = content["ledger"]["waiting"], content["ledger"]["lives"]
         lines = [*waiting["lines"], *(line for _, _, line in waiting["own"])]
-        workers = [worker for _, worker in lives["workers"]]
+        roster = lives["roster"]
+        workers = [worker for _, worker in roster["workers"]]
         return {
             "head": len(waiting["heads"]),
             "refused one": len(waiting["refused"]),
             "queue": sum(len(line[2]) for line in lines),
             "rest": sum(len(line[3]) for line in lines),
             "pause of accepting": waiting["resume"] is not None,
-            "process before": sum(slot["previous"] is not None for slot in lives["slots"]),
+            "process before": sum(slot["previous"] is not None for slot in roster["slots"]),
             "process that starts": sum(one["state"] == "STARTING" for one in workers),
-            "growth": lives["_growing"] is not None,
-            "reload": lives["_replacing"] is not None,
-            "back-off": sum(slot["start_at"] is not None for slot in lives["slots"]),
+            "growth": roster["growing"] is not None,
+            "reload": lives["rounds"]["_replacing"] is not None,
+            "back-off": sum(slot["start_at"] is not None for slot in roster["slots"]),
         }
 
     def close_terminal(self) -> None:
@@ -1169,7 +1175,7 @@ class World:
         self.kernel.note("shed")
         self.sheds = True
         refused = next(reversed(self.ledger.waiting._refused))
-        lines = (*self.ledger.waiting.lines, *self.ledger.waiting._own.values())
+        lines = tuple(self.ledger.waiting.queues)
         before = [
             [*queue, connection] if one is line else queue
             for one, queue in zip(lines, there, strict=False)
@@ -1331,7 +1337,8 @@ class World:
         demand(self.unobeyed == heard, self.unobeyed - heard, "signals are lost")
         demand(not self.blocked, "the master is deaf to", self.blocked)
         tried = [trial.pid for trial in self.trials if not trial.collected]
-        known = [self.master._trial.pid] if self.master._trial.pid else []
+        trial_pid = self.master._succession.trial.pid
+        known = [trial_pid] if trial_pid else []
         demand(tried == known, "the trial is", known, "not", tried)
         if not self.trials:
             return
@@ -1369,7 +1376,7 @@ class World:
         """Where nobody reads nothing lies; and nothing lies for long."""
         waiting = self.ledger.waiting
         by_key = self.master._children.by_key
-        own = {self.workers[by_key[key].pid]: line for key, line in waiting._own.items()}
+        own = {self.workers[by_key[key].pid]: line for key, line in waiting.queues.own.items()}
         for inbox in self.all_inboxes():
             line = own.get(inbox.worker) if inbox.worker else waiting.lines[inbox.number]
             demand(inbox.is_read() or not inbox.messages, inbox, "is not read, and holds some")

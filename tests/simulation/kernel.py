@@ -814,9 +814,20 @@ class _Over:
 
 
 _NAMES = (
-    *("topology", "master.agenda", "master.waiting", "master.lives", "master.ledger"),
-    *("master.loop", "master.children", "master.dispatcher", "master.balance", "master.master"),
-    *("master.state", "master.records", "master.post", "master.upgrade"),
+    *("topology", "reserve", "master.agenda", "master.balance", "master.changes"),
+    *("master.children", "master.diagnosis", "master.dispatcher", "master.ends", "master.hearing"),
+    *("master.held", "master.inboxes", "master.ledger", "master.lives", "master.loop"),
+    *("master.master", "master.operations", "master.patience", "master.post", "master.queues"),
+    *(
+        "master.records",
+        "master.refusing",
+        "master.returning",
+        "master.room",
+        "master.roster",
+        "master.rounds",
+    ),
+    *("master.scaling", "master.sending", "master.state", "master.succession", "master.upgrade"),
+    "master.waiting",
 )
 _SOURCES = {
     f"sticky.{name}": Path(f"{importlib.import_module(f'sticky.{name}').__file__}").read_text()
@@ -846,13 +857,12 @@ class Code:
         self._loaded: dict[str, types.ModuleType] = {}
         self._builtins = {**vars(builtins), "__import__": self._import}
         self.topology = self._load("sticky.topology")
-        self.children = self._load("sticky.master.children")
-        self.post = self._load("sticky.master.post")
-        self.dispatcher = self._load("sticky.master.dispatcher")
-        self.loop = self._load("sticky.master.loop")
-        self.state = self._load("sticky.master.state")
-        self.upgrade = self._load("sticky.master.upgrade")
         self.master = self._load("sticky.master.master")
+        self.state = self._load("sticky.master.state")
+
+    def part(self, name: str) -> Any:
+        """The copy of a module of the master."""
+        return self._load(f"sticky.master.{name}")
 
     def _load(self, name: str) -> types.ModuleType:
         module = self._loaded.get(name)
@@ -919,25 +929,24 @@ class Code:
         )
         spawn = types.SimpleNamespace(start=world.start)
         self.topology.make_router = lambda options: world
-        self.loop.select = _Over(select, epoll=lambda: _Epoll(kernel))
-        dispatcher = self.dispatcher
-        dispatcher.channel, dispatcher.hand_over = channel, _hand_over
-        dispatcher.Socket = lambda family, kind, protocol, fd: kernel.files[fd]
-        dispatcher.log, dispatcher.os = log, system
-        children = self.children
-        children.channel, children.os, children.spawn = channel, system, spawn
-        self.post.channel = channel
-        children.signal = _Over(signal, pidfd_send_signal=world.kill)
-        children.fcntl = types.SimpleNamespace(ioctl=_ioctl)
-        children.reap = world.reap
-        master = self.master
-        master._AT_ONCE = 2
-        master.logs = types.SimpleNamespace(
+        self._load("sticky.reserve").os = system
+        self.part("loop").select = _Over(select, epoll=lambda: _Epoll(kernel))
+        logs = types.SimpleNamespace(
             reopen=lambda: None, printable=lambda text, _: text, pending=lambda: False
         )
-        master.channel, master.os, master.spawn, master.log = channel, system, spawn, log
-        master.time = _Over(time, monotonic=lambda: kernel.now)
-        master.reap = world.reap
+        clock = _Over(time, monotonic=lambda: kernel.now)
+        below = {"channel": channel, "os": system, "log": log, "time": clock, "logs": logs}
+        below |= {"spawn": spawn, "reap": world.reap, "hand_over": _hand_over}
+        below["Socket"] = lambda family, kind, protocol, fd: kernel.files[fd]
+        for name in ("changes", "children", "diagnosis", "dispatcher", "hearing", "inboxes"):
+            self._replace(name, below)
+        for name in ("master", "operations", "post", "returning", "room", "sending", "succession"):
+            self._replace(name, below)
+        children = self.part("children")
+        children.signal = _Over(signal, pidfd_send_signal=world.kill)
+        children.fcntl = types.SimpleNamespace(ioctl=_ioctl)
+        self.part("hearing")._AT_ONCE = 2
+        master = self.master
         master.Signals = world.make_signals
         master.Terminal = lambda *_: _Terminal(world)
         master.Listeners = partial(_Listeners, world.listener)
@@ -946,12 +955,17 @@ class Code:
         state.socket = types.SimpleNamespace(
             socket=lambda fileno: kernel.files[fileno], SOCK_STREAM=socket.SOCK_STREAM
         )
-        state.Socket = dispatcher.Socket
-        upgrade = self.upgrade
+        state.Socket = below["Socket"]
+        upgrade = self.part("upgrade")
         upgrade.os, upgrade.log, upgrade.reap = system, log, world.reap
         upgrade.spawn = types.SimpleNamespace(interpreter=lambda *words: ["python", *words])
         upgrade.logs = types.SimpleNamespace(finish=lambda _: None, printable=lambda text: text)
         upgrade.signal = _Over(signal, pthread_sigmask=world.mask)
+
+    def _replace(self, name: str, below: Mapping[str, Any]) -> None:
+        """Have a module find these instead of what it has imported under the same names."""
+        names = vars(self.part(name))
+        names.update({known: thing for known, thing in below.items() if known in names})
 
 
 class _Listeners:

@@ -322,3 +322,92 @@ def fuzz(seed: int, count: int) -> Iterator[Case]:
 def squeeze(value: bytes) -> bytes:
     """Without regard to how much white space there is."""
     return b" ".join(re.split(rb"[ \t]+", value.strip(b" \t")))
+
+
+# --- several sources, and tagged ids -------------------------------------------------------------
+
+SOURCES = (b"query:sid", b"query:s", b"header:x-id", b"header:mcp-session-id", b"header:xi")
+SOURCES += (b"cookie:sid", b"cookie:app", b"mark:sticky_worker", b"mark:m")
+SOURCES += (b"path:/session/{id}/", b"path:/s/{id}", b"path:/{id}/x", b"path:/{id}")
+
+
+def mark(router: Any, slot: int = 0, number: int = 0) -> bytes:
+    """A tagged id that leads to a slot."""
+    minted = router.mint(slot, number.to_bytes(15, "big"))
+    return minted + router.tag(minted)
+
+
+def near_mark(draw: random.Random, router: Any) -> bytes:
+    """A tagged id, what is nearly one, or something else."""
+    text = mark(router, draw.randrange(router.n), draw.randrange(9))
+    how = draw.randrange(10)
+    if how < 4:
+        text += draw.choice([b"", b"", b".", b".a", b".abc", b".a.b", b"."]) + draw.choice(IDS)
+    elif how == 4:
+        at = draw.randrange(len(text))
+        text = text[:at] + draw.choice([b"", b"A", b".", b"AA"]) + text[at + 1 :]
+    elif how == 5:
+        text = text[: draw.randrange(len(text))]
+    elif how == 6:
+        text = draw.choice(IDS)
+    return b'"' + text + b'"' if draw.random() < 0.15 else text
+
+
+def sourced(draw: random.Random) -> Case:
+    """A head with ids, true ones and others, in several places."""
+    session = tuple(draw.sample(SOURCES, draw.randrange(1, 5)))
+    affix = draw.random() < 0.5
+    asked = _pycore.Router(draw.randrange(1, 9), SEED, proxy=False, session=session, affix=affix)
+    path = draw.choice([b"/", b"/session/", b"/s/", b"/s", b"//", b"/%73/"])
+    path += draw.choice([escaped(draw, near_mark(draw, asked)), *IDS])
+    path += draw.choice([b"", b"", b"/", b"/x", b"/y/z"])
+    path = draw.choice([b"", b"", b"", b"http://a", b"HTTPS://a:1", b"ftp://a", b"http:"]) + path
+    pairs = [
+        draw.choice([b"sid", b"s", b"x"]) + b"=" + escaped(draw, near_mark(draw, asked))
+        for _ in range(draw.randrange(3))
+    ]
+    lines = [
+        b"GET " + path + (b"?" if pairs else b"") + b"&".join(pairs) + b" HTTP/1.1",
+        b"Host: a",
+    ]
+    for _ in range(draw.randrange(7)):
+        name = draw.choice([b"X-Id", b"x-id", b"Mcp-Session-Id", b"XI", b"X-Forwarded-For"])
+        text = draw.choice([b"", b" ", b"\t"]) + near_mark(draw, asked) + draw.choice([b"", b" "])
+        if name == b"X-Forwarded-For":
+            text = draw.choice([b"192.0.2.%d" % draw.randrange(9), b"", b"unknown", b"a"])
+        kind = draw.randrange(6)
+        if kind < 3:
+            name = b"Cookie"
+            text = b" " + draw.choice([b"; ", b";", b" ; "]).join(
+                draw.choice([b"sid", b"app", b"sticky_worker", b"m", b"a", b" sid ", b""])
+                + draw.choice([b"=", b"=", b"=", b"", b" = "])
+                + near_mark(draw, asked)
+                for _ in range(draw.randrange(5))
+            )
+        elif kind == 3:
+            name = draw.choice([b"User-Agent", b"USER-AGENT", b"User-Agents", b"user-agent "])
+        lines.append(name + draw.choice([b":"] * 20 + [b" :", b""]) + text)
+    data = b"\r\n".join([*lines, b"", b""])
+    if draw.random() < 0.1:
+        data = mutated(draw, data)
+    length = draw.randrange(len(data) + 1) if draw.random() < 0.1 else len(data)
+    return Case(
+        data,
+        length,
+        draw.choice(["10.0.0.1", "", "::1", "10.0.0.2"]),
+        {
+            "n": asked.n,
+            "session": session,
+            "affix": affix,
+            "proxy": draw.random() < 0.5,
+            "anywhere": draw.random() < 0.3,
+            "ignore_missing_header": draw.random() < 0.5,
+        },
+    )
+
+
+def fuzz_sources(seed: int, count: int) -> Iterator[Case]:
+    """Many of them, the same ones each time."""
+    draw = random.Random(seed)
+    for _ in range(count):
+        yield sourced(draw)

@@ -38,6 +38,11 @@ FLAGS = {
     "ipv6_prefix": (["--ipv6-prefix", "48"], 48),
     "seed": (["--seed", "00112233445566ff"], bytes.fromhex("00112233445566ff")),
     "session": (["--session", "cookie:id"], "cookie:id"),
+    "affix": (["--affix"], True),
+    "affinity_cookie": (["--affinity-cookie", "w"], "w"),
+    "affinity_attributes": (["--affinity-attributes", "None; Secure"], "SameSite=None; Secure"),
+    "session_hold": (["--session-hold", "5"], 5.0),
+    "session_timeout": (["--session-timeout", "60"], 60.0),
     "balance": (["--balance", "round-robin"], "round-robin"),
     "sync": (["--sync", "ready"], "ready"),
     "sync_timeout": (["--sync-timeout", "3"], 3.0),
@@ -124,6 +129,8 @@ def test_every_option_has_a_flag(name, tmp_path):
         words = [*words, "--proxy"]
     if name == "balance":
         words = [*words, "--session", "sid"]
+    if name == "affix":
+        words = [*words, "--session", "header:x-id"]
     if name == "max_requests_jitter":
         words = [*words, "--max-requests", "1000"]
     assert getattr(options_of(*words), name) == value
@@ -251,3 +258,8 @@ def test_it_is_called_by_the_name_that_it_was_started_with(capsys):
     with pytest.raises(SystemExit):
         cli.main(["-w", "0", "app:make"], prog="python -m sticky")
     assert capsys.readouterr().err.startswith("python -m sticky: option 'num'")
+
+
+def test_several_sessions_are_several_sources():
+    words = ["--session", "header:x-id", "--session", "affinity"]
+    assert options_of(*words).session == ("header:x-id", "affinity")

@@ -37,6 +37,9 @@ SAMPLES = {
     "ipv6_prefix": (48, "48"),
     "seed": (bytes(range(8)), "0001020304050607"),
     "session": ("header:mcp-session-id", "header:Mcp-Session-Id"),
+    "affix": (True, "yes"),
+    "affinity_cookie": ("worker", "worker"),
+    "affinity_attributes": ("SameSite=None; Secure", "None; Secure"),
     "balance": ("least", "least"),
     "sync": ("loaded", "loaded"),
     "defer_accept": (False, "off"),
@@ -79,7 +82,7 @@ def test_every_option_has_a_sample(tmp_path):
 @pytest.mark.parametrize("name", sorted(FIELDS))
 def test_every_option_can_be_given_in_each_way_and_the_nearer_one_counts(name, tmp_path):
     value, text = samples(tmp_path)[name]
-    others = {"proxy": True, "session": "sid", "max_requests": 1}
+    others = {"proxy": True, "session": "header:any", "max_requests": 1}
     others.pop(name, None)
     assert getattr(settings({name: value} | others, environ={}), name) == value
     assert getattr(settings(environ={}, **{name: value}, **others), name) == value

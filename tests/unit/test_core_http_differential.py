@@ -213,7 +213,7 @@ def test_the_key_is_the_list_of_values_that_the_app_is_given(twin, name, draw):
 
 
 def session_of(twin, data, session):
-    return twin.Router(7, SEED, proxy=False, session=session).session(data, len(data))
+    return twin.Router(7, SEED, proxy=False, session=session).find(data, len(data))[1]
 
 
 @over_both_twins

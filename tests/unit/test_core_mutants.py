@@ -41,8 +41,8 @@ ROUTING = {
         "elif count == 9:\n        return False  # '::' stands",
     ),
     "a parameter may have a longer name": (
-        "if name == equals and i == rules.session_size:",
-        "if i == rules.session_size:",
+        "if name == equals and i == source.size:",
+        "if i == source.size:",
     ),
     "a percent sign needs one digit only": (
         "if high >= 0 and low >= 0:",
@@ -53,8 +53,63 @@ ROUTING = {
         "if False:",
     ),
     "the second name is not looked for in whole blocks": (
-        "        if (has_two)",
-        "        if (0)",
+        "        for (int i = 0; i < count; i++)\n            begins",
+        "        for (int i = 1; i < count; i++)\n            begins",
+    ),
+}
+
+MARKS = {
+    "a third name is not looked for in whole blocks": (
+        "        for (int i = 0; i < count; i++)\n            begins",
+        "        for (int i = 0; i < count && i < 1; i++)\n            begins",
+    ),
+    "a tag counts whatever it is": (
+        "return memcmp(tag, p + MINTED, TAG) == 0",
+        "return True",
+    ),
+    "only the first letters of a tag count": (
+        "return memcmp(tag, p + MINTED, TAG) == 0",
+        "return memcmp(tag, p + MINTED, 5) == 0",
+    ),
+    "something may stand behind a mark": (
+        "        if size != MARK_SIZE:\n            return False",
+        "        if size < MARK_SIZE:\n            return False",
+    ),
+    "an affix needs nothing behind it": (
+        "elif size < MARK_SIZE + 2 or p[MARK_SIZE] != c'.':",
+        "elif size < MARK_SIZE + 1 or p[MARK_SIZE] != c'.':",
+    ),
+    "the last source decides": (
+        "    for i in range(rules.count):",
+        "    for i in range(rules.count - 1, -1, -1):",
+    ),
+    "an id in a path may be longer than its place": (
+        "    after = before(p, end, c'/')\n",
+        "    after = end\n",
+    ),
+    "a plus in a path is a space": (
+        "        if p[0] == c'+':\n            feed(&sip, key, c'+')",
+        "        if p[0] == c'+':\n            feed(&sip, key, c' ')",
+    ),
+    "a choice lasts for ever": (
+        "if age < AGREED_FOR:",
+        "if True:",
+    ),
+    "somebody else's choice counts": (
+        "elif word >> 28 == fingerprint:",
+        "elif True:",
+    ),
+    "a clock that is read a little later is taken for an old one": (
+        "if age >= 0x20000:\n                    age = 0",
+        "if False:\n                    age = 0",
+    ),
+    "the newest choice makes room": (
+        "if age > oldest or i == 0:",
+        "if age < oldest or i == 0:",
+    ),
+    "the agent does not tell clients apart": (
+        "agent = agent_of(start, start + length)",
+        "agent = agent_of(start, start)",
     ),
 }
 
@@ -134,8 +189,12 @@ HTTP = {
 @pytest.mark.skipif("STICKY_CORE_UNDER_TEST" in os.environ, reason="this is a mutant itself")
 @pytest.mark.parametrize(
     ("mutants", "files"),
-    [(ROUTING, ["differential"]), (HTTP, ["http", "chunks", "http_differential"])],
-    ids=["routing", "http"],
+    [
+        (ROUTING, ["differential"]),
+        (MARKS, ["marks"]),
+        (HTTP, ["http", "chunks", "http_differential"]),
+    ],
+    ids=["routing", "marks", "http"],
 )
 def test_each_mutant_is_caught(tmp_path, mutants, files):
     def hunt(number_and_change):

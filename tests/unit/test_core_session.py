@@ -236,4 +236,4 @@ def test_what_cannot_be_minted(twin):
 
 def test_a_tab_ends_the_target_also_before_its_query(twin):
     head = b"GET  /a=\tb?sid=one HTTP/1.1\r\n\r\n"
-    assert router(twin, proxy=False, session=b"query:sid").session(head, len(head)) == b""
+    assert router(twin, proxy=False, session=b"query:sid").find(head, len(head)) == (-1, b"")

@@ -8,7 +8,7 @@ import resource
 
 import pytest
 
-from sticky.worker.descriptors import Reserve
+from sticky.worker.descriptors import Margin
 
 
 def opened() -> int:
@@ -16,30 +16,30 @@ def opened() -> int:
 
 
 def test_a_process_far_from_its_limit_is_not_watched():
-    reserve = Reserve(100)
-    reserve.seen(49)
-    assert not reserve.watched
-    reserve.seen(50)
-    assert reserve.watched
-    reserve.seen(3)
-    assert reserve.watched  # a hole among many
+    margin = Margin(100)
+    margin.seen(49)
+    assert not margin.watched
+    margin.seen(50)
+    assert margin.watched
+    margin.seen(3)
+    assert margin.watched  # a hole among many
 
 
 def test_without_a_limit_nothing_is_watched():
-    reserve = Reserve(resource.RLIM_INFINITY)
-    reserve.seen(1_000_000)
-    assert not reserve.watched
+    margin = Margin(resource.RLIM_INFINITY)
+    margin.seen(1_000_000)
+    assert not margin.watched
 
 
 def test_what_is_kept_is_free_while_something_is_received():
     before = opened()
-    reserve = Reserve(100)
-    assert reserve.put_back()
+    margin = Margin(100)
+    assert margin.put_back()
     assert opened() == before + 2
-    assert reserve.take()
+    assert margin.take()
     assert opened() == before
-    assert reserve.put_back()
-    reserve.let_go()
+    assert margin.put_back()
+    margin.let_go()
     assert opened() == before
 
 
@@ -53,18 +53,18 @@ def few():
 
 
 def test_without_a_descriptor_there_is_no_room_until_there_is_one(few):
-    reserve = Reserve()
+    margin = Margin()
     taken: list[int] = []
     try:
         with contextlib.suppress(OSError):
             while True:
                 taken.append(os.open(os.devnull, os.O_RDONLY))
-        assert not reserve.take()
+        assert not margin.take()
         os.close(taken.pop())
-        assert not reserve.take()  # a message may bring two
+        assert not margin.take()  # a message may bring two
         os.close(taken.pop())
-        assert reserve.take()
+        assert margin.take()
     finally:
-        reserve.let_go()
+        margin.let_go()
         for fd in taken:
             os.close(fd)

@@ -19,7 +19,8 @@ from sticky.master.agenda import (
     Tell,
     Why,
 )
-from sticky.master.lives import ABORT_GRACE, QUIT_GRACE, Process, Slot
+from sticky.master.ends import ABORT_GRACE, QUIT_GRACE
+from sticky.master.roster import Process, Slot
 
 from .ledger_kit import RULES, Book, kills, told
 

@@ -18,16 +18,9 @@ from sticky.master.agenda import (
     Tell,
     Why,
 )
-from sticky.master.lives import (
-    _LIVES,
-    _SLOTS,
-    ABORT_GRACE,
-    BACKOFF_FIRST,
-    BACKOFF_LAST,
-    QUIT_GRACE,
-    Process,
-    Slot,
-)
+from sticky.master.ends import ABORT_GRACE, QUIT_GRACE
+from sticky.master.roster import _LIVES, _SLOTS, Process, Slot
+from sticky.master.rounds import BACKOFF_FIRST, BACKOFF_LAST
 
 from .ledger_kit import RULES, Book, kills, told
 
@@ -342,6 +335,31 @@ def test_a_replaced_process_that_does_not_end_in_time_is_told_to_quit_then_shown
     assert book.after(ABORT_GRACE - 0.25) == []
     assert book.after(0.25) == [Kill("p0", Why.NOT_ENDED)]
     assert book.after(20.0) == []
+
+
+def test_who_keeps_clients_has_so_much_longer_unless_it_is_replaced_once_more():
+    book = calm(num=1, session_timeout=60.0)
+    book.reload()
+    book.ready("p1")
+    assert book.after(80.0) == []
+    book.reload()
+    assert book.ready("p2") == [Say("p0", Tell.END), Say("p1", Tell.END)]
+    assert book.after(10.0) == [Say("p0", Tell.QUIT)], "its own time is over"
+    book.ended("p0", 0)
+    book.reload()
+    assert book.ready("p3") == [Say("p1", Tell.END), Say("p2", Tell.END)]
+    assert book.after(RULES.graceful_timeout - 0.25) == []
+    assert book.after(0.25) == [Say("p1", Tell.QUIT)], "not at the end of the 60 seconds"
+    book.ended("p1", 0)
+    assert book.after(60.0 - 0.25) == []
+    assert book.after(0.25) == [Say("p2", Tell.QUIT)]
+
+
+def test_who_keeps_clients_of_a_slot_that_went_has_so_much_longer():
+    book = calm(num=2, session_timeout=60.0)
+    book.scale(1)
+    assert book.after(60.0 + RULES.graceful_timeout - 0.25) == []
+    assert book.after(0.25) == [Say("p1", Tell.QUIT)]
 
 
 def test_nothing_is_reloaded_in_a_stop():

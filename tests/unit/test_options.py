@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from sticky import options as module
+from sticky import cpus
+from sticky.addresses import parse_bind
+from sticky.checks import DEFAULT_SYNC_EVENT
 from sticky.errors import OptionError, StickyError
-from sticky.options import MAX_WORKERS, Options, default_num, parse_bind
+from sticky.options import MAX_WORKERS, Options, default_num
 
 NAMES = [field.name for field in dataclasses.fields(Options)]
 INF, NAN = float("inf"), float("nan")
@@ -76,7 +78,10 @@ VALUES = {
         [b"1234567", b"123456789", "0123", "x" * 16, 1, bytearray(8)],
     ),
     "session": (
-        [None, "sid", "header:Mcp-Session-Id", "query:a", "cookie:b"],
+        [
+            *(None, "sid", "affinity", "header:Mcp-Session-Id", "query:a", "cookie:b"),
+            *("path:/session/{id}/", ["sid"], ("header:a", "affinity", "path:/{id}", "sid"), []),
+        ],
         [
             "",
             "header",
@@ -86,10 +91,30 @@ VALUES = {
             "query:a b",
             "query:ä",
             "a:b",
+            "mark:a",
+            "path:/session/",
+            "path:session/{id}",
+            "path:/{id}/{id}",
             3,
             True,
+            ["sid", "sid"],
+            ["query:a", "query:b", "query:c", "query:d", "query:e"],
         ],
     ),
+    "affix": FLAG,
+    "affinity_cookie": (["a", "sticky_worker", "__Host-x"], ["", "a b", "a=b", "a;b", "é", None]),
+    "affinity_attributes": (
+        [
+            *("SameSite=Lax", "samesite=strict", "None; Secure; Partitioned", "Secure"),
+            *(
+                "SameSite=None;Secure",
+                "Domain=example.com; Max-Age=86400",
+            ),
+        ],
+        ["", "Path=/x", "SameSite=Some", "None", "Partitioned", "Domain=a b", "Max-Age=0", None],
+    ),
+    "session_hold": seconds(0),
+    "session_timeout": seconds(0),
     "balance": (["address", "least", "round-robin"], ["", "Least", "random", None, 3]),
     "sync": (
         [None, False, True, "an event", {"is_synced": True, "event": "x"}, {}],
@@ -156,7 +181,7 @@ def test_every_option_is_in_the_table_above():
 
 @pytest.mark.parametrize(("name", "value"), GOOD, ids=str)
 def test_what_is_allowed_is_taken(name, value):
-    others = {"proxy": True, "session": "sid", "max_requests": 1}
+    others = {"proxy": True, "session": "header:any", "max_requests": 1}
     Options.make({name: value}, **{other: others[other] for other in others if other != name})
 
 
@@ -250,9 +275,9 @@ def test_the_names_of_the_original_are_understood():
 @pytest.mark.parametrize("event", [None, "mine"])
 def test_sync_is_understood_as_the_original_writes_it(event):
     sync = {"isSynced": True} | ({"event": event} if event else {})
-    assert Options.make({"sync": sync}).sync == (event or module.DEFAULT_SYNC_EVENT)
+    assert Options.make({"sync": sync}).sync == (event or DEFAULT_SYNC_EVENT)
     assert Options.make({"sync": sync | {"isSynced": False}}).sync is None
-    assert Options.make({"isSyncable": True}).sync == module.DEFAULT_SYNC_EVENT
+    assert Options.make({"isSyncable": True}).sync == DEFAULT_SYNC_EVENT
 
 
 def test_values_are_normalised():
@@ -422,14 +447,14 @@ def test_names_that_other_servers_give_a_worker_class_are_understood(given, mean
 )
 def test_the_default_is_the_usable_cpus_and_at_least_one(affinity, cgroup, workers, monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(affinity)))
-    monkeypatch.setattr(module, "_cgroup_cpus", lambda: cgroup)
+    monkeypatch.setattr(cpus, "granted", lambda: cgroup)
     assert default_num() == workers
 
 
 @pytest.mark.parametrize("empty", [None, ""])
 def test_an_empty_web_concurrency_counts_as_none(empty, monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2})
-    monkeypatch.setattr(module, "_cgroup_cpus", lambda: INF)
+    monkeypatch.setattr(cpus, "granted", lambda: INF)
     if empty is not None:
         monkeypatch.setenv("WEB_CONCURRENCY", empty)
     assert default_num() == 3
@@ -452,7 +477,7 @@ class Cgroup:
     def cpus(self, membership):
         if membership is not None:
             self.membership.write_text(membership)
-        return module._cgroup_cpus(self.root, self.membership)
+        return cpus.granted(self.root, self.membership)
 
 
 @pytest.fixture
@@ -490,4 +515,31 @@ def test_version_one_and_a_missing_proc_have_no_limit(cgroup):
 
 
 def test_the_real_cgroup_can_be_read():
-    assert module._cgroup_cpus() > 0
+    assert cpus.granted() > 0
+
+
+def test_several_sources_are_a_tuple_and_one_is_text():
+    assert Options(session=["affinity"]).session == "affinity"
+    both = Options(session=["header:Mcp-Session-Id", "affinity"])
+    assert both.session == ("header:mcp-session-id", "affinity")
+    assert both.router_session == (b"header:mcp-session-id", b"mark:sticky_worker")
+    assert Options.make(both.to_json()) == both
+    assert Options(session=[]).session is None
+
+
+def test_whether_ids_are_ours():
+    assert not Options().tags
+    assert not Options(session=["sid", "cookie:a"]).tags
+    assert Options(session="affinity").tags
+    assert Options(session="cookie:a", affix=True).tags
+
+
+@pytest.mark.parametrize("session", [None, "sid", "affinity", ["query:a", "path:/{id}"]])
+def test_an_affix_without_ids_of_the_app_is_a_contradiction_that_is_named(session):
+    with pytest.raises(OptionError, match="option 'affix' is True"):
+        Options(session=session, affix=True)
+
+
+def test_a_cookie_for_frames_of_other_sites_is_written_in_full():
+    wanted = "SameSite=None; Secure; Partitioned"
+    assert Options(affinity_attributes="None; secure;partitioned").affinity_attributes == wanted

@@ -25,11 +25,12 @@ from sticky.master.agenda import (
     Stage,
     Watch,
 )
-from sticky.master.dispatcher import Connection, Dispatcher
+from sticky.master.dispatcher import Dispatcher
+from sticky.master.held import Connection
 from sticky.master.ledger import Ledger
-from sticky.master.lives import Process
+from sticky.master.queues import Line
+from sticky.master.roster import Process
 from sticky.master.state import FORMAT, Copy, Packed, Packing, Unopened
-from sticky.master.waiting import Line
 from sticky.options import Options
 from sticky.topology import Topology
 
@@ -55,13 +56,16 @@ def plain(thing, seen=None):
 
 def state_of(ledger):
     """All that a ledger knows. What is due is looked at anew by one that was restored."""
-    line_of = ledger.waiting._line_of  # in no order that means anything
+    waiting, lives = ledger.waiting, ledger.lives
+    line_of = waiting.queues.line_of  # in no order that means anything
     kept = {"line_of": {one: (line.slot, line.process) for one, line in line_of.items()}}
-    for name, part in (("waiting", ledger.waiting), ("lives", ledger.lives)):
-        own = {key: value for key, value in vars(part).items() if not key.startswith("_opens")}
-        for other in ("agenda", "topology", "counters", "_shuts", "_fails", "_line_of"):
-            own.pop(other, None)
-        kept |= {f"{name}.{key}": plain(value) for key, value in own.items()}
+    parts = (waiting, waiting.queues, lives.roster, lives._rounds, lives._patience)
+    known = {*map(id, parts), id(lives._ends), id(ledger.agenda), id(lives.topology)}
+    known |= {id(lives.counters), id(line_of)}
+    for part in parts:
+        for key, value in vars(part).items():
+            if id(value) not in known and not callable(value):
+                kept[f"{type(part).__name__}.{key}"] = plain(value)
     return kept, ledger._now, ledger._stop_by, ledger._over, ledger.status
 
 
@@ -127,7 +131,7 @@ class World:
 
     def deliver(self, line: Line) -> None:
         waiting = self.ledger.waiting
-        while line.open and (connection := waiting.first(line)) is not None:
+        while line.open and (connection := line.first) is not None:
             if self.random.random() < 0.4:
                 waiting.blocked(line, self.now, starved=self.random.random() < 0.3)
                 return
@@ -186,7 +190,7 @@ class World:
 
     def processes(self, *states: Process) -> list[int]:
         lives = self.ledger.lives
-        return [one for one in lives._workers if lives.state_of(one) in states]
+        return [one for one in lives.roster.workers if lives.state_of(one) in states]
 
     def becomes_ready(self) -> None:
         starting = self.processes(Process.STARTING)
@@ -306,7 +310,7 @@ def test_another_format_is_refused(other: object) -> None:
 def test_what_has_no_place_in_this_code_is_refused() -> None:
     world = World(1)
     packed, _ = world.ledger.pack()
-    packed["lives"]["slots"][0]["mood"] = "good"
+    packed["lives"]["roster"]["slots"][0]["mood"] = "good"
     with pytest.raises(StickyError, match="does not know mood"):
         World(2).ledger.restore(packed, [])
 
@@ -346,7 +350,7 @@ def test_connections_come_back_as_they_were() -> None:
     ]
     held[1].kind, held[2].unheld, held[3].since = channel.REST, True, 123_456
     before, after, packing = Stub(), Stub(), Packing()
-    before.dispatcher.tell("tls", "told once")
+    before.dispatcher.notices.tell("tls", "told once")
     packed = packed_by(packing, {"all": before.dispatcher.pack(held, packing)})
     assert packing.fds == [5, 6, 7, 8]
     found = after.dispatcher.restore(packed.content["all"], packed)

@@ -15,7 +15,7 @@ from sticky.master.agenda import (
     Refuse,
     Watch,
 )
-from sticky.master.lives import BACKOFF_FIRST
+from sticky.master.rounds import BACKOFF_FIRST
 from sticky.master.waiting import LAST_HEAD, LINGER
 
 from .ledger_kit import RULES, Book
@@ -86,14 +86,14 @@ def test_a_queue_keeps_its_order_and_belongs_to_one_slot(book):
     zero, one = book.line(0), book.line(1)
     assert book.queue(0, "a", "b") == [Watch(zero, True)]
     assert book.queue(1, "c") == [Watch(one, True)]
-    assert book.waiting.first(zero) == "a"
+    assert zero.first == "a"
     book.waiting.delivered("a", zero)
-    assert book.waiting.first(zero) == "b"
+    assert zero.first == "b"
     assert book.take() == []
     book.waiting.delivered("b", zero)
     assert book.take() == [Watch(zero, False)]
-    assert book.waiting.first(zero) is None
-    assert book.waiting.first(one) == "c"
+    assert zero.first is None
+    assert one.first == "c"
 
 
 def test_what_comes_may_be_sent_at_once_while_nobody_waits_and_somebody_reads():
@@ -190,7 +190,7 @@ def test_the_line_of_a_slot_without_a_process_is_shut_and_who_lay_in_its_inbox_c
     book.after(1.0)
     done = book.ended("p0")
     assert done == [Watch(zero, False), ReadBack(zero)]
-    assert not book.waiting.is_idle(zero)
+    assert not zero.is_idle
     sent = book.now - 2.0
     book.waiting.return_(
         zero, [("a", sent, False), ("b", sent, False), ("r", sent, True)], book.now
@@ -245,7 +245,7 @@ def test_each_process_has_a_line_of_its_own(book):
     assert own is book.waiting.own("p0", 0)
     assert own.open
     assert book.queue(own, "a") == [Watch(own, True)]
-    assert book.waiting.is_idle(book.line(0))
+    assert book.line(0).is_idle
     assert book.waiting.free[0]
     book.waiting.delivered("a", own)
     assert book.take() == [Watch(own, False)]
@@ -313,10 +313,10 @@ def test_a_connection_at_rest_waits_behind_those_with_a_request_and_counts_for_n
     zero = book.line(0)
     assert book.queue(0, "r", "s", "t", rest=True) == [Watch(zero, True)]
     assert book.queue(0, "a") == []
-    assert book.waiting.first(zero) == "a"
+    assert zero.first == "a"
     book.waiting.delivered("a", zero)
     assert book.take() == []  # the inbox is still waited for
-    assert book.waiting.first(zero) == "r"
+    assert zero.first == "r"
     for connection in ("r", "s", "t"):
         book.waiting.delivered(connection, zero)
     assert book.take() == [Watch(zero, False)]

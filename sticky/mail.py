@@ -460,8 +460,11 @@ class Mail:
             log.warning("%s", self._unsaid.pop())
 
     def finish(self, seconds: float) -> None:
-        """Send what is left, to those who take it within this time: this process ends."""
+        """Send what is left, to those who take it within this time: this process ends, and its
+        event loop has ended. What is sent from now on goes at once."""
         deadline = time.monotonic() + seconds
+        with self._lock:
+            self._waiter = None
         self._flush()
         for sibling in tuple(self._siblings.values()):
             with self._lock:

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
@@ -94,9 +95,10 @@ def emit(client: Client, event: str, data: Any = 1, **options: Any) -> None:
 
 def end(clients: list[Client], by: Client) -> None:
     """Whatever was emitted by this one's worker before has come."""
-    emit(by, "end", by.sid)
+    token = uuid.uuid4().hex
+    emit(by, "end", token)
     for client in clients:
-        client.hears("end", by.sid)
+        client.hears("end", token)
 
 
 def test_each_operation_reaches_the_clients_of_the_other_workers(clients: list[Client]) -> None:

@@ -100,9 +100,13 @@ class Waiter(Protocol):
 
     Attributes:
         asynchronous: it is asyncio's.
+        here: it is asyncio's, and the calling thread is in it.
     """
 
     asynchronous: bool
+
+    @property
+    def here(self) -> bool: ...
 
     def watch(self, fd: int, call: Callable[[int], None], *, writing: bool = False) -> None:
         """Have this called, in the loop, whenever the descriptor is ready."""

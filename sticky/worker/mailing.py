@@ -15,7 +15,7 @@ _ASLEEP = 3600.0
 
 
 class HubWaiter:
-    """A hub, as ``sticky.mail`` wants it.
+    """A hub, as ``sticky.mail`` wants it; to be made in its thread.
 
     Args:
         asynchronous: it is turned by asyncio's loop.
@@ -24,9 +24,15 @@ class HubWaiter:
     def __init__(self, hub: Hub, *, asynchronous: bool = False) -> None:
         self.asynchronous = asynchronous
         self.hub = hub
+        self._thread = threading.get_ident()
         self.unwatch = hub.unregister
         self.call = hub.call
         self.later = hub.later
+
+    @property
+    def here(self) -> bool:
+        """It is asyncio's, and the calling thread is in it."""
+        return self.asynchronous and self._thread == threading.get_ident()
 
     def watch(self, fd: int, call: Callable[[int], None], *, writing: bool = False) -> None:
         """Have this called whenever the descriptor is ready."""

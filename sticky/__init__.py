@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .outside import emitter
     from .routing import Explanation, explain
     from .server import Server, listen, stats
-    from .worker.main import Worker, current_worker, holds, mint
+    from .worker.main import Worker, current_worker, holds, mint, secret
 
 __version__ = "0.1.0"
 
@@ -41,6 +41,7 @@ _HOMES = {
     "current_worker": "worker.main",
     "holds": "worker.main",
     "mint": "worker.main",
+    "secret": "worker.main",
 }
 
 __all__ = [
@@ -59,6 +60,7 @@ __all__ = [
     "holds",
     "listen",
     "mint",
+    "secret",
     "stats",
 ]
 

@@ -175,6 +175,7 @@ class Children:
         self.own_inboxes: dict[int, socket.socket] = {}
         self.by_key: dict[int, Child] = {}
         self.post = Post(board)
+        self._secret = os.urandom(32)  # of which sticky.secret() is made, in all of them alike
         self._spares = Spares(options.spares, loop)
 
     def grow(self, num: int) -> None:
@@ -195,6 +196,7 @@ class Children:
         """What ``restore`` needs."""
         return {
             "started": self._started,
+            "secret": self._secret.hex(),
             "worker_class": self.worker_class,
             "pairs": [[packing.fd(end.fileno()) for end in pairs.ends] for pairs in self.pairs],
             "children": [[key, child.pack(packing)] for key, child in self.by_key.items()],
@@ -209,6 +211,7 @@ class Children:
             StickyError: this code does not understand them.
         """
         self._started = known["started"]
+        self._secret = bytes.fromhex(known["secret"])
         self.worker_class = known["worker_class"]
         self.pairs[:] = [Pairs([packed.socket(fd) for fd in fds]) for fds in known["pairs"]]
         self.inboxes[:] = [pairs.inbox for pairs in self.pairs]
@@ -285,6 +288,7 @@ class Children:
             **role,
             "master": os.getpid(),
             "nohup": self._nohup,
+            "secret": self._secret.hex(),
             "options": self._options.to_json() | {"worker_class": self.worker_class},
             "target": program.target,
             "script": program.script,

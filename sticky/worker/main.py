@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import faulthandler
 import gc
+import hashlib
 import importlib
 import json
 import logging
@@ -133,6 +134,7 @@ class _Boot:
     """What is needed between the start of the process and the adapter's loop."""
 
     worker: Worker
+    secret: bytes
     control: Socket
     inbox: Socket
     own_inbox: Socket
@@ -223,6 +225,33 @@ def holds(holder: Holder) -> Holder:
     return holder
 
 
+_own_secret = os.urandom(32)
+
+
+def secret(name: str) -> bytes:
+    """32 random bytes, the same for the same name in all workers of this server, those included
+    that come later: after a reload, an upgrade, or in the place of one that has died.
+
+    For what a framework would draw in each process and all of them need alike: a key that signs
+    cookies or tokens, a salt. It is never in the environment or on a command line. Another start of
+    the server draws others.
+
+    Args:
+        name: what it is for; from one nobody can tell another.
+
+    Returns:
+        The bytes. Outside of a worker (the app runs without sticky) those of this process.
+
+    Raises:
+        TypeError: the name is no text.
+    """
+    if not isinstance(name, str):
+        raise TypeError(f"the name of a secret must be a str, not {type(name).__name__}")
+    key = _boot.secret if _boot else _own_secret
+    # RFC 7693: with a key, and with text of any length.
+    return hashlib.blake2b(name.encode(), key=key, digest_size=32, person=b"sticky secret").digest()
+
+
 def main(spec: Mapping[str, Any], fds: Sequence[int]) -> NoReturn:
     """Be the worker that the spec describes (``_boot.py`` calls this, after patching)."""
     global _boot
@@ -252,6 +281,7 @@ def main(spec: Mapping[str, Any], fds: Sequence[int]) -> NoReturn:
     )
     _boot = _Boot(
         Worker(spec["slot"], options, board, spec["row"], mail),
+        bytes.fromhex(spec["secret"]),
         control,
         Socket(unix, packets, 0, inbox),
         Socket(unix, packets, 0, own_inbox),

@@ -28,16 +28,16 @@ SEED = "0123456789abcdef"
 WORKERS = 3
 SESSIONS = 50
 CALLS = 4
-BY_SESSION = ("--session", "header:mcp-session-id")
+BY_SESSION = ("--session", "header:mcp-session-id", "--affix")
 LEAST = (*BY_SESSION, "--balance", "least")
 
 Told = dict[str, int]
 """What a session is told when it calls: how often it has, and by whom it is served."""
 
 
-def server(*options: str, app: str = "factory", num: int = WORKERS) -> Running:
+def server(*options: str, num: int = WORKERS) -> Running:
     return KINDS["asgi"].serve(
-        f"tests.e2e.mcp_apps:{app}", num=num, proxy=True, options=["--seed", SEED, *options]
+        "examples.mcp.server:factory", num=num, proxy=True, options=["--seed", SEED, *options]
     )
 
 
@@ -197,7 +197,7 @@ def test_without_session_ids_a_client_that_changes_its_address_loses_its_session
 
         return await asyncio.gather(*(one() for _ in range(10)))
 
-    with server(app="unminted") as running:
+    with server() as running:
         by_slot = addresses_by_slot()
         assert asyncio.run(outcomes(by_slot[:1])) == ["[1, 2, 3, 4]"] * 10
         assert asyncio.run(outcomes(by_slot)) == ["Session not found"] * 10
@@ -294,14 +294,14 @@ def test_a_session_outlives_a_reload_and_new_ones_go_to_the_new_processes() -> N
         for slot, pid in pids.items():  # nobody needs them any more
             running.wait_for(rf"worker {slot} \(pid {pid}\) ended", 60)
 
-    with server(*LEAST, "--graceful-timeout", "300") as running:
+    with server(*LEAST, "--session-hold", "20") as running:
         asyncio.run(one(running))
         assert running.stop() == 0
         assert not re.search("Traceback|ERROR|WARNING", running.log())
 
 
 def test_a_stop_does_not_wait_for_sessions_that_a_replaced_process_holds() -> None:
-    with server(*LEAST, "--graceful-timeout", "300") as running:
+    with server(*LEAST, "--session-hold", "300") as running:
         held = [begin(running.port) for _ in range(4 * WORKERS)]
         before = reload(running)
         assert {ask(running.port, PING, one).status for one in held} == {200}
@@ -314,7 +314,7 @@ def test_a_stop_does_not_wait_for_sessions_that_a_replaced_process_holds() -> No
 @pytest.mark.parametrize("balance", ["address", "least"])
 def test_a_process_that_was_replaced_begins_no_sessions(balance: str) -> None:
     with (
-        server(*BY_SESSION, "--balance", balance, "--graceful-timeout", "300", num=1) as running,
+        server(*BY_SESSION, "--balance", balance, "--session-hold", "300", num=1) as running,
         contextlib.closing(http.client.HTTPConnection("127.0.0.1", running.port)) as line,
     ):
         port = running.port

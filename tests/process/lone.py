@@ -92,6 +92,7 @@ class Lone:
                 "path": sys.path,
                 "row": row,
                 **given.spec,
+                "secret": bytes(32).hex(),
             }
             ends = [inbox, own_inbox, given.mailbox, given.news]
             fds = [*(end.fileno() for end in ends), board.fd]

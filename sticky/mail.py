@@ -62,6 +62,7 @@ LONGEST_TOPIC = 255
 
 _INLINE = 60_000  # bytes of a datagram; more go in a memfd
 _BATCH = 32_000  # bytes that are worth a datagram of their own, whatever else may come
+_SMALL = 4096  # bytes of a datagram behind which there is probably no other
 _READ = 4  # datagrams in one turn, before everything else in this process gets its turn again
 _RETRY = 0.05  # seconds until something is sent again that failed for want of descriptors
 _QUIET = 10.0  # seconds between two log lines about the same trouble
@@ -598,6 +599,8 @@ class Mail:
                 self._dispatch(data)
             except (StructError, ValueError) as error:
                 log.error("mail of %d bytes cannot be read: %s", len(data), error)
+            if size < _SMALL:  # most likely that was all; if not, this is called again
+                return
 
     def _dispatch(self, data: bytes) -> None:
         version, _, slot, row, pid = _HEADER.unpack_from(data)

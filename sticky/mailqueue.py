@@ -127,9 +127,12 @@ class Queue:
     async def take_async(self, timeout: float | None = None, most: int = 256) -> list[Item]:
         """The same in asyncio."""
         if not self._items:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(timeout):
-                    await self._wait_async()
+            if timeout is None:
+                await self._wait_async()
+            else:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(timeout):
+                        await self._wait_async()
         return self._all(most)
 
     async def _wait_async(self) -> None:

@@ -5,7 +5,7 @@
 
 Open http://anna.localhost:3000 and http://bert.localhost:3000: this demo routes by the Host header,
 so that two tabs of one browser can be two clients. A websocket belongs to the worker that has
-accepted it; what somebody says is published on `sticky.bus`, and every worker tells its own clients.
+accepted it. What somebody says is published on `sticky.bus`, and every worker tells its clients.
 """
 
 import json

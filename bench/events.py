@@ -32,9 +32,9 @@ from statistics import median
 from .measure import QUICK, Verdict, ratio, section
 from .rigs import CLASSES, ROOT, children_of, cpu_of, machine
 
-WORKERS = 4
+WORKERS = int(os.environ.get("BENCH_WORKERS", "4"))
 TURNS = 3 if QUICK else 9
-EVENTS = {"sticky": 60_000, "redis": 10_000}
+EVENTS = {"sticky": 30_000, "redis": 5_000}
 TRIPS = 300
 SIZE = 100  # bytes of text in an event
 MODES = {"eventlet": "eventlet", "gevent": "gevent", "threads": "threading", "asgi": "asgi"}

@@ -8,7 +8,7 @@ python-socketio looks for the members of a room, and an event there counts. Over
 
     /emit?n&size&workers
                     emit so many events, as fast as all others handle them (at most WINDOW ahead)
-    /trips?n&to     emit, and again when that worker has emitted an answer, n times: microseconds
+    /trips?n&to     tell that worker something, and again when it has answered, n times: microseconds
 """
 
 from __future__ import annotations
@@ -31,31 +31,44 @@ def counters() -> memoryview:
 
 
 class Counts:
-    """Before a manager's class: what it is asked for the members of."""
+    """Before a manager's class: it counts when the members of a room are asked for."""
 
     worker: int
     cells: memoryview
-    pong: Any = None
 
     def get_participants(self, namespace: str, room: Any) -> Any:
         if room == "count":
             self.cells[self.worker * ROW] += 1
-        elif type(room) is str and room[:4] == "ping":
-            if room != self.own_ping:  # not the one who asks
-                self.answer("pong" + room[4:])
-        elif type(room) is str and room[:4] == "pong":
-            self.answered(room)
         return super().get_participants(namespace, room)  # type: ignore[misc]
 
-    own_ping = ""
 
-    def answer(self, room: str) -> None:
-        if int(room[4:].split(".")[1]) == self.worker:
-            self.emit("pong", 1, room=room)
+class Answers:
+    """Before a server's class: being told to disconnect "ping" it tells all to disconnect "pong".
 
-    def answered(self, room: str) -> None:
-        if self.pong is not None:
-            self.pong(room)
+    Of what managers tell each other this is the least: nothing is encoded for any client.
+    """
+
+    manager: Any
+    pong: Any = None
+    asks = False
+
+    def answers(self, sid: str) -> bool:
+        kind, _, to = sid.partition(" ")
+        if kind == "pong" and self.asks:
+            self.pong()
+        return kind == "ping" and int(to) == self.manager.worker
+
+    def disconnect(self, sid: str, namespace: str | None = None, **_: Any) -> None:
+        if self.answers(sid):
+            self.manager.disconnect("pong", "/")
+
+
+class AsyncAnswers(Answers):
+    """The same for asyncio."""
+
+    async def disconnect(self, sid: str, namespace: str | None = None, **_: Any) -> None:
+        if self.answers(sid):
+            await self.manager.disconnect("pong", "/")
 
 
 def setup(asynchronous: bool) -> tuple[Any, Any]:
@@ -77,20 +90,11 @@ def setup(asynchronous: bool) -> tuple[Any, Any]:
     assert worker is not None
     manager = type("Counting", (Counts, kind), {"worker": worker.id, "cells": counters()})
     if asynchronous:
-
-        def answer(self: Any, room: str) -> None:
-            if int(room[4:].split(".")[1]) == self.worker:
-                task = asyncio.get_running_loop().create_task(self.emit("pong", 1, room=room))
-                self.tasks.add(task)
-                task.add_done_callback(self.tasks.discard)
-
-        manager.answer, manager.tasks = answer, set()  # type: ignore[attr-defined]
+        server = type("Answering", (AsyncAnswers, socketio.AsyncServer), {})
+    else:
+        server = type("Answering", (Answers, socketio.Server), {})
     made = manager(*arguments)
-    mode = os.environ["BENCH_MODE"]
-    server = (socketio.AsyncServer if asynchronous else socketio.Server)(
-        async_mode=mode, client_manager=made
-    )
-    return server, made
+    return server(async_mode=os.environ["BENCH_MODE"], client_manager=made), made
 
 
 def handled(cells: memoryview, own: int, workers: int) -> int:
@@ -130,17 +134,16 @@ def emitting() -> Any:
 
     def trips(n: int, to: int) -> dict[str, Any]:
         bell = server.eio.create_event()
-        manager.pong = lambda room: bell.set()
+        server.pong, server.asks = bell.set, True
         took = []
-        for number in range(n):
+        for _ in range(n):
             bell.clear()
-            room = f"ping{number}.{to}.{manager.worker}"
-            manager.own_ping = room
             began = time.perf_counter()
-            server.emit("ping", 1, room=room)
+            manager.disconnect(f"ping {to}", "/")
             if not bell.wait(5):
                 break
             took.append(time.perf_counter() - began)
+        server.asks = False
         return {"us": sorted(took)[len(took) // 2] * 1e6, "trips": len(took)}
 
     def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
@@ -191,16 +194,15 @@ def emitting_async() -> Any:
 
     async def trips(n: int, to: int) -> dict[str, Any]:
         bell = asyncio.Event()
-        manager.pong = lambda room: bell.set()
+        server.pong, server.asks = bell.set, True
         took = []
-        for number in range(n):
+        for _ in range(n):
             bell.clear()
-            room = f"ping{number}.{to}.{manager.worker}"
-            manager.own_ping = room
             began = time.perf_counter()
-            await server.emit("ping", 1, room=room)
-            await asyncio.wait_for(bell.wait(), 5)
+            await manager.disconnect(f"ping {to}", "/")
+            await bell.wait()
             took.append(time.perf_counter() - began)
+        server.asks = False
         return {"us": sorted(took)[len(took) // 2] * 1e6, "trips": len(took)}
 
     async def app(scope: Any, receive: Any, send: Any) -> None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+import math
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from typing import Any, TypeVar
@@ -205,14 +206,20 @@ class Manager(_Member, socketio.PubSubManager):  # type: ignore[misc]  # it is n
         """Each message that others have sent."""
         queue = self._queue
         assert queue is not None
-        while items := queue.take():
-            until = time.monotonic() + _TURN
-            for number, message in enumerate(self._unpacked(items), 1):
+        number, until = 0, 0.0
+        while True:
+            if not queue:  # whoever waits for its turn gets it now
+                until = math.inf
+            if not (items := queue.take()):
+                return
+            if until == math.inf:
+                until = time.monotonic() + _TURN
+            for message in self._unpacked(items):
                 yield message
+                number += 1
                 if number % _LOOK == 0 and time.monotonic() > until:
                     self.server.sleep(0)
                     until = time.monotonic() + _TURN
-            self.server.sleep(0)
 
     # -- questions ------------------------------------------------------------------------------
 
@@ -299,14 +306,20 @@ class AsyncManager(_Member, AsyncPubSubManager):  # type: ignore[misc]  # it is 
         """Each message that others have sent."""
         queue = self._queue
         assert queue is not None
-        while items := await queue.take_async():
-            until = time.monotonic() + _TURN
-            for number, message in enumerate(self._unpacked(items), 1):
+        number, until = 0, 0.0
+        while True:
+            if not queue:  # whoever waits for its turn gets it now
+                until = math.inf
+            if not (items := await queue.take_async()):
+                return
+            if until == math.inf:
+                until = time.monotonic() + _TURN
+            for message in self._unpacked(items):
                 yield message
+                number += 1
                 if number % _LOOK == 0 and time.monotonic() > until:
                     await asyncio.sleep(0)
                     until = time.monotonic() + _TURN
-            await asyncio.sleep(0)
 
     # -- questions ------------------------------------------------------------------------------
 

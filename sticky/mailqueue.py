@@ -52,6 +52,10 @@ class Queue:
         self._thread = 0
         self._next_log = 0.0
 
+    def __bool__(self) -> bool:
+        """Whether something is there."""
+        return bool(self._items)
+
     def put(self, payload: bytes, sender: Sender) -> None:
         """A message has come; to be called in the event loop."""
         size = len(payload) + OVERHEAD

@@ -8,7 +8,7 @@ python-socketio looks for the members of a room, and an event there counts. Over
 
     /emit?n&size&workers
                     emit so many events, as fast as all others handle them (at most WINDOW ahead)
-    /trips?n&to     tell that worker something, and again when it has answered, n times: microseconds
+    /trips?n&to     tell that worker something, n times, each when it has answered: microseconds
 """
 
 from __future__ import annotations

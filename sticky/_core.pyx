@@ -95,18 +95,22 @@ cdef extern from *:
     {
     #if STICKY_SSE2
         const __m128i begins = _mm_set1_epi8((char)first), ends = _mm_set1_epi8((char)last);
-        while (end - p >= 32 + size) {
-            const uint8_t *q = p + size - 1;
-            __m128i a = _mm_and_si128(
-                _mm_cmpeq_epi8(_mm_loadu_si128((const __m128i *)p), begins),
-                _mm_cmpeq_epi8(_mm_loadu_si128((const __m128i *)q), ends));
-            __m128i b = _mm_and_si128(
-                _mm_cmpeq_epi8(_mm_loadu_si128((const __m128i *)(p + 16)), begins),
-                _mm_cmpeq_epi8(_mm_loadu_si128((const __m128i *)(q + 16)), ends));
-            uint32_t mask = (uint32_t)_mm_movemask_epi8(a) | (uint32_t)_mm_movemask_epi8(b) << 16;
-            if (mask)
-                return p + __builtin_ctz(mask);
-            p += 32;
+        while (end - p >= 64 + size) {
+            __m128i at[4];
+            for (int i = 0; i < 4; i++)
+                at[i] = _mm_and_si128(
+                    _mm_cmpeq_epi8(_mm_loadu_si128((const __m128i *)(p + 16 * i)), begins),
+                    _mm_cmpeq_epi8(
+                        _mm_loadu_si128((const __m128i *)(p + size - 1 + 16 * i)), ends));
+            if (_mm_movemask_epi8(
+                    _mm_or_si128(_mm_or_si128(at[0], at[1]), _mm_or_si128(at[2], at[3])))) {
+                for (int i = 0; i < 4; i++) {
+                    int mask = _mm_movemask_epi8(at[i]);
+                    if (mask)
+                        return p + 16 * i + __builtin_ctz((unsigned)mask);
+                }
+            }
+            p += 64;
         }
     #endif
         while (end - p >= size) {

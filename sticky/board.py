@@ -5,8 +5,8 @@ may read all of them, at any time and without a message.
                  number of slots, how often that has changed, and the number of rows that may be in
                  use
     row 1 ...    one for each process: slot + 1 (0 while it does not serve), pid, 1 while the
-                 process that it has replaced is still there, counters; in its last cell what mail
-                 it wants from other processes (mail.py)
+                 process that it has replaced is still there, its beats, counters; in its last cell
+                 what mail it wants from other processes (mail.py)
 
 There are more rows than a machine can have processes. The memory is sparse: a page of it is there
 only once one of its rows was written.
@@ -102,7 +102,8 @@ WORKER = (
 
 _CELLS = 32  # in a row, of 8 bytes
 _ROW = _CELLS * 8
-_BEFORE = 3  # cells of a process's row that are no counters
+_BEFORE = 4  # cells of a process's row that are no counters
+_BEATS = 3  # one of these
 _USED = _CELLS - 1  # in the master's row: how many rows may be in use
 _TOPOLOGY = _CELLS - 3  # and the two cells of the topology
 _PRESENCE = _CELLS - 4  # and how often a process has come or gone
@@ -221,6 +222,15 @@ class Board:
         """Whether this process has served its slot and another one serves it now."""
         start = row * _CELLS
         return bool(row and self._cells[start + 1] and not self._cells[start])
+
+    def beat(self, row: int) -> None:
+        """The process that was given this row is there, and its loop turns."""
+        if row:
+            self._cells[row * _CELLS + _BEATS] += 1
+
+    def beats(self, row: int) -> int:
+        """How often it has said so."""
+        return self._cells[row * _CELLS + _BEATS]
 
     def stats(self) -> dict[str, Any]:
         """All that was counted: the master's by name, the workers' under "workers", by slot."""

@@ -25,7 +25,7 @@ from _socket import socket as Socket  # noqa: N812 - what socket.socket is made 
 
 from .errors import ChannelError
 
-VERSION = 3
+VERSION = 4
 SPOKEN = frozenset((VERSION,))
 """The versions that this code can speak with a process that was started by an earlier one."""
 
@@ -36,8 +36,7 @@ REST = 13  # both ways: a connection at a boundary, of whose next request nothin
 SPEC = 3  # master -> worker, first of all: what to run (JSON)
 READY = 4  # worker -> master: the app is loaded
 FAILED = 5  # worker -> master: it is not, and why (JSON)
-PING = 6  # master -> worker: are you alive?
-PONG = 7  # worker -> master: yes
+# 6 and 7 were PING and PONG, up to version 3: beats are counted in the board
 CLOSING = 8  # master -> worker: answer with Connection: close from now on
 END = 9  # master -> worker: nothing more will come; finish what you have, then end
 QUIT = 10  # master -> worker: end now

@@ -162,8 +162,8 @@ class Lives:
             return False  # too late
         worker.becomes(Process.READY)  # STARTING -> READY
         worker.ready_at = now
-        worker.asked = self._patience.running(now)
-        self.agenda.remind(now + self._patience.ping_every)
+        worker.beaten = self._patience.running(now)
+        self.agenda.remind(self._patience.limit(worker))
         slot = self._slots[worker.slot]
         if self.agenda.stage is not Stage.SERVING:
             self._ends.say(process, Tell.CLOSING)
@@ -185,10 +185,10 @@ class Lives:
                 worker.then(Step.END, self.agenda.remind(now + self.rules.graceful_timeout))
             self._rounds.go_on(now)
 
-    def heard(self, process: Hashable) -> None:
-        """The process answered a ping."""
+    def heard(self, process: Hashable, beats: int, now: float) -> None:
+        """So many beats of the process were counted by now (``board``)."""
         if worker := self._workers.get(process):
-            worker.owes = None
+            self._patience.heard(worker, beats, now)
 
     def ended(
         self,

@@ -47,7 +47,6 @@ from .surroundings import Surroundings
 log = logging.getLogger("sticky.master")
 
 _TOLD = {
-    Tell.PING: channel.PING,
     Tell.CLOSING: channel.CLOSING,
     Tell.END: channel.END,
     Tell.QUIT: channel.QUIT,
@@ -277,6 +276,8 @@ class Master:
         if now >= self._looked_around + _LOOK_AROUND:
             self._looked_around = now
             self._look_around(now)
+        for key, child in self._children.by_key.items():
+            self._lives.heard(key, self._board.beats(child.row), now)
         self._ledger.tick(now)
         self._agenda.remind(self._looked_around + _LOOK_AROUND)
         self._perform()

@@ -216,7 +216,7 @@ class AsgiService(Service):
     def _timer_rings(self) -> None:
         self._timer, self._timer_due = None, math.inf
         if not self.hub.over:
-            self._turn(self.hub.turn)
+            self._turn(self.hub.ring)
             self._set_timer()
 
     def _start_task(self, work: Coroutine[Any, Any, None]) -> None:

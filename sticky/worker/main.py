@@ -113,6 +113,10 @@ class Worker:
         """What this process has counted since it started, and what it holds now."""
         return dict(self.counters)
 
+    def beat(self) -> None:
+        """This process is there, and its loop turns."""
+        self.board.beat(self._row)
+
     def has_others(self) -> bool:
         """Whether another process of this slot is there, or may be."""
         return self.board.has_others(self._row)

@@ -28,6 +28,7 @@ from .accesslog import AccessLog
 from .affinity import Affinity, Marking
 from .boundary import Wire
 from .draining import Draining
+from .heartbeat import Heartbeat
 from .http1 import Refused
 from .hub import Hub, Watcher
 from .kernel import Socket
@@ -136,6 +137,7 @@ class Service:
                 worker.sessions.held,
             )
         self.link = Link(self, control, inbox, own_inbox)
+        self.heartbeat = Heartbeat(self)
         self.draining = Draining(self)
         self.sync = Sync(self)
         self._told: set[str] = set()
@@ -210,6 +212,7 @@ class Service:
         """The app is ready: say so, and take connections."""
         self.look_around()
         mailing.attend(self.worker.mail, self.hub, self.mail_waiter())
+        self.heartbeat.begin()
         self.link.begin()
 
     def count(self, cell: int, by: int = 1) -> None:

@@ -73,9 +73,10 @@ class Lone:
             self.port: int = self._listener.getsockname()[1]
             self._inbox, inbox = map(opened.enter_context, channel.inbox())
             self._own_inbox, own_inbox = map(opened.enter_context, channel.inbox())
-            board = Board()
+            self._board = board = Board()
             opened.callback(board.close)
             post, row = Post(board), board.give()
+            self._row = row
             opened.callback(post.close_all)
             given = post.open(row, 0)
             opened.callback(given.close)
@@ -151,6 +152,7 @@ class Lone:
             if select.select([self.control], [], [], left)[0]:
                 message = self._reader.receive(self.control)
                 assert message is not None, f"it has ended; log:\n{self.log()}"
+                self._forget(message)
                 if message.kind == kind:
                     return message
 
@@ -159,8 +161,17 @@ class Lone:
         kinds = []
         with contextlib.suppress(BlockingIOError, ConnectionResetError):
             while message := self._reader.receive(self.control):
+                self._forget(message)
                 kinds.append(message.kind)
         return kinds
+
+    def beats(self) -> int:
+        """How often it has said that its loop turns."""
+        return self._board.beats(self._row)
+
+    def _forget(self, message: channel.Message) -> None:
+        for fd in message.fds:  # of connections: their clients see them closed
+            os.close(fd)
 
     # -- what is seen of it -----------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from sticky import channel
+from sticky.heartbeat import every
 from sticky.master.waiting import LAST_HEAD
 from sticky.rules import NEED_MORE
 
@@ -204,8 +205,7 @@ class Worker:
         self.known_ready: float | None = None
         self.ready_at = 0.0
         self.started = self.kernel.ran
-        self.pinged = 0.0
-        self.unanswered: float | None = None
+        self.beaten = 0.0
         self.mail: deque[int] = deque()  # what it was sent and has not read
         self.told: list[int] = []
         self.owed: deque[int] = deque()  # what it was to be told, and there was no room
@@ -306,6 +306,7 @@ class Worker:
     def is_ready(self) -> None:
         rng, weather = self.rng, self.world.weather
         self.ready = True
+        self.beat()
         self.control.say(channel.READY, {"worker_class": self.worker_class})
         self.inbox.readers.append(self.wake)
         self.own.readers.append(self.wake)
@@ -315,6 +316,12 @@ class Worker:
         if rng.random() < weather.deaths:
             fate = rng.choice((self.crash, self.crash, self.retire, self.hang))
             self.later(rng.choice((0.0, 0.1, 0.5, 3.0, 12.0)), fate)
+
+    def beat(self) -> None:
+        """By a timer of its own loop, whatever else it does."""
+        self.world.board.beat(self.row)
+        self.beaten = self.kernel.ran
+        self.later(every(self.world.options.timeout), self.beat)
 
     def crash(self) -> None:
         if self.alive:
@@ -650,10 +657,6 @@ class Worker:
     def is_told(self, kind: int) -> None:
         """The master has decided to tell it something, though there may be no room for it."""
         self.owed.append(kind)
-        if kind == channel.PING:
-            self.pinged = self.kernel.ran
-            if self.unanswered is None:
-                self.unanswered = self.kernel.ran
         self.world.told(self, kind)
 
     def read_mail(self) -> None:
@@ -663,9 +666,7 @@ class Worker:
         kind = self.mail.popleft()
         self.control.unread -= 1
         self.control.stir()
-        if kind == channel.PING:
-            self.control.say(channel.PONG, {})
-        elif kind == channel.CLOSING:
+        if kind == channel.CLOSING:
             self.closing = True
             if self.rng.random() < self.world.weather.deaths / 3:
                 self.later(self.rng.choice((0.01, 0.1)), self.crash)
@@ -715,11 +716,9 @@ class Worker:
         if kind == channel.READY and self.doomed:
             self.kernel.note("ready, and killed already")
         elif kind == channel.READY:
-            self.known_ready = self.pinged = self.kernel.ran
+            self.known_ready = self.beaten = self.kernel.ran
             self.ready_at = self.changed = self.kernel.now
             self.world.is_ready(self)
-        elif kind == channel.PONG:
-            self.unanswered = None
         elif kind == channel.LEAVING:
             self.world.is_leaving(self)
 

@@ -21,6 +21,7 @@ from typing import Any
 from sticky import channel
 from sticky.board import Board
 from sticky.core import pick, siphash
+from sticky.heartbeat import every
 from sticky.master.agenda import LONGEST_STEP, RETRY
 from sticky.master.ends import ABORT_GRACE, QUIT_GRACE
 from sticky.master.rounds import BACKOFF_FIRST, BACKOFF_LAST
@@ -111,7 +112,7 @@ class World:
         num, weather = self.options.num, self.weather
         self.proxy = self.options.proxy
         self.sessions = self.options.session is not None
-        self.kernel = kernel = Kernel(rng, 7 + 10 * num + self.spare, weather.stall)
+        self.kernel = kernel = Kernel(rng, 6 + 10 * num + self.spare, weather.stall)
         if trace:
             kernel.trace = [str(self.options), str(weather)]
         kernel.between_turns = self.check
@@ -1155,8 +1156,9 @@ class World:
     def judge_abort(self, worker: Worker) -> None:
         """A worker is to be killed: was it late, by time in which the master ran?"""
         options, ran, now = self.options, self.kernel.ran, self.kernel.now
-        silent = options.timeout and worker.unanswered is not None
-        silent = silent and ran - (worker.unanswered or 0.0) >= options.timeout - MOMENT
+        silent = options.timeout and worker.known_ready is not None
+        patience = every(options.timeout) + options.timeout
+        silent = silent and ran - worker.beaten >= patience - MOMENT
         if silent and worker.replaced is None and not worker.draining:
             return
         if worker.quit_said is not None:
@@ -1168,7 +1170,7 @@ class World:
         else:
             demand(worker.replaced is None, worker, "is killed, and was not told to quit")
             demand(options.timeout, worker, "is killed, but it may be silent for ever")
-            demand(silent, worker, "is killed, and owes", worker.unanswered, "at", ran)
+            demand(silent, worker, "is killed, and has beaten at", worker.beaten, "of", ran)
 
     def judge_shed(self, connection: Any, line: Any, there: list[list[Any]]) -> None:
         """One was refused because too many wait: was it the newest of the longest line?"""
@@ -1483,7 +1485,7 @@ class World:
         """Slots have their processes, and processes their time."""
         options, ran = self.options, self.kernel.ran
         blurred = self.kernel.stalls > 0  # of time not run, the ledger may count less than we do
-        ping = min(options.timeout / 4, 5.0)
+        beat = every(options.timeout)
         deadlines: list[tuple[float, object]] = []
         serving = self.stop_at == math.inf
         for number, seen in enumerate(self.slots):
@@ -1520,9 +1522,7 @@ class World:
             if worker.known_ready is None:
                 limits = [worker.started + options.boot_timeout]
             elif options.timeout:
-                limits = [max(worker.pinged, worker.known_ready) + ping]
-                if worker.unanswered is not None:
-                    limits.append(worker.unanswered + options.timeout)
+                limits = [worker.beaten + 2 * beat + options.timeout]  # one until it is seen
             else:
                 limits = []
             for limit in limits:

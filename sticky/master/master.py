@@ -435,6 +435,7 @@ class Master:
         if self._agenda.stage is Stage.SERVING and self._lives.announced:
             self._see_who_is_worn(now)
             self._children.keep_spares()
+        self._children.post.catch_up()
 
     def _see_who_is_worn(self, now: float) -> None:
         """``max_requests`` and ``max_memory``."""

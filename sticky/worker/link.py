@@ -166,8 +166,6 @@ class Link:
     def _obey(self, message: channel.Message) -> None:
         service = self.service
         match message.kind:
-            case channel.SIBLING:
-                service.worker.meet(json.loads(message.payload)["slot"], message.fds[0])
             case channel.RESCALED:
                 service.placing.rescaled()
             case channel.CLOSING:

@@ -15,7 +15,7 @@ from sticky.heartbeat import every
 from sticky.master.waiting import LAST_HEAD
 from sticky.rules import NEED_MORE
 
-from .kernel import LARGE, Control, File, Flag, Inbox, Parcel, Pipe, Request, Wire, demand
+from .kernel import LARGE, Control, Flag, Inbox, News, Parcel, Pipe, Request, Wire, demand
 
 if TYPE_CHECKING:
     from .history import World
@@ -182,7 +182,7 @@ class Worker:
         worker_class: str,
         row: int,
         own: Inbox,
-        siblings: list[File],
+        news: News,
     ) -> None:
         self.world, self.slot, self.pid, self.row = world, slot, pid, row
         self.worker_class = self.asked_class = worker_class
@@ -223,7 +223,7 @@ class Worker:
         self.failure_status = 3
         self.right_class: str | None = None
         self.corrected = False  # it is of the class that the one before it has named
-        self.siblings: dict[int, File] = dict(enumerate(siblings))
+        self.news = news
         self.pidfd: Flag | None = None
         self.control = Control(self.kernel)
         self.control.capacity = world.control_capacity
@@ -650,13 +650,12 @@ class Worker:
 
     # -- what it is told ----------------------------------------------------------------------
 
-    def hear(self, kind: int, *sibling: tuple[int, File]) -> None:
+    def hear(self, kind: int) -> None:
         """The master says something; it is read when there is time, and in order."""
         demand(self.owed, self, "hears of", kind, "for nothing")
         owed = self.owed.popleft()
         demand(kind == owed, self, "hears of", kind, "before", owed)
         self.told.add(kind)
-        self.siblings.update(sibling)
         self.mail.append(kind)
         self.control.unread += 1
         self.later(self.rng.choice((0.0, 0.0, 0.02)), self.read_mail)

@@ -43,6 +43,7 @@ from .kernel import (
     Kernel,
     Listener,
     Memory,
+    News,
     Pipe,
     Replaced,
     Socket,
@@ -319,9 +320,6 @@ class World:
                 pass  # what could not be said to it before
             elif again:
                 again -= 1
-                gone = more[-1] is not None and more[-1].fileno() < 0
-                if gone and worker.owed and not child.unsaid:
-                    worker.owed.popleft()  # there is nothing to tell any more
             else:
                 worker.is_told(kind)
             say(child, kind, *more)
@@ -534,12 +532,8 @@ class World:
         assert state is not None
         kernel.note("upgraded")
         before = self.master._children
-        for child in before.by_key.values():  # what a slot that is none any more concerns
-            owed = [
-                kind
-                for kind, payload, _ in child.unsaid
-                if kind != channel.SIBLING or json.loads(payload)["slot"] < len(before.pairs)
-            ]
+        for child in before.by_key.values():
+            owed = [kind for kind, _ in child.unsaid]
             self.workers[child.pid].owed = deque(owed)
             if owed:
                 kernel.note("upgraded with something unsaid")
@@ -684,7 +678,10 @@ class World:
         shared, own = (self.kernel.files[fd] for fd in fds[:2])
         assert isinstance(shared, InboxEnd)
         assert isinstance(own, InboxEnd)
-        siblings = [self.kernel.files[fd] for fd in fds[4:]]
+        news = self.kernel.files[fds[3]].other
+        assert isinstance(news, News)
+        for (row, _), fd in zip(spec["siblings"], fds[5:], strict=True):
+            news.known[row] = self.kernel.files[fd]
         del self.inboxes[len(self.master._children.pairs) :]
         for number, pairs in enumerate(self.master._children.pairs):
             if number >= len(self.inboxes) or self.inboxes[number] is not pairs.inbox:
@@ -719,7 +716,7 @@ class World:
         if not self.kernel.room:
             raise failing(errno.EMFILE)
         pid = 5000 + len(self.workers)
-        worker = Worker(self, slot, pid, worker_class, spec["row"], own.inbox, siblings)
+        worker = Worker(self, slot, pid, worker_class, spec["row"], own.inbox, news)
         worker.corrected = corrects
         self.workers[pid] = worker
         self.processes.append(worker)
@@ -1337,15 +1334,22 @@ class World:
                 doomed = seen.worker.row if seen.worker is not None else None
                 before_it = seen.previous.row if seen.previous is not None else None
                 row in (None, doomed, before_it) or broken("slot", number, "is shown as", row)
-        pairs = self.master._children.pairs
+        pairs, boxes = self.master._children.pairs, self.master._children.post.boxes
         demand(len(pairs) >= max(self.num, target), "there are pairs for", len(pairs))
-        siblings = {number: pair.sibling for number, pair in enumerate(pairs)}
         for worker in self.processes:
-            known = worker.siblings
-            if known != siblings and worker.alive and worker.pidfd is not None:
-                lacking = [n for n, pair in enumerate(pairs) if known.get(n) is not pair.sibling]
-                coming = worker.owed.count(channel.SIBLING)
-                demand(len(lacking) <= coming, worker, "does not know of slots", lacking)
+            if worker.alive and not worker.collected and worker.pidfd is not None:
+                demand(worker.row in boxes, worker, "has no mailbox")
+                mailboxes = {row: box.mailbox for row, box in boxes.items() if row != worker.row}
+                late = {entry[2] for entry in boxes[worker.row].unsaid}
+                differing = {
+                    row
+                    for row in mailboxes.keys() | worker.news.known.keys()
+                    if mailboxes.get(row) is not worker.news.known.get(row)
+                }
+                demand(differing <= late, worker, "does not know of rows", differing - late)
+                since = worker.news.refused
+                overdue = since is not None and self.kernel.ran - since > 0.5 + LOOK_AROUND + BLUR
+                demand(not (late and overdue), worker, "is not told of rows", late)
 
     def check_upgrade(self, now: float) -> None:
         """No signal is lost, and new code that is tried is heard in its time."""

@@ -722,7 +722,32 @@ class Control(File):
             raise failing(errno.EPIPE)
         if self.is_full:
             raise BlockingIOError(errno.EAGAIN, "full")
-        self.hear(kind, *((int(json.loads(payload)["slot"]), self.kernel.files[fd]) for fd in fds))
+        self.hear(kind)
+
+
+class News(File):
+    """Where a process hears who comes and goes: the mailboxes that it knows, by row."""
+
+    name = "news"
+
+    def __init__(self, kernel: Kernel) -> None:
+        super().__init__(kernel)
+        self.known: dict[int, File] = {}
+        self.other: File | None = None
+        self.full = -math.inf  # until then
+        self.refused: float | None = None  # since when there is something that it does not know
+
+    def put(self, kind: int, payload: bytes, *fds: int) -> None:
+        kernel = self.kernel
+        if self.refused is None and kernel.rng.random() < 0.05:
+            self.full, self.refused = kernel.now + kernel.rng.choice((0.0, 0.5)), kernel.ran
+        if kernel.now <= self.full:
+            raise BlockingIOError(errno.EAGAIN, "full")
+        self.refused = None
+        _, row, _ = sticky.channel.unpack_presence(payload)
+        self.known.pop(row, None)
+        if kind == sticky.channel.CAME:
+            self.known[row] = self.kernel.files[fds[0]]
 
 
 class Flag(File):
@@ -809,8 +834,15 @@ _NAMES = (
     *("topology", "reserve", "master.agenda", "master.balance", "master.changes"),
     *("master.children", "master.diagnosis", "master.dispatcher", "master.ends", "master.hearing"),
     *("master.held", "master.inboxes", "master.ledger", "master.lives", "master.loop"),
-    *("master.master", "master.operations", "master.patience", "master.queues", "master.records"),
-    *("master.refusing", "master.returning", "master.room", "master.roster", "master.rounds"),
+    *("master.master", "master.operations", "master.patience", "master.post", "master.queues"),
+    *(
+        "master.records",
+        "master.refusing",
+        "master.returning",
+        "master.room",
+        "master.roster",
+        "master.rounds",
+    ),
     *("master.scaling", "master.sending", "master.state", "master.succession", "master.upgrade"),
     "master.waiting",
 )
@@ -888,7 +920,7 @@ class Code:
         channel = _Over(
             sticky.channel,
             inbox=world.make_inbox,
-            pair=lambda: _pair(kernel),
+            pair=lambda *_: _pair(kernel),
             pack_header=lambda kind, *_, **__: kind,
             send=_send,
             hand_over=_hand_over,
@@ -925,7 +957,7 @@ class Code:
         below["Socket"] = lambda family, kind, protocol, fd: kernel.files[fd]
         for name in ("changes", "children", "diagnosis", "dispatcher", "hearing", "inboxes"):
             self._replace(name, below)
-        for name in ("master", "operations", "returning", "room", "sending", "succession"):
+        for name in ("master", "operations", "post", "returning", "room", "sending", "succession"):
             self._replace(name, below)
         children = self.part("children")
         children.signal = _Over(signal, pidfd_send_signal=world.kill)
@@ -985,12 +1017,14 @@ def _read_of(kernel: Kernel) -> Callable[[int, int], bytes]:
 
 
 def _pair(kernel: Kernel) -> tuple[File, File]:
-    first = File(kernel)
+    first = News(kernel)  # or a mailbox
     try:
-        return first, File(kernel)
+        second = News(kernel)
     except OSError:
         first.close()
         raise
+    second.other = first
+    return first, second
 
 
 class _Epoll:

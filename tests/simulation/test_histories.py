@@ -770,10 +770,20 @@ MUTANTS = {
         "slot.state is Slot.UP and not slot.spawning:",
         "slot.state is Slot.UP:",
     ),
-    "a process does not know of a new slot": (
-        "children",
-        "                self.say(child, channel.SIBLING, where, pairs.sibling)\n",
-        "                pass\n",
+    "a process does not hear who comes": (
+        "post",
+        "        epoch = self._tell_all(channel.CAME, row, slot, box)\n",
+        "        epoch = self._board.came_or_went()\n",
+    ),
+    "a process does not hear who goes": (
+        "post",
+        "            self._tell_all(channel.WENT, row, box.slot)\n",
+        "            pass\n",
+    ),
+    "what there was no room for is never said": (
+        "post",
+        "            if not self._tell(box, kind, epoch, row, slot, about):\n",
+        "            if kind:\n",
     ),
     "who hangs is killed before it can say where": (
         "ends",

@@ -200,3 +200,18 @@ def test_without_a_server_there_is_nothing_to_say(monkeypatch):
 def test_the_page_names_each_of_them():
     page = (ROOT / "docs" / "stats.md").read_text()
     assert tuple(re.findall(r"^\| `(\w+)`", page, re.M)) == MASTER + WORKER
+
+
+def test_a_row_has_room_for_all_counters_and_for_what_a_process_wants(board):
+    row = board.give()
+    board.wanted[row] = 5
+    process = board.process(row)
+    for name in WORKER:
+        process[name] = 7
+    assert board.wanted[row] == 5
+    assert board.came_or_went() == 1
+    for name in MASTER:
+        board.master[name] = 7
+    assert board.presence[0] == 1
+    board.take_back(row)
+    assert board.wanted[row] == 0

@@ -9,6 +9,7 @@
 # make soak    servers of each worker class disturbed in every way under load, with an oracle (ten
 #              minutes; SECONDS=60 SEED=7 KINDS=asgi ONLY=kill,hup: python -m tests.soak --help)
 # make deploy-check  a reload every three seconds under two hundred Socket.IO clients (KINDS=...)
+# make events  100,000 messages between workers that are killed and reloaded meanwhile (EVENTS=...)
 # make floods  thousands of connections, and what other slots' clients notice (KINDS=..., PART=0.1)
 # make frameworks  Streamlit, Gradio, NiceGUI and others, each in an environment of its own, in a
 #              browser: docs/frameworks.md gets what was seen (ONLY=shiny,panel; FRESH=1: install them
@@ -39,7 +40,7 @@ NODE_MODULES := tests/e2e/node_modules/.package-lock.json
 # contract and e2e, the slowest, first.
 PYTEST := $(BIN)/python -m pytest -n 3 --dist loadgroup --no-loadscope-reorder
 
-.PHONY: demo test lint fast simulate fuzz bench long soak deploy-check floods frameworks clean ready ready-for-fast programs
+.PHONY: demo test lint fast simulate fuzz bench long soak deploy-check events floods frameworks clean ready ready-for-fast programs
 
 demo: $(VENV)/installed
 	@exec $(BIN)/python examples/chat/app.py $(PORT)
@@ -84,6 +85,10 @@ long: ready
 soak: ready
 	$(BIN)/python -m tests.soak --seconds $(or $(SECONDS),600) --kinds "$(KINDS)" --only "$(ONLY)" \
 		$(if $(SEED),--seed $(SEED))
+
+events: ready-for-fast
+	STICKY_EVENTS=$(or $(EVENTS),100000) $(BIN)/python -m pytest tests/contract/test_event_stream.py \
+		--timeout 900
 
 EACH_KIND := $(or $(subst $(comma), ,$(KINDS)),eventlet gevent threads asgi)
 

@@ -86,6 +86,34 @@ def test_with_and_without(benchmark, report, size):
     report(f"the routing call with session over without, {size} B", rows, verdicts)
 
 
+@pytest.mark.parametrize("size", SIZES)
+def test_one_source_more(benchmark, report, size):
+    """The same requests, whose id is in none of the places, or in the last."""
+    sources = (
+        b"header:mcp-session-id",
+        b"query:sid",
+        b"path:/session/{id}/",
+        b"mark:sticky_worker",
+    )
+    plain = head(size, "last")
+    routers = [Router(N, SEED, proxy=True, session=sources[:count]) for count in range(1, 5)]
+    taken: dict[str, list[float]] = {}
+
+    def turn() -> None:
+        ns = [nanoseconds(router.route, plain, size, PEER) for router in routers]
+        for count in range(1, 4):
+            name = f"{count + 1}: {sources[count].decode()}"
+            taken.setdefault(name, []).append(ns[count] / ns[count - 1])
+
+    turn()
+    benchmark.group = f"one source more, {size} B"
+    benchmark.pedantic(turn, rounds=TURNS, iterations=1, warmup_rounds=0)
+    rows = [{"source": name, "ratio": round(median(found), 2)} for name, found in taken.items()]
+    verdicts = [(row["source"], row["ratio"], WITH_OVER_WITHOUT) for row in rows]
+    benchmark.extra_info.update(size=size, rows=rows, verdicts=verdicts)
+    report(f"the routing call with one source more, {size} B", rows, verdicts)
+
+
 @pytest.mark.parametrize("n", [2, 8, 32, 64, 256, 1024])
 def test_mint(benchmark, n):
     benchmark.group = "mint an id"

@@ -18,6 +18,7 @@ if sys.platform != "linux":
 if TYPE_CHECKING:
     from .errors import ChannelError, OptionError, StickyError, WorkerError
     from .options import Options
+    from .outside import emitter
     from .routing import Explanation, explain
     from .server import Server, listen, stats
     from .worker.main import Worker, current_worker, holds, mint, secret
@@ -30,6 +31,7 @@ _HOMES = {
     "StickyError": "errors",
     "WorkerError": "errors",
     "Options": "options",
+    "emitter": "outside",
     "Explanation": "routing",
     "explain": "routing",
     "Server": "server",
@@ -53,6 +55,7 @@ __all__ = [
     "WorkerError",
     "__version__",
     "current_worker",
+    "emitter",
     "explain",
     "holds",
     "listen",
@@ -65,8 +68,8 @@ __all__ = [
 def __getattr__(name: str) -> object:
     from importlib import import_module
 
-    if name == "cluster":  # needs python-socketio, which only workers load
-        return import_module(".cluster", __name__)
+    if name in ("bus", "cluster"):  # which only workers load, and python-socketio with the second
+        return import_module("." + name, __name__)
     home = _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,10 +1,12 @@
 """What is counted, in memory that all processes of a server share: each writes its own row and
 may read all of them, at any time and without a message.
 
-    row 0        the master's counters; in its last cells the number of slots, how often that has
-                 changed, and the number of rows that may be in use
+    row 0        the master's counters; in its last cells how often a process has come or gone, the
+                 number of slots, how often that has changed, and the number of rows that may be in
+                 use
     row 1 ...    one for each process: slot + 1 (0 while it does not serve), pid, 1 while the
-                 process that it has replaced is still there, counters
+                 process that it has replaced is still there, its beats, counters; in its last cell
+                 what mail it wants from other processes (mail.py)
 
 There are more rows than a machine can have processes. The memory is sparse: a page of it is there
 only once one of its rows was written.
@@ -63,6 +65,9 @@ WORKER = (
     "threads",  # now
     "thread_starved",  # times that no thread could be started
     "marks_forgotten",  # ids of ours that were held, and made room
+    "mail_sent",  # messages for other workers, each counted once for each of them
+    "mail_received",
+    "mail_dropped",  # messages that another worker, or a subscriber here, was too slow for
 )
 # The same as numbers: ``row.cells[OPEN] += 1`` takes half as long as ``row["open"] += 1``.
 (
@@ -90,13 +95,19 @@ WORKER = (
     THREADS,
     THREAD_STARVED,
     MARKS_FORGOTTEN,
-) = range(24)
+    MAIL_SENT,
+    MAIL_RECEIVED,
+    MAIL_DROPPED,
+) = range(27)
 
 _CELLS = 32  # in a row, of 8 bytes
 _ROW = _CELLS * 8
-_BEFORE = 3  # cells of a process's row that are no counters
+_BEFORE = 4  # cells of a process's row that are no counters
+_BEATS = 3  # one of these
 _USED = _CELLS - 1  # in the master's row: how many rows may be in use
 _TOPOLOGY = _CELLS - 3  # and the two cells of the topology
+_PRESENCE = _CELLS - 4  # and how often a process has come or gone
+_WANTED = _CELLS - 1  # in a process's row: its mail
 _ROWS = 1 << 16
 _FIRSTS = 1 << 17  # bytes behind the rows, for core.Firsts
 _SIZE = _ROWS * _ROW + _FIRSTS
@@ -166,6 +177,12 @@ class Board:
     Args:
         fd: the memory, from another process's board; None makes a new one. It stays open, to be
             given to others, until ``close``.
+
+    Attributes:
+        master: the master's counters.
+        topology: two cells.
+        presence: one cell: how often a process has come or gone.
+        wanted: by row: what mail a process wants, as mail.py has it; 0: none, or it has ended.
     """
 
     def __init__(self, fd: int | None = None) -> None:
@@ -176,8 +193,10 @@ class Board:
         self._memory = mmap.mmap(fd, _SIZE)
         self._cells = memoryview(self._memory)[: _ROWS * _ROW].cast("Q")
         self.firsts = memoryview(self._memory)[_ROWS * _ROW :]
-        self.master = Row(_OF_MASTER, self._cells[:_TOPOLOGY])
+        self.master = Row(_OF_MASTER, self._cells[:_PRESENCE])
         self.topology = self._cells[_TOPOLOGY:_USED]
+        self.presence = self._cells[_PRESENCE:_TOPOLOGY]
+        self.wanted = self._cells[_WANTED::_CELLS]
         # The master's: those taken back, and the first of those that were never given.
         self._free: list[int] = []
         self._fresh = 1
@@ -187,7 +206,11 @@ class Board:
         if not row:
             return private()
         start = row * _CELLS
-        return Row(_OF_WORKER, self._cells[start + _BEFORE : start + _CELLS])
+        return Row(_OF_WORKER, self._cells[start + _BEFORE : start + _WANTED])
+
+    def pid(self, row: int) -> int:
+        """The process id of who has this row, or had it last; 0 before it has served."""
+        return self._cells[row * _CELLS + 1]
 
     def has_others(self, row: int) -> bool:
         """Whether another process of the same slot is there: the one that this one has replaced, or
@@ -199,6 +222,15 @@ class Board:
         """Whether this process has served its slot and another one serves it now."""
         start = row * _CELLS
         return bool(row and self._cells[start + 1] and not self._cells[start])
+
+    def beat(self, row: int) -> None:
+        """The process that was given this row is there, and its loop turns."""
+        if row:
+            self._cells[row * _CELLS + _BEATS] += 1
+
+    def beats(self, row: int) -> int:
+        """How often it has said so."""
+        return self._cells[row * _CELLS + _BEATS]
 
     def stats(self) -> dict[str, Any]:
         """All that was counted: the master's by name, the workers' under "workers", by slot."""
@@ -225,11 +257,17 @@ class Board:
                 yield slot - 1, one + other
 
     def _shown(self) -> Iterator[tuple[int, int]]:
-        for row in range(1, self._cells[_USED]):
-            if slot := self._cells[row * _CELLS]:
+        slots = self._cells[_CELLS : self._cells[_USED] * _CELLS : _CELLS].tolist()
+        for row, slot in enumerate(slots, 1):
+            if slot:
                 yield slot - 1, row
 
     # -- the master's side --------------------------------------------------------------------
+
+    def came_or_went(self) -> int:
+        """A process is there, or gone; how often that has been by now."""
+        self.presence[0] += 1
+        return self.presence[0]
 
     def give(self) -> int:
         """A row for a new process, all zeros.
@@ -272,6 +310,7 @@ class Board:
     def take_back(self, row: int) -> None:
         """The process has ended."""
         self._cells[row * _CELLS] = 0
+        self._cells[row * _CELLS + _WANTED] = 0
         heapq.heappush(self._free, row)
 
     def close(self) -> None:

@@ -2,7 +2,8 @@
 
 A message is one packet on an AF_UNIX SOCK_SEQPACKET pair, so its boundaries are kept. Three kinds
 of pair carry them: the inbox of a slot and the own one of a process (connections only, master to
-worker), and the control pair of a process (everything else, both ways).
+worker), and the control pair of a process (everything else, both ways). A fourth kind says who has
+come and gone, to be read by whoever is about to send mail (mail.py).
 
     header (32 bytes)                payload                     descriptors (SCM_RIGHTS)
     version kind moves family        of a connection: the        of a connection: its socket,
@@ -24,7 +25,7 @@ from _socket import socket as Socket  # noqa: N812 - what socket.socket is made 
 
 from .errors import ChannelError
 
-VERSION = 3
+VERSION = 4
 SPOKEN = frozenset((VERSION,))
 """The versions that this code can speak with a process that was started by an earlier one."""
 
@@ -35,8 +36,7 @@ REST = 13  # both ways: a connection at a boundary, of whose next request nothin
 SPEC = 3  # master -> worker, first of all: what to run (JSON)
 READY = 4  # worker -> master: the app is loaded
 FAILED = 5  # worker -> master: it is not, and why (JSON)
-PING = 6  # master -> worker: are you alive?
-PONG = 7  # worker -> master: yes
+# 6 and 7 were PING and PONG, up to version 3: beats are counted in the board
 CLOSING = 8  # master -> worker: answer with Connection: close from now on
 END = 9  # master -> worker: nothing more will come; finish what you have, then end
 QUIT = 10  # master -> worker: end now
@@ -44,7 +44,8 @@ CHANGED = 11  # watcher -> master: these files have changed (JSON)
 NOTICE = 12  # worker -> master: something that should be in the log once (JSON)
 REOPEN = 14  # master -> worker: open log files anew, they have been renamed
 LEAVING = 15  # worker -> master: it asks to be replaced, and serves until it is told END
-SIBLING = 16  # master -> worker: its way to a slot that is new (JSON: the number)
+CAME = 16  # master -> worker: another process is there; with its mailbox
+WENT = 18  # master -> worker: another process has ended
 RESCALED = 17  # master -> worker: there are more slots now, or fewer
 
 _CONNECTIONS = frozenset((CONNECTION, HAND_BACK, REST))
@@ -53,6 +54,7 @@ _HEADER = struct.Struct("!BBBBIHH16sI")
 _IPV4_HEADER = struct.Struct("!BBBBxxxxHH4s12xI")  # the same, where the address is of that family
 _IPV4_CONNECTION = struct.Struct("!BBxBxxxxHxx4s12xI")  # and moves and flags are 0
 HEADER_SIZE = _HEADER.size
+_PRESENCE = struct.Struct("!QIi")
 _CLOCK = 0xFFFFFFFF  # what of a time is sent
 _FD = struct.Struct("i")
 _PREFIX_IN_MEMFD = 1
@@ -159,6 +161,17 @@ def pack_header(
         else:
             family, packed = 4, socket.inet_aton(host)
     return _HEADER.pack(VERSION, kind, moves, family, scope, port, flags, packed, since)
+
+
+def pack_presence(epoch: int, row: int, slot: int) -> bytes:
+    """What CAME and WENT say: of whom, and how often somebody has come or gone by then."""
+    return _PRESENCE.pack(epoch, row, slot)
+
+
+def unpack_presence(payload: bytes) -> tuple[int, int, int]:
+    """The same: the epoch, the row and the slot."""
+    epoch, row, slot = _PRESENCE.unpack(payload)
+    return epoch, row, slot
 
 
 def send(channel: Socket, header: bytes, payload: bytes = b"", *fds: int) -> None:

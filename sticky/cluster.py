@@ -1,256 +1,382 @@
-"""A python-socketio client manager across the local workers, without a broker.
+"""python-socketio client managers across the local workers, without a broker.
 
     sio = socketio.Server(client_manager=sticky.cluster.Manager())
+    sio = socketio.AsyncServer(async_mode="asgi", client_manager=sticky.cluster.AsyncManager())
 
 An emit, a room change or a disconnect of one worker reaches the clients of all of them, as with
-socketio.RedisManager, over the bus that the master made: one SEQPACKET pair per slot, of which
-every worker holds the write end and the slot's own process the read end.
+socketio.RedisManager; and there are questions to all workers, which that one has not: who is in a
+room, who is connected, and any that the app itself answers.
 
-Delivery is at most once, as with any publish and subscribe. What was sent while a slot had no
-process is read by its successor before it has a client that it could concern.
+Delivery is at most once, as with any publish and subscribe, and in order for each worker that
+emits. A worker hears from when it has its first client.
 """
 
 from __future__ import annotations
 
-import array
-import errno
-import itertools
+import asyncio
+import inspect
 import logging
-import os
-import select
-import threading
+import math
 import time
-import uuid
-from _socket import socket  # never monkey-patched: a send must fail with EAGAIN, not wait
-from collections import deque
-from collections.abc import Iterator, Sequence
-from socket import (
-    AF_UNIX,
-    CMSG_SPACE,
-    MSG_CMSG_CLOEXEC,
-    MSG_CTRUNC,
-    SCM_RIGHTS,
-    SO_SNDBUF,
-    SOCK_SEQPACKET,
-    SOL_SOCKET,
-)
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from typing import Any, TypeVar
 
 import socketio
+from socketio.async_pubsub_manager import AsyncPubSubManager
 
+from . import events
+from .bus import mail_of_worker
 from .errors import StickyError
-from .worker.main import current_worker
+from .mail import EVENTS, Mail
+from .mailqueue import Item, Queue
+from .questions import Asked, Place, Questions, Reply, UnansweredError
 
-INLINE = 60_000  # bytes of a message in the socket itself; a longer one travels as a memfd
-QUEUE_LIMIT = 8 * 1024 * 1024  # bytes kept for one slow sibling; what comes after is dropped
-QUEUE_OVERHEAD = 256  # bytes counted for each message beside its own length
-READ_TURN = 64  # messages handled before the other greenlets get a turn
-LOG_INTERVAL = 10.0  # seconds between two lines about the same trouble
-FULL = (errno.EAGAIN, errno.ENOBUFS, errno.ETOOMANYREFS, errno.EMFILE, errno.ENFILE)
+__all__ = ["AsyncManager", "Manager", "Place", "UnansweredError"]
+
+PATIENCE = 5.0
+"""Seconds for all workers to answer a question."""
+
+_TURN = 0.005
+"""Seconds of handling what others have emitted before everything else gets its turn."""
+_LOOK = 16  # messages between two looks at the clock
 
 log = logging.getLogger("sticky.cluster")
-_being_read: set[int] = set()  # mailboxes in this process
+
+_read: set[int] = set()  # the mail, by identity, of which there is a manager
+
+Handler = TypeVar("Handler", bound=Callable[..., Any])
 
 
-def _wait(fd: int, *, write: bool = False) -> None:
-    """Wait for an fd; cooperatively where `select` has been monkey-patched (eventlet, gevent)."""
-    if hasattr(select, "poll"):
-        poll = select.poll()
-        poll.register(fd, select.POLLOUT if write else select.POLLIN)
-        poll.poll()
-    else:  # eventlet takes poll away, and its select has no limit of 1024
-        select.select([] if write else [fd], [fd] if write else [], [])
+class _Member:
+    """What both managers do alike. It comes before python-socketio's class among the bases."""
 
+    # Of python-socketio:
+    server: Any
+    json: Any
+    host_id: str
+    get_participants: Callable[[str, Any], Iterator[tuple[str, str]]]
 
-class _Sibling:
-    """The way to one slot: what it does not take at once waits in a bounded queue."""
+    _queue: Queue | None = None
+    _questions: Questions | None = None
 
-    def __init__(self, slot: int, fd: int, limit: int) -> None:
-        self.slot = slot
-        self.fd = fd
-        self.limit = limit
-        self.sock = socket(AF_UNIX, SOCK_SEQPACKET, 0, os.dup(fd))
-        self.sock.setblocking(False)
-        self.inline = min(INLINE, self.sock.getsockopt(SOL_SOCKET, SO_SNDBUF) // 4)
-        self.lock = threading.Lock()  # one order of messages, also with threads
-        self.queue: deque[bytes] = deque()
-        self.queued = 0  # bytes
-        self.dropped = 0
-        self.next_log = 0.0
+    def _join(self, mail: Mail | None, name: str) -> None:
+        self._mail = mail or mail_of_worker(f"sticky.cluster.{name}")
+        self._name = name
+        sender = self._mail.sender
+        # An answer to a callback is for one process only, and has nothing but the asker's host_id.
+        self.host_id = f"{sender.row}.{self.host_id}"
+        self._handlers: dict[str, Callable[..., Any]] = {}
 
-    def put(self, data: bytes) -> bool:
-        """Send or queue or drop; True if there is now a queue that nobody is flushing."""
-        with self.lock:
-            if not self.queue and self._send(data):
-                return False
-            size = len(data) + QUEUE_OVERHEAD
-            if self.queue and self.queued + size > self.limit:
-                self._drop()
-                return False
-            self.queue.append(data)
-            self.queued += size
-            return len(self.queue) == 1
+    @property
+    def dropped(self) -> dict[int, int]:
+        """Slot -> messages that were not sent to its workers because they did not keep up."""
+        return self._mail.dropped
 
-    def flush(self) -> None:
-        """Send what is queued, as fast as the other side takes it."""
-        while True:
-            _wait(self.sock.fileno(), write=True)
-            with self.lock:
-                before = len(self.queue)
-                while self.queue and self._send(self.queue[0]):
-                    self.queued -= len(self.queue.popleft()) + QUEUE_OVERHEAD
-                if not self.queue:
-                    return
-                stuck = len(self.queue) == before
-            if stuck:  # writable, and yet no room: out of fds, or for a small message only
-                time.sleep(0.01)
+    def _claim(self) -> None:
+        if id(self._mail) in _read:
+            raise StickyError(
+                f"one sticky.cluster.{self._name} per worker: two would each get what is the "
+                "other's"
+            )
+        _read.add(id(self._mail))
+        self._questions = Questions(self._mail, self._respond)
 
-    def _send(self, data: bytes) -> bool:
-        """False if it does not fit now."""
-        try:
-            if len(data) <= self.inline:
-                self.sock.send(data)
+    def _begin(self) -> None:
+        """There is a first client: hear what others emit."""
+        self._queue = Queue(self._mail.limit, self._mail.lost, "this worker's clients")
+        self._mail.subscribe(EVENTS, self._queue.put)
+
+    def _close(self) -> None:
+        _read.discard(id(self._mail))
+        if self._questions is not None:
+            self._questions.close()
+        if self._queue is not None:
+            self._mail.unsubscribe(EVENTS, self._queue.put)
+            self._queue.close()
+
+    def _send(self, message: dict[str, Any]) -> None:
+        only = _row_of(message["host_id"]) if message["method"] == "callback" else None
+        if self._mail.is_wanted(EVENTS):
+            self._mail.post(EVENTS, events.pack(message, self.json), only=only)
+
+    def _unpacked(self, items: list[Item]) -> Iterator[dict[str, Any]]:
+        for payload, _ in items:
+            try:
+                message = events.unpack(payload, self.json)
+            except Exception as error:  # whatever the server's JSON module raises
+                log.error("an event of another worker cannot be read: %r", error)
             else:
-                self._send_as_file(data)
-        except OSError as error:
-            if error.errno in FULL:
-                return False
-            self._drop(error)
-        return True
+                yield message
 
-    def _send_as_file(self, data: bytes) -> None:
-        fd = os.memfd_create("sticky-bus", os.MFD_CLOEXEC)
-        try:
-            view = memoryview(data)
-            while view:
-                view = view[os.write(fd, view) :]
-            self.sock.sendmsg([b"F"], [(SOL_SOCKET, SCM_RIGHTS, array.array("i", [fd]))])
-        finally:
-            os.close(fd)
+    # -- questions ------------------------------------------------------------------------------
 
-    def _drop(self, error: OSError | None = None) -> None:
-        self.dropped += 1
-        if (now := time.monotonic()) >= self.next_log:
-            self.next_log = now + LOG_INTERVAL
-            why = error or "it does not keep up"
-            log.warning("%d events for worker %d lost so far: %s", self.dropped, self.slot, why)
+    def on_server_event(self, event: str, handler: Handler | None = None) -> Any:
+        """Have this called when another worker calls ``server_side_emit``; also a decorator.
+
+        Args:
+            event: its name.
+            handler: called with what was given with the event. What it returns (JSON) is the reply.
+                It runs beside everything else, and may be a coroutine function with
+                ``AsyncManager``.
+        """
+
+        def add(handler: Handler) -> Handler:
+            self._handlers[event] = handler
+            return handler
+
+        return add if handler is None else add(handler)
+
+    def _ask(self, what: str, **arguments: Any) -> Asked:
+        if self._questions is None:
+            raise StickyError(f"this {self._name} is no server's client manager")
+        return self._questions.ask(what, arguments)
+
+    def _tell(self, event: str, data: Any) -> None:
+        if self._questions is None:
+            raise StickyError(f"this {self._name} is no server's client manager")
+        self._questions.tell("event", {"event": event, "data": data})
+
+    def _here(self, room: Any, namespace: str) -> list[str]:
+        """The ids of this process's own clients in a room."""
+        return [sid for sid, _ in self.get_participants(namespace, room)]
+
+    def _respond(self, what: str, arguments: Mapping[str, Any], reply: Reply | None) -> None:
+        if what == "event":
+            self._respond_to_event(arguments["event"], arguments["data"], reply)
+            return
+        if what not in ("participants", "connected"):
+            raise StickyError(f"this worker does not know the question {what!r}")
+        found = self._here(arguments["room"], arguments["namespace"])
+        if reply is not None:
+            reply(len(found) if what == "participants" else found)
+
+    def _respond_to_event(self, event: str, data: Any, reply: Reply | None) -> None:
+        handler = self._handlers.get(event)
+        if handler is not None:
+            self._start(handler, data, reply)
+        elif reply is not None:
+            raise StickyError(f"it has no handler for {event!r} (on_server_event)")
+
+    def _start(self, handler: Callable[..., Any], data: Any, reply: Reply | None) -> None:
+        raise NotImplementedError
+
+    def _own_place(self) -> Place:
+        return Place(self._mail.sender.slot, self._mail.sender.pid)
+
+    def _everybody(self, answers: Mapping[Place, list[str]], own: list[str]) -> dict[str, Place]:
+        found = {sid: place for place, sids in answers.items() for sid in sids}
+        return found | dict.fromkeys(own, self._own_place())
 
 
-class Manager(socketio.PubSubManager):  # type: ignore[misc]  # python-socketio is not typed
-    """One for each worker's socketio.Server. The arguments are for tests.
+class Manager(_Member, socketio.PubSubManager):  # type: ignore[misc]  # it is not typed
+    """One for each worker's socketio.Server.
 
-    own, mailbox, siblings: our slot and the fds of the bus, which stay the caller's; all three or
-    none, then they are those of ``sticky.current_worker()``.
-    queue_limit: bytes kept for a sibling that does not keep up.
+    Args:
+        logger: as for socketio.PubSubManager.
+        mail: of this process; for tests.
 
-    Raises StickyError outside of a worker.
+    Raises:
+        StickyError: this process is no worker.
     """
 
     name = "sticky"
 
-    def __init__(
-        self,
-        logger: logging.Logger | None = None,
-        *,
-        own: int | None = None,
-        mailbox: int | None = None,
-        siblings: Sequence[int] | None = None,
-        queue_limit: int = QUEUE_LIMIT,
-    ) -> None:
+    def __init__(self, logger: logging.Logger | None = None, *, mail: Mail | None = None) -> None:
         super().__init__(logger=logger)
-        if own is None or mailbox is None or siblings is None:
-            if (worker := current_worker()) is None:
-                raise StickyError(
-                    "sticky.cluster.Manager needs the bus between the workers, and this process is "
-                    "not one: make it in the factory that is given to sticky.listen"
-                )
-            own, mailbox, siblings = worker.id, worker.mailbox, worker.siblings
-        self._own = own
-        # An answer to a callback is for one worker only, and has nothing but the asker's host_id.
-        self.host_id = f"{own}.{uuid.uuid4().hex}"
-        self._mailbox_fd = mailbox
-        self._mailbox = socket(AF_UNIX, SOCK_SEQPACKET, 0, os.dup(mailbox))
-        self._mailbox.setblocking(False)
-        self._fds = siblings  # which become more where the number of workers does
-        self._limit = queue_limit
-        self._siblings: list[_Sibling] = []
-        self._meet()
+        self._join(mail, "Manager")
 
-    def _meet(self) -> None:
-        """Know all siblings that there are. A slot that was there, was not, and is again has
-        another descriptor."""
-        for slot, fd in enumerate(self._fds):
-            if slot == len(self._siblings):
-                self._siblings.append(_Sibling(slot, fd, self._limit))
-            elif self._siblings[slot].fd != fd:
-                self._siblings[slot].sock.close()
-                self._siblings[slot] = _Sibling(slot, fd, self._limit)
-
-    @property
-    def dropped(self) -> dict[int, int]:
-        """Slot -> events that were not sent to its worker because it did not keep up."""
-        return {sibling.slot: sibling.dropped for sibling in self._siblings if sibling.dropped}
-
-    def set_server(self, server: socketio.Server) -> None:
-        """Start reading. At the first client, when python-socketio would, is too late: until then
-        the mail piles up, and that client would be told old news."""
-        if self._mailbox_fd in _being_read:
-            raise StickyError("one sticky.cluster.Manager per worker: two would share its mail")
-        _being_read.add(self._mailbox_fd)
+    def set_server(self, server: Any) -> None:
+        """python-socketio says whose manager this is."""
         super().set_server(server)
-        super().initialize()
+        self._claim()
 
     def initialize(self) -> None:
-        """Nothing is left to do when the first client comes."""
+        """python-socketio says that there is a first client."""
+        self._begin()
+        super().initialize()
 
     def close(self) -> None:
-        """Give the fds back; for tests, a worker's manager lives as long as the process."""
-        _being_read.discard(self._mailbox_fd)
-        for sock in [self._mailbox, *(sibling.sock for sibling in self._siblings)]:
-            sock.close()
+        """Hear nothing more; for tests, a worker's manager lives as long as the process."""
+        self._close()
 
     def _publish(self, message: dict[str, Any]) -> None:
-        data = self.json.dumps(message)
-        if isinstance(data, str):  # there are JSON modules that give bytes
-            data = data.encode()
-        only = _slot_of(message["host_id"]) if message["method"] == "callback" else None
-        self._meet()
-        for sibling in self._siblings:
-            wanted = sibling.slot != self._own if only is None else sibling.slot == only
-            if wanted and sibling.put(data):
-                self.server.start_background_task(sibling.flush)
+        self._send(message)
 
-    def _listen(self) -> Iterator[bytes]:
-        """Each message of the mailbox, until no sender is left."""
-        buffer = bytearray(INLINE)
-        view = memoryview(buffer)
-        for turn in itertools.count(1):
-            if turn % READ_TURN == 0:
-                self.server.sleep(0)
-            try:
-                size, extra, flags, _ = self._mailbox.recvmsg_into(
-                    [buffer], CMSG_SPACE(4), MSG_CMSG_CLOEXEC
-                )
-            except BlockingIOError:
-                _wait(self._mailbox.fileno())
-                continue
-            if extra:
-                yield _read_file(array.array("i", extra[0][2][:4])[0])
-            elif flags & MSG_CTRUNC:
-                log.error("an event was lost: this worker has no file descriptor left")
-            elif size:
-                yield bytes(view[:size])
-            else:
+    def _listen(self) -> Iterator[dict[str, Any]]:
+        """Each message that others have sent."""
+        queue = self._queue
+        assert queue is not None
+        number, until = 0, 0.0
+        while True:
+            if not queue:  # whoever waits for its turn gets it now
+                until = math.inf
+            if not (items := queue.take()):
                 return
+            if until == math.inf:
+                until = time.monotonic() + _TURN
+            for message in self._unpacked(items):
+                yield message
+                number += 1
+                if number % _LOOK == 0 and time.monotonic() > until:
+                    self.server.sleep(0)
+                    until = time.monotonic() + _TURN
+
+    # -- questions ------------------------------------------------------------------------------
+
+    def participants(
+        self, room: Any = None, namespace: str = "/", *, timeout: float = PATIENCE
+    ) -> int:
+        """How many clients are in a room, over all workers.
+
+        Args:
+            room: None for all clients of the namespace.
+            timeout: seconds that it may take.
+
+        Raises:
+            UnansweredError: not every worker has answered; which, and what the others say.
+        """
+        answers = self._ask("participants", room=room, namespace=namespace).wait(timeout)
+        return len(self._here(room, namespace)) + sum(map(int, answers.values()))
+
+    def connected(
+        self, namespace: str = "/", room: Any = None, *, timeout: float = PATIENCE
+    ) -> dict[str, Place]:
+        """The session ids of all clients, over all workers, each with the worker that has it.
+
+        Args, raises: as ``participants``.
+        """
+        answers = self._ask("connected", room=room, namespace=namespace).wait(timeout)
+        return self._everybody(answers, self._here(room, namespace))
+
+    def server_side_emit(
+        self, event: str, data: Any = None, *, timeout: float | None = None
+    ) -> dict[Place, Any]:
+        """Have the handler of ``on_server_event`` called in every other worker.
+
+        Args:
+            event: its name.
+            data: what it is called with; what JSON can carry.
+            timeout: seconds to wait for what it returns in each; None: replies are not waited for.
+
+        Returns:
+            The replies.
+
+        Raises:
+            UnansweredError: as for ``participants``; also where there is no such handler, or it has
+                failed.
+        """
+        if timeout is None:
+            self._tell(event, data)
+            return {}
+        return self._ask("event", event=event, data=data).wait(timeout)
+
+    def _start(self, handler: Callable[..., Any], data: Any, reply: Reply | None) -> None:
+        self.server.start_background_task(_call, handler, data, reply)
 
 
-def _slot_of(host_id: str) -> int | None:
-    slot = host_id.partition(".")[0]
-    return int(slot) if slot.isdecimal() else None
+class AsyncManager(_Member, AsyncPubSubManager):  # type: ignore[misc]  # it is not typed
+    """One for each worker's socketio.AsyncServer; as ``Manager``, but for the questions, which are
+    coroutines."""
+
+    name = "sticky"
+
+    def __init__(self, logger: logging.Logger | None = None, *, mail: Mail | None = None) -> None:
+        super().__init__(logger=logger)
+        self._join(mail, "AsyncManager")
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def set_server(self, server: Any) -> None:
+        """python-socketio says whose manager this is."""
+        super().set_server(server)
+        self._claim()
+
+    def initialize(self) -> None:
+        """python-socketio says that there is a first client."""
+        self._begin()
+        super().initialize()
+
+    def close(self) -> None:
+        """Hear nothing more; for tests, a worker's manager lives as long as the process."""
+        self._close()
+
+    async def _publish(self, message: dict[str, Any]) -> None:
+        self._send(message)
+
+    async def _listen(self) -> AsyncIterator[dict[str, Any]]:
+        """Each message that others have sent."""
+        queue = self._queue
+        assert queue is not None
+        number, until = 0, 0.0
+        while True:
+            if not queue:  # whoever waits for its turn gets it now
+                until = math.inf
+            if not (items := await queue.take_async()):
+                return
+            if until == math.inf:
+                until = time.monotonic() + _TURN
+            for message in self._unpacked(items):
+                yield message
+                number += 1
+                if number % _LOOK == 0 and time.monotonic() > until:
+                    await asyncio.sleep(0)
+                    until = time.monotonic() + _TURN
+
+    # -- questions ------------------------------------------------------------------------------
+
+    async def participants(
+        self, room: Any = None, namespace: str = "/", *, timeout: float = PATIENCE
+    ) -> int:
+        """As ``Manager.participants``."""
+        answers = await self._ask("participants", room=room, namespace=namespace).wait_async(
+            timeout
+        )
+        return len(self._here(room, namespace)) + sum(map(int, answers.values()))
+
+    async def connected(
+        self, namespace: str = "/", room: Any = None, *, timeout: float = PATIENCE
+    ) -> dict[str, Place]:
+        """As ``Manager.connected``."""
+        answers = await self._ask("connected", room=room, namespace=namespace).wait_async(timeout)
+        return self._everybody(answers, self._here(room, namespace))
+
+    async def server_side_emit(
+        self, event: str, data: Any = None, *, timeout: float | None = None
+    ) -> dict[Place, Any]:
+        """As ``Manager.server_side_emit``."""
+        if timeout is None:
+            self._tell(event, data)
+            return {}
+        return await self._ask("event", event=event, data=data).wait_async(timeout)
+
+    def _start(self, handler: Callable[..., Any], data: Any, reply: Reply | None) -> None:
+        task = asyncio.get_running_loop().create_task(_call_async(handler, data, reply))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
 
-def _read_file(fd: int) -> bytes:
+def _row_of(host_id: str) -> int | None:
+    """The process of a manager; -1: it is none of ours, and gets nothing."""
+    row = host_id.partition(".")[0]
+    return int(row) if row.isdecimal() else -1
+
+
+def _call(handler: Callable[..., Any], data: Any, reply: Reply | None) -> None:
     try:
-        return os.pread(fd, os.fstat(fd).st_size, 0)
-    finally:
-        os.close(fd)
+        answer = handler(data)
+    except Exception as error:
+        log.exception("a handler of a server-side event failed")
+        answer = error
+    if reply is not None:
+        reply(answer)
+
+
+async def _call_async(handler: Callable[..., Any], data: Any, reply: Reply | None) -> None:
+    try:
+        answer: Any = handler(data)
+        if inspect.isawaitable(answer):
+            answer = await answer
+    except Exception as error:
+        log.exception("a handler of a server-side event failed")
+        answer = error
+    if reply is not None:
+        reply(answer)

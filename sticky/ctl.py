@@ -26,6 +26,7 @@ from .logs import printable
 
 _PATIENCE = 10.0
 """Seconds for a server to answer: it does nothing else at that moment, or it hangs."""
+_MOST_FDS = 253
 _LONGEST = 1 << 20
 """Bytes of an answer."""
 _REFRESH = 1.0
@@ -114,6 +115,37 @@ def main(argv: Sequence[str], *, prog: str) -> int:
     return 0
 
 
+def find(server: Any) -> Path:
+    """The socket of the server that is meant.
+
+    Args:
+        server: its process id, the path of its socket, an address that it listens at, or something
+            that has the process id of its master as ``pid``; None: the one that there is.
+
+    Raises:
+        StickyError: there is none, or more than one.
+    """
+    if server is None:
+        return _find(None, None)
+    if isinstance(server, Path) or (isinstance(server, str) and server.startswith("/")):
+        return Path(server)
+    if isinstance(server, str):
+        return _at_address(server)
+    pid = server if isinstance(server, int) else server.pid
+    return _find(None, pid)
+
+
+def _at_address(address: str) -> Path:
+    """The socket of the server that listens there."""
+    directory = private.default(os.environ, os.geteuid())
+    wanted = address.removeprefix("http://").rstrip("/")
+    for path in private.found(directory).values():
+        with contextlib.suppress(StickyError):
+            if wanted in (url.removeprefix("http://") for url in ask(path, "status")["listening"]):
+                return path
+    raise StickyError(f"no server that listens at {address!r} {_hint(directory)}")
+
+
 def _find(where: str | None, pid: int | None) -> Path:
     """The socket of the server that is meant.
 
@@ -156,13 +188,34 @@ def _name(path: Path) -> str:
     return printable(", ".join(map(str, answer.get("listening", []))))
 
 
-def ask(path: Path, command: str, arguments: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def ask_for_mail(path: Path) -> tuple[dict[str, Any], list[int]]:
+    """The mailboxes of a server's workers, as master/post.py has them, and their descriptors.
+
+    Raises: as ``ask``.
+    """
+    fds: list[int] = []
+    try:
+        return ask(path, "mail", fds=fds), fds
+    except BaseException:
+        for fd in fds:
+            os.close(fd)
+        raise
+
+
+def ask(
+    path: Path,
+    command: str,
+    arguments: Mapping[str, Any] | None = None,
+    *,
+    fds: list[int] | None = None,
+) -> dict[str, Any]:
     """Send one command to a server, and wait for its answer.
 
     Args:
         path: its socket.
         command: one of those of master/control.py.
         arguments: what belongs to it.
+        fds: where descriptors that come with the answer are put.
 
     Raises:
         StickyError: nobody listens, somebody else does, or it was refused; why.
@@ -176,7 +229,7 @@ def ask(path: Path, command: str, arguments: Mapping[str, Any] | None = None) ->
             if peer_of(sock) not in (0, os.geteuid()) and os.geteuid() != 0:
                 raise StickyError(f"the server at {str(path)!r} is another user's")
             sock.sendall(pack(command=command, arguments=dict(arguments or {})))
-            line = b"".join(_pieces(sock))
+            line = b"".join(_pieces(sock, fds))
         except (TimeoutError, BlockingIOError):
             raise StickyError(f"the server did not answer within {_PATIENCE:g} s") from None
         except OSError as error:
@@ -192,9 +245,17 @@ def ask(path: Path, command: str, arguments: Mapping[str, Any] | None = None) ->
     return answer
 
 
-def _pieces(sock: socket.socket) -> Iterator[bytes]:
+def _pieces(sock: socket.socket, fds: list[int] | None) -> Iterator[bytes]:
     size = 0
-    while piece := sock.recv(65536):
+    while True:
+        piece, came, _, _ = socket.recv_fds(sock, 65536, _MOST_FDS, socket.MSG_CMSG_CLOEXEC)
+        if fds is not None:
+            fds += came
+        else:
+            for fd in came:
+                os.close(fd)
+        if not piece:
+            return
         size += len(piece)
         if size > _LONGEST:
             raise StickyError("the server's answer is too long")

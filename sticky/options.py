@@ -214,6 +214,11 @@ class Options:
         "connections that may wait for workers; past it the newest of the longest queue is "
         "answered 503",
     )
+    max_mail: int = _option(
+        8_388_608,
+        checks.whole(65_536, 1 << 40),
+        "bytes kept of events for one worker that does not keep up; what comes then is dropped",
+    )
     queue_timeout: float = _option(
         10.0,
         checks.seconds(0.1),
@@ -413,7 +418,7 @@ class Options:
 
     def to_json(self) -> dict[str, Any]:
         """The settings as what JSON can carry; ``Options.make`` takes it back."""
-        values = dataclasses.asdict(self)
+        values = dict(vars(self))
         values["bind"] = list(self.bind)
         values["env"] = dict(self.env)
         values["seed"] = self.seed and self.seed.hex()

@@ -46,7 +46,7 @@ def _ours() -> list[str]:
     service, link = worker.service, worker.service.link
     inboxes = [link.inbox.sock, link.own_inbox.sock]
     fds = [end.fileno() for end in (link.control, *inboxes)]
-    fds += [worker.mailbox, *worker.siblings]
+    fds += worker.mail.descriptors()
     fds += [wire.fd for wire in service.wires]
     return [os.readlink(f"/proc/self/fd/{fd}") for fd in fds]
 

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import socketio
 
 import sticky
-from sticky.cluster import Manager
+from sticky.cluster import Manager, UnansweredError
 
 FILES = Path(__file__).resolve().parent
 
@@ -33,6 +33,13 @@ def factory():
         async_mode="eventlet", client_manager=Manager(), cors_allowed_origins=is_local
     )
 
+    def participants():
+        """How many clients there are, on all workers: each is asked, and says what it knows."""
+        try:
+            return sio.manager.participants(timeout=1)
+        except UnansweredError as error:  # somebody has just been killed
+            return len(users) + sum(error.answers.values())
+
     def announce():
         """Who is here, to all clients of all workers.
 
@@ -44,6 +51,8 @@ def factory():
     def heartbeat():
         while True:
             announce()
+            if users:
+                sio.emit("participants", participants())
             sio.sleep(1)
 
     @sio.event

@@ -36,7 +36,6 @@ class Stage(enum.Enum):
 class Tell(enum.Enum):
     """What a process can be told."""
 
-    PING = enum.auto()
     CLOSING = enum.auto()
     END = enum.auto()
     QUIT = enum.auto()

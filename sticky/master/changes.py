@@ -45,11 +45,8 @@ class Changes:
         on_change: Callable[[], object],
         on_failure: Callable[[], object],
     ) -> None:
-        self._wanted = options.reload
-        self._folders = {options.app_dir or str(Path.cwd())}
-        if program.script:
-            self._folders.add(str(Path(program.script).parent))
-        self._path = list(program.path)
+        self._options = options
+        self._program = program
         self._loop = loop
         self._reader = reader
         self._serving = serving
@@ -59,13 +56,16 @@ class Changes:
 
     def start(self) -> None:
         """Begin to watch, if that is wanted."""
-        if not self._wanted:
+        if not self._options.reload:
             return
+        folders = {self._options.app_dir or str(Path.cwd())}
+        if self._program.script:
+            folders.add(str(Path(self._program.script).parent))
         spec = {
             "role": "watcher",
             "master": os.getpid(),
-            "path": self._path,
-            "watch": sorted(self._folders),
+            "path": list(self._program.path),
+            "watch": sorted(folders),
         }
         environment = systemd.without(os.environ)
         try:

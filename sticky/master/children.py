@@ -27,6 +27,7 @@ from ..program import Program
 from . import records, systemd
 from .agenda import Why
 from .loop import Loop
+from .post import Post
 from .signals import reap
 from .spares import Spares
 from .state import Packed, Packing
@@ -35,31 +36,20 @@ _FIONREAD = termios.FIONREAD
 
 
 class Pairs:
-    """What a slot has, whoever serves it: both ends of its inbox, and of its place on the bus.
+    """What a slot has, whoever serves it: both ends of its inbox.
 
     Args:
-        ends: these four, where they are open already.
+        ends: these, where they are open already.
     """
 
     def __init__(self, ends: Sequence[socket.socket] = ()) -> None:
-        self.ends = tuple(ends) or _made()
-        self.inbox, self.inbox_end, self.sibling, self.mailbox = self.ends
+        self.ends = tuple(ends) or channel.inbox()
+        self.inbox, self.inbox_end = self.ends
 
     def close(self) -> None:
         """Close all of them."""
         for end in self.ends:
             end.close()
-
-
-def _made() -> tuple[socket.socket, ...]:
-    """The four ends of two new pairs."""
-    inbox = channel.inbox()
-    try:
-        return (*inbox, *channel.pair())
-    except OSError:
-        for end in inbox:
-            end.close()
-        raise
 
 
 _PACKED = ("slot", "pid", "row", "worker_class", "failure", "limit", "version")
@@ -96,8 +86,8 @@ class Child:
         self.inbox_end: socket.socket | None = None
         self.failure: dict[str, Any] | None = None
         self.killed_because: Why | None = None
-        # For what there was no room on the control pair: kind, payload, what goes with it.
-        self.unsaid: deque[tuple[int, bytes, socket.socket | None]] = deque()
+        # For what there was no room on the control pair: kind, payload.
+        self.unsaid: deque[tuple[int, bytes]] = deque()
         self.limit = 0  # of requests, after which it is replaced
         self.version = channel.VERSION
 
@@ -109,7 +99,7 @@ class Child:
         return {
             **records.fields(self, _PACKED),
             "killed_because": self.killed_because and self.killed_because.name,
-            "unsaid": [(kind, payload.decode()) for kind, payload, _ in self.unsaid],
+            "unsaid": [(kind, payload.decode()) for kind, payload in self.unsaid],
             "ends": [packing.fd(end.fileno()) for end in ends],
         }
 
@@ -131,7 +121,7 @@ class Child:
                 f"messages, and this code {', '.join(map(str, sorted(channel.SPOKEN)))}"
             )
         child.inbox, child.inbox_end = inbox, inbox_end
-        child.unsaid.extend((kind, payload.encode(), None) for kind, payload in unsaid)
+        child.unsaid.extend((kind, payload.encode()) for kind, payload in unsaid)
         child.killed_because = why and Why[why]
         return child
 
@@ -184,18 +174,16 @@ class Children:
         self.inboxes: list[socket.socket] = []
         self.own_inboxes: dict[int, socket.socket] = {}
         self.by_key: dict[int, Child] = {}
+        self.post = Post(board)
         self._secret = os.urandom(32)  # of which sticky.secret() is made, in all of them alike
         self._spares = Spares(options.spares, loop)
 
     def grow(self, num: int) -> None:
         """Have what belongs to so many slots."""
-        for number in range(len(self.pairs), num):
+        while len(self.pairs) < num:
             pairs = Pairs()
             self.pairs.append(pairs)
             self.inboxes.append(pairs.inbox)
-            for child in self.by_key.values():
-                where = json.dumps({"slot": number}).encode()
-                self.say(child, channel.SIBLING, where, pairs.sibling)
 
     def shrink(self, num: int) -> None:
         """Close what belongs to slots from this number on, once nobody is there any more."""
@@ -212,6 +200,7 @@ class Children:
             "worker_class": self.worker_class,
             "pairs": [[packing.fd(end.fileno()) for end in pairs.ends] for pairs in self.pairs],
             "children": [[key, child.pack(packing)] for key, child in self.by_key.items()],
+            "post": self.post.pack(packing),
         }
 
     def restore(self, known: Mapping[str, Any], packed: Packed) -> None:
@@ -230,17 +219,15 @@ class Children:
             child = self.by_key[key] = Child.restore(entry, packed)
             assert child.inbox is not None
             self.own_inboxes[key] = child.inbox
+        self.post.restore(known["post"], packed)
 
     def resume(self) -> None:
         """Hear what they say, and tell them what there was no room for."""
         for key, child in self.by_key.items():
             unsaid, child.unsaid = child.unsaid, deque()
             self.listen(key)
-            for kind, payload, _ in unsaid:
-                slot = json.loads(payload)["slot"] if kind == channel.SIBLING else -1
-                end = self.pairs[slot].sibling if 0 <= slot < len(self.pairs) else None
-                if kind != channel.SIBLING or end is not None:
-                    self.say(child, kind, payload, end)
+            for kind, payload in unsaid:
+                self.say(child, kind, payload)
 
     def start(self, number: int) -> int:
         """Start a process for a slot; its key.
@@ -257,6 +244,7 @@ class Children:
         try:
             child = self._spawn(number, row, inbox_end)
         except OSError:
+            self.post.close(row)
             self._board.take_back(row)
             inbox.close()
             inbox_end.close()
@@ -276,15 +264,18 @@ class Children:
         self._loop.register(child.control.fileno(), select.EPOLLIN, lambda _: self._on_control(key))
 
     def _spawn(self, number: int, row: int, own: socket.socket) -> Child:
-        pairs, options = self.pairs[number], self._options
-        place = {"slot": number, "row": row}
-        fds = [pairs.inbox_end.fileno(), own.fileno(), pairs.mailbox.fileno(), self._board.fd]
-        fds += [other.sibling.fileno() for other in self.pairs]
-        child = self._spares.take(self.worker_class, json.dumps(place).encode(), fds)
-        if child is not None:
-            child.slot, child.row = number, row
-        else:
-            child = self._begin(f"worker {number}", {"role": "worker", **place}, fds)
+        options, post = self._options, self.post.open(row, number)
+        place = {"slot": number, "row": row, **post.spec}
+        ends = (self.pairs[number].inbox_end, own, post.mailbox, post.news)
+        fds = [*(end.fileno() for end in ends), self._board.fd, *post.fds]
+        try:
+            child = self._spares.take(self.worker_class, json.dumps(place).encode(), fds)
+            if child is not None:
+                child.slot, child.row = number, row
+            else:
+                child = self._begin(f"worker {number}", {"role": "worker", **place}, fds)
+        finally:
+            post.close()
         if options.max_requests:
             jitter = random.randint(0, options.max_requests_jitter)  # noqa: S311 - no secret
             child.limit = options.max_requests + jitter
@@ -323,7 +314,7 @@ class Children:
     def keep_spares(self) -> None:
         """Have as many processes as the options say that wait for a slot."""
         if self.worker_class != "auto":
-            self._spares.fill(lambda: self._begin("spare", {"role": "spare"}))
+            self._spares.fill(lambda: self._begin(spawn.SPARE, {"role": "spare"}))
 
     def drop_spares(self) -> None:
         """End those that wait: what they have imported is old."""
@@ -331,24 +322,15 @@ class Children:
 
     # -- what they are told -------------------------------------------------------------------
 
-    def say(
-        self, child: Child, kind: int, payload: bytes = b"", end: socket.socket | None = None
-    ) -> None:
-        """Tell a process something; as soon as there is room for it.
-
-        Args:
-            end: goes with it. Closed until then, there is nothing to tell any more.
-        """
+    def say(self, child: Child, kind: int, payload: bytes = b"") -> None:
+        """Tell a process something; as soon as there is room for it."""
         if child.unsaid:
-            child.unsaid.append((kind, payload, end))
-            return
-        fds = (end.fileno(),) if end is not None else ()
-        if -1 in fds:
+            child.unsaid.append((kind, payload))
             return
         try:
-            channel.send(child.control, channel.pack_header(kind), payload, *fds)
+            channel.send(child.control, channel.pack_header(kind), payload)
         except BlockingIOError:
-            child.unsaid.append((kind, payload, end))
+            child.unsaid.append((kind, payload))
             self._loop.register(
                 child.control.fileno(),
                 select.EPOLLIN | select.EPOLLOUT,
@@ -364,8 +346,8 @@ class Children:
             self._loop.register(
                 child.control.fileno(), select.EPOLLIN, lambda _: self._on_control(key)
             )
-            for kind, payload, end in unsaid:
-                self.say(child, kind, payload, end)
+            for kind, payload in unsaid:
+                self.say(child, kind, payload)
         if events & ~select.EPOLLOUT:
             self._on_control(key)
 
@@ -395,6 +377,7 @@ class Children:
         self._loop.unregister(self.own_inboxes.pop(key).fileno())
         self._loop.unregister(child.pidfd)
         self._loop.unregister(child.control.fileno())
+        self.post.close(child.row)
         self._board.take_back(child.row)
         return child
 
@@ -405,6 +388,7 @@ class Children:
             child.close()
         for pairs in self.pairs:
             pairs.close()
+        self.post.close_all()
 
 
 def _unread(end: socket.socket) -> int:

@@ -35,6 +35,10 @@ class Operations(Protocol):
     def why(self, text: str) -> Mapping[str, Any]:
         """Where an address or a session id goes; as ``inquiry.why``, and the "pid" there."""
 
+    def mail(self) -> tuple[Mapping[str, Any], list[int]]:
+        """The workers' mailboxes, for an emitter, and the descriptors that belong to them; as
+        ``Post.mailboxes``, and the "pid" of the master."""
+
     def reload(self) -> None:
         """Replace all processes by new ones."""
 
@@ -94,6 +98,7 @@ _COMMANDS: Mapping[str, Command] = {
     "kill": _kill,
     "stop": lambda operations, given: operations.stop(quick=given.get("quick") is True),
 }
+_MOST_FDS = 250
 _CHANGES = ("reload", "upgrade", "scale", "drain", "kill", "stop")
 """Commands that the log mentions."""
 
@@ -163,12 +168,26 @@ class Control:
         if not end:
             return None if len(asked) < LONGEST else pack(error="that is too long")
         try:
-            return pack(answer=self._do(unpack(line)))
+            content = unpack(line)
+            if content.get("command") == "mail":
+                return self._give_mail(sock)
+            return pack(answer=self._do(content))
         except StickyError as error:
             return pack(error=str(error))
         except Exception as error:  # whatever is wrong with a question, the server goes on
             log.exception("sticky ctl was asked something that it cannot answer")
             return pack(error=f"the server has a fault, its log says more: {error!r}")
+
+    def _give_mail(self, sock: socket.socket) -> bytes:
+        """Descriptors go with spaces in front of the answer, so many at a time as the system lets
+        pass."""
+        answer, fds = self._operations.mail()
+        try:
+            for at in range(0, len(fds), _MOST_FDS):
+                socket.send_fds(sock, [b" "], fds[at : at + _MOST_FDS])
+        except OSError as error:
+            raise StickyError(f"the mailboxes cannot be sent: {error.strerror}") from None
+        return pack(answer=answer)
 
     def _do(self, content: Mapping[str, Any]) -> Mapping[str, Any]:
         name, arguments = content.get("command"), content.get("arguments", {})

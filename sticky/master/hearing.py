@@ -104,8 +104,6 @@ class Hearing:
                 if self._lives.ready(key, time.monotonic()):
                     self._publish(child.slot)  # before anybody reads that it is ready
                     log.info("worker %d ready (pid %d)", child.slot, child.pid)
-            elif message.kind == channel.PONG:
-                self._lives.heard(key)
             elif message.kind == channel.HAND_BACK:
                 stays = self._returning.take_back(message, key)
             elif message.kind == channel.REST:

@@ -13,7 +13,8 @@ The rules, in the words of the design:
   end. A process may ask for it itself (LEAVING): then the time begins at once.
 * A reload asks for newer code than there was. The slots are replaced one after another, each time
   the next that is due, so that none is left out however often it is asked for. A successor that
-  does not become ready ends the reloads asked for before it was started, and no others.
+  does not become ready ends the reload that it was for, and no other: none where it was for
+  something else.
 * More slots count when all of them are ready, fewer at once. A new one whose process says that it
   cannot start, is not ready in time, or cannot even be started, ends the growth; one whose process
   just dies (somebody has killed it) is tried again.
@@ -143,7 +144,7 @@ class Lives:
         needed = self.agenda.stage is Stage.SERVING or slot.current == process
         if self.agenda.stage is Stage.ENDING or number >= self.target or not needed:
             self._ends.kill(process, Why.STOPPED)
-            self._rounds.go_on(now)  # its slot was the one being replaced, perhaps
+        self._rounds.go_on(now)  # its slot was the one being replaced, perhaps, and is not now
 
     def not_started(self, number: int, now: float) -> None:
         """The process that ``Spawn`` asked for could not even be started."""
@@ -162,8 +163,8 @@ class Lives:
             return False  # too late
         worker.becomes(Process.READY)  # STARTING -> READY
         worker.ready_at = now
-        worker.asked = self._patience.running(now)
-        self.agenda.remind(now + self._patience.ping_every)
+        worker.beaten = self._patience.running(now)
+        self.agenda.remind(self._patience.limit(worker))
         slot = self._slots[worker.slot]
         if self.agenda.stage is not Stage.SERVING:
             self._ends.say(process, Tell.CLOSING)
@@ -185,10 +186,10 @@ class Lives:
                 worker.then(Step.END, self.agenda.remind(now + self.rules.graceful_timeout))
             self._rounds.go_on(now)
 
-    def heard(self, process: Hashable) -> None:
-        """The process answered a ping."""
+    def heard(self, process: Hashable, beats: int, now: float) -> None:
+        """So many beats of the process were counted by now (``board``)."""
         if worker := self._workers.get(process):
-            worker.owes = None
+            self._patience.heard(worker, beats, now)
 
     def ended(
         self,

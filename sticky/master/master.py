@@ -47,7 +47,6 @@ from .surroundings import Surroundings
 log = logging.getLogger("sticky.master")
 
 _TOLD = {
-    Tell.PING: channel.PING,
     Tell.CLOSING: channel.CLOSING,
     Tell.END: channel.END,
     Tell.QUIT: channel.QUIT,
@@ -277,6 +276,8 @@ class Master:
         if now >= self._looked_around + _LOOK_AROUND:
             self._looked_around = now
             self._look_around(now)
+        for key, child in self._children.by_key.items():
+            self._lives.heard(key, self._board.beats(child.row), now)
         self._ledger.tick(now)
         self._agenda.remind(self._looked_around + _LOOK_AROUND)
         self._perform()
@@ -434,6 +435,7 @@ class Master:
         if self._agenda.stage is Stage.SERVING and self._lives.announced:
             self._see_who_is_worn(now)
             self._children.keep_spares()
+        self._children.post.catch_up()
 
     def _see_who_is_worn(self, now: float) -> None:
         """``max_requests`` and ``max_memory``."""
@@ -480,7 +482,6 @@ class Master:
                 self._operator.renew()
             case signal.SIGUSR1:
                 self._reopen_logs()
-                log.info("Stats: %s", json.dumps(self._board.stats()))
             case signal.SIGUSR2:
                 self._attempt(self._operator.upgrade)
             case signal.SIGTTIN | signal.SIGTTOU:

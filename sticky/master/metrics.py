@@ -72,6 +72,9 @@ HELP_WORKER = {
     "threads": "Threads of worker class threads that there are now.",
     "thread_starved": "Times that no thread could be started.",
     "marks_forgotten": "Ids of ours that were held, and made room.",
+    "mail_sent": "Messages for other workers, once for each of them.",
+    "mail_received": "Messages of other workers that somebody here has subscribed to.",
+    "mail_dropped": "Messages that a worker or a subscriber was too slow for.",
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import time
 from collections.abc import Callable, Mapping
@@ -68,6 +69,11 @@ class Operator:
     def stats(self) -> Mapping[str, Any]:
         """The counters, as ``sticky.stats()`` gives them."""
         return self._board.stats()
+
+    def mail(self) -> tuple[Mapping[str, Any], list[int]]:
+        """The workers' mailboxes, for an emitter."""
+        answer, fds = self._children.post.mailboxes()
+        return {**answer, "pid": os.getpid()}, fds
 
     def why(self, text: str) -> Mapping[str, Any]:
         """Where an address or a session id goes, and the process that is there.

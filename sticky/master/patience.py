@@ -1,4 +1,4 @@
-"""How long a process is waited for: until it is ready, and for its answers; by a clock that runs
+"""How long a process is waited for: until it is ready, and for its next beat; by a clock that runs
 only while we do. No I/O, no clock of its own."""
 
 from __future__ import annotations
@@ -7,13 +7,11 @@ import math
 from collections.abc import Hashable, Mapping
 from typing import Any
 
+from .. import heartbeat
 from . import records
-from .agenda import LONGEST_STEP, Rules, Tell, Why
+from .agenda import LONGEST_STEP, Rules, Why
 from .ends import Ends
 from .roster import Process, Worker
-
-PING_EVERY = 5.0
-"""Seconds between two pings at most; less where ``timeout`` is short."""
 
 _PACKED = ("now", "_missed")
 
@@ -32,6 +30,7 @@ class Patience:
     def __init__(self, rules: Rules, ends: Ends) -> None:
         self.rules = rules
         self.ends = ends
+        self._every = heartbeat.every(rules.timeout)
         self.now = 0.0
         self._missed = 0.0  # seconds in which we did not run
 
@@ -56,36 +55,35 @@ class Patience:
         """The time on a clock that runs only while we do."""
         return now - self._missed - max(0.0, now - self.now - LONGEST_STEP)
 
-    @property
-    def ping_every(self) -> float:
-        return min(self.rules.timeout / 4, PING_EVERY) or LONGEST_STEP
+    def heard(self, worker: Worker, beats: int, now: float) -> None:
+        """So many beats of a process were counted by now."""
+        if beats != worker.beats:
+            worker.beats, worker.beaten = beats, self.running(now)
 
     def limit(self, worker: Worker) -> float:
         """When something is due about a process."""
         if worker.doomed:
             return worker.at
         if worker.state is Process.STARTING:
-            return self._missed + worker.started + self.rules.boot_timeout
+            return self._ready_by(worker)
         if worker.state is not Process.READY or not self.rules.timeout:
             return worker.at
-        ping = self._missed + worker.asked + self.ping_every
-        return min(worker.at, ping, self._answer_by(worker))
-
-    def _answer_by(self, worker: Worker) -> float:
-        owes = math.inf if worker.owes is None else worker.owes
-        return self._missed + owes + self.rules.timeout
+        return min(worker.at, self.now + self._every, self._beat_by(worker))
 
     def check(self, process: Hashable, worker: Worker, now: float) -> None:
+        """Whether a process is late for anything, and what comes of it."""
         if worker.at <= now:
             self.ends.next_step(process, worker, now)
-        elif worker.doomed or self.limit(worker) > now:
+        elif worker.doomed:
             pass
-        elif worker.state is Process.STARTING:
+        elif worker.state is Process.STARTING and self._ready_by(worker) <= now:
             self.ends.abort(process, Why.NOT_READY, now)
-        elif self._answer_by(worker) <= now:
+        elif worker.state is Process.READY and self._beat_by(worker) <= now:
             self.ends.abort(process, Why.SILENT, now)
-        elif worker.state is Process.READY:
-            # It has the whole timeout from here, however late we were to ask.
-            worker.asked = now - self._missed
-            worker.owes = worker.asked if worker.owes is None else worker.owes
-            self.ends.say(process, Tell.PING)
+
+    def _ready_by(self, worker: Worker) -> float:
+        return self._missed + worker.started + self.rules.boot_timeout
+
+    def _beat_by(self, worker: Worker) -> float:
+        # What it does instead of the next beat may take the whole timeout.
+        return self._missed + worker.beaten + self._every + (self.rules.timeout or math.inf)

@@ -13,15 +13,15 @@ from .waiting import Waiting
 class Room:
     """The reserve.
 
-    Attributes:
-        keep, empty: have it complete, if there are as many; have it all given away.
-
     Args:
         waiting: where connections are.
         counters: of the master.
         spacious: so many connections find room without it.
         tell: called with a subject and a text for the log.
         perform: has done what was decided.
+
+    Attributes:
+        keep, empty: have it complete, if there are as many; have it all given away.
     """
 
     def __init__(

@@ -59,14 +59,14 @@ class Worker:
     """What is known of one process."""
 
     __slots__ = (
-        "asked",
         "at",
+        "beaten",
+        "beats",
         "corrected",
         "doomed",
         "generation",
         "leaving",
         "outdated",
-        "owes",
         "ready_at",
         "slot",
         "started",
@@ -90,8 +90,8 @@ class Worker:
         self.why = Why.NOT_ENDED
         # On the clock that runs only while we do:
         self.started = ran
-        self.asked = 0.0  # the last ping
-        self.owes: float | None = None  # the first ping since the last answer
+        self.beaten = 0.0  # when another number of beats was seen than before
+        self.beats = 0
 
     def becomes(self, state: Process) -> None:
         assert state in _LIVES[self.state], (self.state, state)

@@ -46,7 +46,7 @@ def check(content: dict[str, Any], rest: BinaryIO) -> dict[str, Any]:
         spoken = ", ".join(map(str, sorted(channel.SPOKEN)))
         raise StickyError(
             f"the messages under way are of version {content['messages']}, and this code speaks "
-            f"{spoken}"
+            f"{spoken}: it has to be started anew"
         )
     if not board.fits(content["board"]["layout"]):
         raise StickyError("the counters of this code are laid out differently")

@@ -28,6 +28,7 @@ from .asgi_http import Exchange, Request
 from .asgi_lifespan import Lifespan
 from .asgi_websocket import WebSocket
 from .boundary import TAKEN, Wire
+from .mailing import HubWaiter
 from .server_object import server_object
 from .service import Service
 from .sessions import end, of_engineio
@@ -99,6 +100,9 @@ class AsgiService(Service):
         self._turning = False
         self._timer: asyncio.TimerHandle | None = None
         self._timer_due = math.inf
+
+    def mail_waiter(self) -> HubWaiter:
+        return HubWaiter(self.hub, asynchronous=True)
 
     def run(self) -> None:
         self.loop = loop_factory(self.options.loop)()
@@ -214,7 +218,7 @@ class AsgiService(Service):
     def _timer_rings(self) -> None:
         self._timer, self._timer_due = None, math.inf
         if not self.hub.over:
-            self._turn(self.hub.turn)
+            self._turn(self.hub.ring)
             self._set_timer()
 
     def _start_task(self, work: Coroutine[Any, Any, None]) -> None:

@@ -223,6 +223,14 @@ class Hub:
         if self.due <= now:
             self._ring(now)
 
+    def ring(self) -> None:
+        """``due`` has come, and nothing is known to be ready: a timer costs no look at that."""
+        now = time.monotonic()
+        if self._deadlines.due <= now:
+            self.turn()  # who has sent something is not late
+        elif not self.over:
+            self._ring(now)
+
     def _ring(self, now: float) -> None:
         for member in self._deadlines.late(now):
             self._try(partial(member.late, now))

@@ -1,6 +1,6 @@
 """The worker's channels: connections come through the inbox of its slot, those of sessions that
-only this process may hold through its own, and orders, pings and what goes back to the master
-through the control pair of this process (``sticky.channel``)."""
+only this process may hold through its own, and orders and what goes back to the master through the
+control pair of this process (``sticky.channel``)."""
 
 from __future__ import annotations
 
@@ -48,7 +48,6 @@ class Link:
         self._leaving: deque[tuple[Wire, int, int, bool]] = deque()
         self._blocked = False
         self._asks = False  # to be replaced
-        self._writing = False  # log lines
         self._watcher = Watcher(self._on_control)
 
     def begin(self) -> None:
@@ -167,13 +166,6 @@ class Link:
     def _obey(self, message: channel.Message) -> None:
         service = self.service
         match message.kind:
-            case channel.PING:
-                self.tell(channel.PONG)
-                self._write_logs()
-                if service.sessions is not None:
-                    service.sessions.count()
-            case channel.SIBLING:
-                service.worker.meet(json.loads(message.payload)["slot"], message.fds[0])
             case channel.RESCALED:
                 service.placing.rescaled()
             case channel.CLOSING:
@@ -187,25 +179,13 @@ class Link:
                 if service.access_log is not None:
                     service.access_log.reopen()
 
-    def _write_logs(self) -> None:
-        """Write the lines that nobody has read so far, again and again while there are some."""
-        if not self._writing and logs.pending():
-            self._writing = True
-            self._write_more()
-
-    def _write_more(self) -> None:
-        logs.flush()
-        self._writing = logs.pending()
-        if self._writing:
-            self.service.hub.later(logs.AGAIN, self._write_more)
-
     def tell(self, kind: int, content: Any = None) -> None:
         """Send the master a message."""
         payload = b"" if content is None else json.dumps(content).encode()
         try:
             channel.send(self.control, channel.pack_header(kind), payload)
         except BlockingIOError:
-            pass  # the master is behind; it will ask again
+            pass  # the master is behind: of notices one less
         except OSError:
             self.service.orphaned()
 

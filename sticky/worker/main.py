@@ -31,6 +31,7 @@ from .. import channel, logs, program, spawn
 from ..board import Board
 from ..errors import OptionError, StickyError, WorkerError
 from ..firsts import FirstRequests
+from ..mail import Mail, Sender
 from ..options import Options
 from ..topology import Topology
 from . import classes, ending, signals
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("sticky.worker")
 
 _CANNOT_BOOT = 3
+_LAST_MAIL = 1.0
+"""Seconds for what other workers are still to be told by one that ends."""
 
 
 class Worker:
@@ -59,28 +62,24 @@ class Worker:
         sessions: with the option ``session``: those of this process.
         firsts: with ids of ours: what is agreed about clients that have none yet.
         topology: how many slots there are, and to which of them a request leads.
-        mailbox: a descriptor: what siblings send arrives here (AF_UNIX SOCK_SEQPACKET).
-        siblings: descriptors to send to, one a slot, by number, the own one included. It grows
-            where the number of workers does.
+        mail: what this process sends to the others and receives from them.
     """
 
     def __init__(
         self,
         id: int,
         options: Options,
-        mailbox: int,
-        siblings: Sequence[int],
         board: Board | None = None,
         row: int = 0,
+        mail: Mail | None = None,
     ) -> None:
         self.id = id
         self.pid = os.getpid()
         self.options = options
-        self.mailbox = mailbox
-        self.siblings = list(siblings)
         self.handlers: list[Handler] = []
         self.board = board or Board()
         self.counters = self.board.process(row)
+        self.mail = mail or Mail(Sender(row, id, self.pid), self.board)
         self.service: Service | None = None
         self._row = row
         self.topology = Topology(options, self.board.topology)
@@ -114,13 +113,9 @@ class Worker:
         """What this process has counted since it started, and what it holds now."""
         return dict(self.counters)
 
-    def meet(self, slot: int, sibling: int) -> None:
-        """There is a slot that there was not before, or was another time: the way to it."""
-        if slot < len(self.siblings):
-            os.close(self.siblings[slot])
-            self.siblings[slot] = sibling
-        else:
-            self.siblings.append(sibling)
+    def beat(self) -> None:
+        """This process is there, and its loop turns."""
+        self.board.beat(self._row)
 
     def has_others(self) -> bool:
         """Whether another process of this slot is there, or may be."""
@@ -162,11 +157,7 @@ class _Boot:
         if worker.service is not None:
             worker.service.forked()
             return
-        from .kernel import close  # not in the launcher
-
-        for fd in (worker.mailbox, *worker.siblings):
-            with contextlib.suppress(OSError):
-                close(fd)
+        worker.mail.close()
         for end in (self.control, self.inbox, self.own_inbox):
             end.close()
 
@@ -279,11 +270,21 @@ def main(spec: Mapping[str, Any], fds: Sequence[int]) -> NoReturn:
         place, fds = _wait_for_slot(spec["target"], options, control)
         spec = {**spec, **place}
     logs.set_up(options, worker=spec["slot"])
-    inbox, own_inbox, mailbox, memory, *siblings = fds
+    inbox, own_inbox, mailbox, news, memory, *siblings = fds
     board = Board(memory)
     board.close()
+    mail = Mail(
+        Sender(spec["row"], spec["slot"], os.getpid()),
+        board,
+        news=Socket(unix, packets, 0, news),
+        mailbox=Socket(unix, packets, 0, mailbox),
+        siblings=[(*who, fd) for who, fd in zip(spec["siblings"], siblings, strict=True)],
+        epoch=spec["epoch"],
+        limit=options.max_mail,
+        cells=board.process(spec["row"]).cells,
+    )
     _boot = _Boot(
-        Worker(spec["slot"], options, mailbox, siblings, board, spec["row"]),
+        Worker(spec["slot"], options, board, spec["row"], mail),
         bytes.fromhex(spec["secret"]),
         control,
         Socket(unix, packets, 0, inbox),
@@ -327,6 +328,7 @@ def _wait_for_slot(
         os._exit(0)
     place = json.loads(message.payload)
     os.environ["STICKY_WORKER_ID"] = str(place["slot"])
+    spawn.rename(spawn.SPARE, f"worker {place['slot']}")
     return place, message.fds
 
 
@@ -388,6 +390,7 @@ def serve(factory: Callable[[], Any] | Any) -> NoReturn:
     make = classes.load(worker_class)
     worker.service = service = make(worker, app, boot.control, boot.inbox, boot.own_inbox)
     service.run()
+    worker.mail.finish(_LAST_MAIL)
     # From here on an exit is an exit, not a failure to boot. SystemExit runs the atexit handlers.
     _boot = None
     gc.freeze()  # the interpreter's last collection would take longer than all the rest of the end

@@ -6,7 +6,6 @@ and runs the hub in its own event loop.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import signal
@@ -24,14 +23,15 @@ from ..core import Head
 from ..forwarded import Trusted
 from ..logs import printable
 from ..options import Options
-from . import ending
+from . import ending, mailing
 from .accesslog import AccessLog
 from .affinity import Affinity, Marking
 from .boundary import Wire
 from .draining import Draining
+from .heartbeat import Heartbeat
 from .http1 import Refused
 from .hub import Hub, Watcher
-from .kernel import Socket, close
+from .kernel import Socket
 from .link import Link
 from .placing import Placing
 from .sessions import instances
@@ -137,6 +137,7 @@ class Service:
                 worker.sessions.held,
             )
         self.link = Link(self, control, inbox, own_inbox)
+        self.heartbeat = Heartbeat(self)
         self.draining = Draining(self)
         self.sync = Sync(self)
         self._told: set[str] = set()
@@ -184,6 +185,10 @@ class Service:
         """Have what is still in hand end: this process does, at ``draining.by`` at the latest."""
         raise NotImplementedError
 
+    def mail_waiter(self) -> mailing.HubWaiter:
+        """Where mail is read."""
+        return mailing.HubWaiter(self.hub)
+
     @property
     def busy(self) -> bool:
         """Whether something is in hand that is to be finished before this process ends."""
@@ -206,6 +211,8 @@ class Service:
     def begin(self) -> None:
         """The app is ready: say so, and take connections."""
         self.look_around()
+        mailing.attend(self.worker.mail, self.hub, self.mail_waiter())
+        self.heartbeat.begin()
         self.link.begin()
 
     def count(self, cell: int, by: int = 1) -> None:
@@ -334,7 +341,7 @@ class Service:
             if not isinstance(server.manager, reaching):
                 use = "socketio.Server(client_manager=sticky.cluster.Manager()), or one for Redis"
                 if isinstance(server, socketio.AsyncServer):
-                    use = "socketio.AsyncServer(client_manager=socketio.AsyncRedisManager(url))"
+                    use = "socketio.AsyncServer(client_manager=sticky.cluster.AsyncManager())"
                 self.link.notice(
                     "client manager",
                     "this is a Socket.IO app on several workers without a client manager: what "
@@ -360,9 +367,7 @@ class Service:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         self.hub.close_after_fork()
         self.link.close_after_fork()
-        for fd in (self.worker.mailbox, *self.worker.siblings):
-            with contextlib.suppress(OSError):
-                close(fd)
+        self.worker.mail.close()
         for wire in self.wires:
             wire.close_after_fork()
         self.wires.clear()

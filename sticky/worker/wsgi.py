@@ -24,6 +24,7 @@ from .body import FileWrapper
 from .boundary import TAKEN, Wire
 from .hub import Hub, Watcher
 from .kernel import Socket, allocate_lock, read
+from .mailing import HubWaiter, ThreadWaiter
 from .service import Service
 from .sessions import end, of_engineio
 from .signals import nothing
@@ -113,6 +114,7 @@ class WsgiService(Service):
         self._lock = allocate_lock()
         self._ending = 0  # sessions
         self._signals = self._wakes = -1
+        self._mail: ThreadWaiter | None = None
         self._base = {
             "SCRIPT_NAME": self.options.root_path,
             "SERVER_SOFTWARE": f"sticky/{__version__}",
@@ -127,6 +129,11 @@ class WsgiService(Service):
         }
         if self.loop.threads:
             self.count = self._count_together  # type: ignore[method-assign]
+
+    def mail_waiter(self) -> HubWaiter:
+        # In threads the loop is often in the hands of somebody who is in the app.
+        self._mail = ThreadWaiter() if self.loop.threads else None
+        return self._mail or super().mail_waiter()
 
     def run(self) -> None:
         """Serve until told to end."""
@@ -233,6 +240,8 @@ class WsgiService(Service):
 
     def forked(self) -> None:
         super().forked()
+        if self._mail is not None:
+            self._mail.after_fork()
         for fd in (self._signals, self._wakes):
             if fd >= 0:
                 kernel.close(fd)

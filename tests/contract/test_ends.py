@@ -8,14 +8,16 @@ import os
 import re
 import select
 import signal
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from sticky import channel
 from tests.harness import Kind, wait_until
-from tests.process.clients import Client, head
+from tests.process.clients import SEED, XFF, Client, addresses_of, head
 from tests.process.lone import Lone
 
 MASTERS = {
@@ -51,10 +53,33 @@ def worker(kind: Kind, tmp_path: Path, recorded: Recorded) -> Iterator[Lone]:
         yield lone
 
 
-def start(kind: Kind, folder: Path, recorded: Recorded, *, suffix: str = "", **more: str) -> Lone:
+def start(
+    kind: Kind,
+    folder: Path,
+    recorded: Recorded,
+    *,
+    suffix: str = "",
+    options: Mapping[str, Any] = {},
+    **more: str,
+) -> Lone:
     app = {"wsgi": "app", "asgi": "asgi"}[kind.interface] + suffix
     env = {"RECORD": str(recorded.file), **more}
-    return Lone(kind, f"tests.ending_apps:{app}", folder, env=env)
+    return Lone(kind, f"tests.ending_apps:{app}", folder, env=env, **options)
+
+
+OF_TWO = {"num": 2, "proxy": True, "seed": SEED}
+OURS, ANOTHERS = (f"{XFF}: {addresses_of(slot, 2, 1)[0]}" for slot in (0, 1))
+
+
+@contextlib.contextmanager
+def crowded(worker: Lone) -> Iterator[None]:
+    """It has more to hand back than its channel takes, which nobody empties."""
+    with contextlib.ExitStack() as clients:
+        for _ in range(150):
+            client = clients.enter_context(worker.client(head(OURS)))
+            client.answer()
+            client.send(head(ANOTHERS, f"X-Filler: {'x' * 1500}"))
+        yield
 
 
 def last_of_the_app(kind: Kind) -> list[str]:
@@ -90,16 +115,24 @@ def test_a_worker_that_is_told_to_end_asks_to_be_replaced_and_goes_on(
 def test_a_worker_asks_to_be_replaced_as_soon_as_its_master_can_be_told(
     kind: Kind, tmp_path: Path, recorded: Recorded
 ) -> None:
-    with start(kind, tmp_path, recorded) as worker:
-        for _ in range(40):  # what it says to these fills the channel, which nobody empties
-            for _ in range(20):
-                worker.say(channel.PING)
-            with worker.client(head()) as client:
-                client.answer()
+    with start(kind, tmp_path, recorded, options=OF_TWO) as worker, crowded(worker):
         os.kill(worker.pid, signal.SIGTERM)
-        with worker.client(head()) as client:
+        with worker.client(head(OURS)) as client:
             client.answer()
         worker.expect(channel.LEAVING)
+
+
+def test_a_worker_beats_however_much_lies_in_its_channel(
+    kind: Kind, tmp_path: Path, recorded: Recorded
+) -> None:
+    with start(kind, tmp_path, recorded, options={**OF_TWO, "timeout": 2.0}) as worker:
+        with crowded(worker):
+            before = worker.beats()
+            wait_until(lambda: worker.beats() >= before + 5, what="it beats")
+        os.kill(worker.pid, signal.SIGSTOP)
+        before = worker.beats()
+        time.sleep(0.5)  # more than two beats: the time itself is the condition
+        assert worker.beats() == before
 
 
 def test_signals_to_the_group_are_the_masters_business(worker: Lone) -> None:

@@ -68,6 +68,10 @@ try {
   await hears(anna, "hello anna");
   await bert.click("#robots");
   await anna.waitForFunction(() => document.querySelectorAll(".users .robot").length >= 3);
+  // Of all workers together, each of which knows its own clients.
+  await anna.waitForFunction(
+    () => parseInt(document.querySelector("#participants").textContent) >= 5,
+  );
   await anna.waitForFunction(() => document.querySelectorAll(".worker .pid").length === 4);
   await anna.waitForFunction(() => document.querySelectorAll("#log .said").length >= 4);
   await anna.screenshot({ path: screenshot });

@@ -1,9 +1,11 @@
-"""The Flask-SocketIO examples, as they are, with python-socketio's own client."""
+"""The examples for Flask-SocketIO and FastAPI, as they are, with clients of Python."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import signal
+import socket
 from collections.abc import Iterator
 from typing import Any
 
@@ -92,3 +94,29 @@ def test_the_page_and_its_script_are_there(running: Running) -> None:
     assert b"socket.io.min.js" in running.get("/").body
     assert running.get("/static/socket.io.min.js").status == 200
     assert running.get("/slow").json()["worker"] in range(WORKERS)
+
+
+def test_the_chat_with_fastapi_reaches_the_websockets_of_every_worker() -> None:
+    pytest.importorskip("fastapi")
+    connect = pytest.importorskip("websockets.sync.client").connect
+    script = str(ROOT / "examples" / "fastapi" / "app.py")
+    env = {"PYTHONPATH": str(ROOT)}
+    with (
+        serve(script, script=True, num=3, options=["0"], env=env) as running,
+        contextlib.ExitStack() as opened,
+    ):
+        assert b"WebSocket" in running.get("/").body
+        port, tabs = running.port, []
+        for number in range(9):
+            sock = socket.create_connection(("127.0.0.1", port))
+            url = f"ws://client{number}.localhost:{port}/chat"
+            tabs.append(opened.enter_context(connect(url, sock=sock, open_timeout=20)))
+        workers = set()
+        for number, tab in enumerate(tabs):
+            tab.send(f"hello {number}")
+            for other in tabs:
+                said = json.loads(other.recv(timeout=20))
+                assert said["text"] == f"hello {number}"
+                workers.add(said["worker"])
+        assert len(workers) > 1
+        assert "Traceback" not in running.log()

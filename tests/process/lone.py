@@ -17,6 +17,7 @@ from typing import Any
 
 from sticky import Options, channel, spawn
 from sticky.board import Board
+from sticky.master.post import Post
 from tests.harness import Kind, wait_until
 
 from .clients import Client
@@ -72,9 +73,13 @@ class Lone:
             self.port: int = self._listener.getsockname()[1]
             self._inbox, inbox = map(opened.enter_context, channel.inbox())
             self._own_inbox, own_inbox = map(opened.enter_context, channel.inbox())
-            mailbox, sibling = map(opened.enter_context, channel.pair())
-            board = Board()
+            self._board = board = Board()
             opened.callback(board.close)
+            post, row = Post(board), board.give()
+            self._row = row
+            opened.callback(post.close_all)
+            given = post.open(row, 0)
+            opened.callback(given.close)
             spec = {
                 "role": "worker",
                 "slot": 0,
@@ -86,10 +91,12 @@ class Lone:
                 "call": 0,
                 "argv": ["lone"],
                 "path": sys.path,
-                "row": board.give(),
+                "row": row,
+                **given.spec,
+                "secret": bytes(32).hex(),
             }
-            ends = [inbox, own_inbox, mailbox]
-            fds = [*(end.fileno() for end in ends), board.fd, sibling.fileno()]
+            ends = [inbox, own_inbox, given.mailbox, given.news]
+            fds = [*(end.fileno() for end in ends), board.fd]
             with _log_into(self._log):
                 self.pid, self.control = spawn.start(
                     "worker 0", spec, fds, environment=self._env, stdin=os.devnull
@@ -145,6 +152,7 @@ class Lone:
             if select.select([self.control], [], [], left)[0]:
                 message = self._reader.receive(self.control)
                 assert message is not None, f"it has ended; log:\n{self.log()}"
+                self._forget(message)
                 if message.kind == kind:
                     return message
 
@@ -153,8 +161,17 @@ class Lone:
         kinds = []
         with contextlib.suppress(BlockingIOError, ConnectionResetError):
             while message := self._reader.receive(self.control):
+                self._forget(message)
                 kinds.append(message.kind)
         return kinds
+
+    def beats(self) -> int:
+        """How often it has said that its loop turns."""
+        return self._board.beats(self._row)
+
+    def _forget(self, message: channel.Message) -> None:
+        for fd in message.fds:  # of connections: their clients see them closed
+            os.close(fd)
 
     # -- what is seen of it -----------------------------------------------------------------------
 

@@ -93,7 +93,7 @@ def test_clients_that_speak_tls_or_http2(kind: Kind, proxy: bool) -> None:
     [
         ("tests.apps:socketio_server", 2, "sticky.cluster.Manager()"),
         ("tests.apps:socketio_app", 3, "sticky.cluster.Manager()"),
-        ("tests.asgi_apps:socketio_app", 2, "socketio.AsyncRedisManager(url)"),
+        ("tests.asgi_apps:socketio_app", 2, "sticky.cluster.AsyncManager()"),
         ("tests.apps:socketio_cluster", 2, None),
         ("tests.apps:socketio_server", 1, None),
         ("tests.asgi_apps:socketio_server", 1, None),

@@ -19,7 +19,7 @@ import pytest
 
 from tests.harness import MARK, ROOT, Kind, Running, marked, request, serve, wait_until
 
-from .clients import SEED, XFF, Client, head
+from .clients import SEED, XFF, Client, addresses_of, head
 from .life_kit import (
     NUM,
     ROUTED,
@@ -51,6 +51,23 @@ def stand_still(impatient: Running) -> None:
     impatient.wait_for_successor(0, before[0])
     assert {slot: served_by(impatient, slot) for slot in (1, 2)} == {1: before[1], 2: before[2]}
     assert impatient.log()[mark:].count("is killed") == 1
+
+
+def test_a_worker_that_hands_back_one_request_after_the_other_is_not_killed(kind: Kind) -> None:
+    options = (*ROUTED, "--timeout", "3")
+    with kind.serve("lab", num=2, proxy=True, options=options) as running:
+        before = running.worker_pids()
+        mark, until = len(running.log()), time.monotonic() + 8
+        with contextlib.ExitStack() as opened:
+            clients = [opened.enter_context(Client(running.port)) for _ in range(40)]
+            while time.monotonic() < until:
+                for slot in (0, 1):  # in turn, so each time it is another's
+                    line = f"{XFF}: {addresses_of(slot, 2, 1)[0]}"
+                    for client in clients:
+                        client.send(head(line, f"X-Filler: {'x' * 4000}"))
+                    assert {client.answer().status for client in clients} == {200}
+        assert "is killed" not in running.log()[mark:]
+        assert running.worker_pids() == before
 
 
 # -- everything dies ---------------------------------------------------------------------------

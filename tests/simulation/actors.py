@@ -11,16 +11,19 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from sticky import channel
+from sticky.heartbeat import every
 from sticky.master.waiting import LAST_HEAD
 from sticky.rules import NEED_MORE
 
-from .kernel import LARGE, Control, File, Flag, Inbox, Parcel, Pipe, Request, Wire, demand
+from .kernel import LARGE, Control, Flag, Inbox, News, Parcel, Pipe, Request, Wire, demand
 
 if TYPE_CHECKING:
     from .history import World
 
 LIMIT = 1024
 """The longest head, in bytes."""
+BODY = bytes(97 + (i + i // 26) % 26 for i in range(2 * LARGE))
+"""No two bytes are like their neighbours, so that none can be lost or change places."""
 KEYS = 12
 """So many clients are told apart by what they send."""
 
@@ -100,8 +103,7 @@ class Client:
             pieces = [head[a:b] for a, b in zip([0, *cut], [*cut, len(head)], strict=True)]
             if rng.random() < 0.4 and not whole:
                 pieces.pop()  # and never ends
-        # No two bytes are like their neighbours, so that none can be lost or change places.
-        body = bytes(97 + (i + i // 26) % 26 for i in range(request.size - len(head)))
+        body = BODY[: request.size - len(head)]
         if rng.random() < 0.3 and body:
             pieces.append(body)
         else:
@@ -180,7 +182,7 @@ class Worker:
         worker_class: str,
         row: int,
         own: Inbox,
-        siblings: list[File],
+        news: News,
     ) -> None:
         self.world, self.slot, self.pid, self.row = world, slot, pid, row
         self.worker_class = self.asked_class = worker_class
@@ -204,10 +206,9 @@ class Worker:
         self.known_ready: float | None = None
         self.ready_at = 0.0
         self.started = self.kernel.ran
-        self.pinged = 0.0
-        self.unanswered: float | None = None
+        self.beaten = 0.0
         self.mail: deque[int] = deque()  # what it was sent and has not read
-        self.told: list[int] = []
+        self.told: set[int] = set()
         self.owed: deque[int] = deque()  # what it was to be told, and there was no room
         self.draining = False  # it is to end because the server does
         self.quit_said: float | None = None
@@ -222,7 +223,7 @@ class Worker:
         self.failure_status = 3
         self.right_class: str | None = None
         self.corrected = False  # it is of the class that the one before it has named
-        self.siblings: dict[int, File] = dict(enumerate(siblings))
+        self.news = news
         self.pidfd: Flag | None = None
         self.control = Control(self.kernel)
         self.control.capacity = world.control_capacity
@@ -238,6 +239,11 @@ class Worker:
         return f"worker {self.pid} of slot {self.slot}"
 
     @property
+    def knows_its_end(self) -> bool:
+        """Whether it was told to end, or is to be."""
+        return channel.END in self.told or channel.END in self.owed
+
+    @property
     def doomed(self) -> bool:
         """Whether it was sent what it will die of."""
         return self.killed or self.aborted is not None
@@ -250,7 +256,7 @@ class Worker:
     @property
     def serves(self) -> bool:
         """Whether it is ready to, as far as the master can know."""
-        return self.known_ready is not None and not self.doomed
+        return self.known_ready is not None and not self.killed and self.aborted is None
 
     def later(self, delay: float, what: Callable[..., object], *arguments: Any) -> None:
         """Do something after this time, if then alive; hung, when it hangs no longer."""
@@ -306,6 +312,7 @@ class Worker:
     def is_ready(self) -> None:
         rng, weather = self.rng, self.world.weather
         self.ready = True
+        self.beat()
         self.control.say(channel.READY, {"worker_class": self.worker_class})
         self.inbox.readers.append(self.wake)
         self.own.readers.append(self.wake)
@@ -315,6 +322,12 @@ class Worker:
         if rng.random() < weather.deaths:
             fate = rng.choice((self.crash, self.crash, self.retire, self.hang))
             self.later(rng.choice((0.0, 0.1, 0.5, 3.0, 12.0)), fate)
+
+    def beat(self) -> None:
+        """By a timer of its own loop, whatever else it does."""
+        self.world.board.beat(self.row)
+        self.beaten = self.kernel.ran
+        self.later(every(self.world.options.timeout), self.beat)
 
     def crash(self) -> None:
         if self.alive:
@@ -344,7 +357,7 @@ class Worker:
     def hang(self) -> None:
         pause = self.rng.choice((0.3, 2.0, 10.0, 1e9))
         self.kernel.say(self, "hangs for", pause, "s")
-        self.hung_until = self.kernel.now + pause
+        self.hung_until = self.kernel.moment(pause)
         self.stopped = self.rng.random() < 0.5
         if self.rng.random() < 0.1:
             self.die(-9)
@@ -637,13 +650,12 @@ class Worker:
 
     # -- what it is told ----------------------------------------------------------------------
 
-    def hear(self, kind: int, *sibling: tuple[int, File]) -> None:
+    def hear(self, kind: int) -> None:
         """The master says something; it is read when there is time, and in order."""
         demand(self.owed, self, "hears of", kind, "for nothing")
         owed = self.owed.popleft()
         demand(kind == owed, self, "hears of", kind, "before", owed)
-        self.told.append(kind)
-        self.siblings.update(sibling)
+        self.told.add(kind)
         self.mail.append(kind)
         self.control.unread += 1
         self.later(self.rng.choice((0.0, 0.0, 0.02)), self.read_mail)
@@ -651,10 +663,6 @@ class Worker:
     def is_told(self, kind: int) -> None:
         """The master has decided to tell it something, though there may be no room for it."""
         self.owed.append(kind)
-        if kind == channel.PING:
-            self.pinged = self.kernel.ran
-            if self.unanswered is None:
-                self.unanswered = self.kernel.ran
         self.world.told(self, kind)
 
     def read_mail(self) -> None:
@@ -664,9 +672,7 @@ class Worker:
         kind = self.mail.popleft()
         self.control.unread -= 1
         self.control.stir()
-        if kind == channel.PING:
-            self.control.say(channel.PONG, {})
-        elif kind == channel.CLOSING:
+        if kind == channel.CLOSING:
             self.closing = True
             if self.rng.random() < self.world.weather.deaths / 3:
                 self.later(self.rng.choice((0.01, 0.1)), self.crash)
@@ -716,11 +722,9 @@ class Worker:
         if kind == channel.READY and self.doomed:
             self.kernel.note("ready, and killed already")
         elif kind == channel.READY:
-            self.known_ready = self.pinged = self.kernel.ran
+            self.known_ready = self.beaten = self.kernel.ran
             self.ready_at = self.changed = self.kernel.now
             self.world.is_ready(self)
-        elif kind == channel.PONG:
-            self.unanswered = None
         elif kind == channel.LEAVING:
             self.world.is_leaving(self)
 

@@ -35,6 +35,27 @@ def test_what_one_process_counts_others_read(board):
     }
 
 
+def test_the_beats_of_a_process_are_its_own_and_no_counter(board):
+    other = Board(os.dup(board.fd))
+    row, next_row = board.give(), board.give()
+    board.show(row, 0, 4711)
+    other.beat(row)
+    other.beat(row)
+    other.beat(next_row)
+    other.close()
+    assert (board.beats(row), board.beats(next_row)) == (2, 1)
+    assert board.stats()["workers"] == {0: {"pid": 4711, **dict.fromkeys(WORKER, 0)}}
+    board.take_back(row)
+    assert board.give() == row
+    assert board.beats(row) == 0
+
+
+def test_a_process_without_a_row_beats_for_nobody(board):
+    board.beat(0)
+    assert not any(board.master.values())
+    assert board.beats(0) == 0
+
+
 def test_a_process_is_shown_from_when_it_serves_until_it_has_ended(board):
     assert set(board.stats()) == {*MASTER, "workers"}
     first = board.give()
@@ -179,3 +200,18 @@ def test_without_a_server_there_is_nothing_to_say(monkeypatch):
 def test_the_page_names_each_of_them():
     page = (ROOT / "docs" / "stats.md").read_text()
     assert tuple(re.findall(r"^\| `(\w+)`", page, re.M)) == MASTER + WORKER
+
+
+def test_a_row_has_room_for_all_counters_and_for_what_a_process_wants(board):
+    row = board.give()
+    board.wanted[row] = 5
+    process = board.process(row)
+    for name in WORKER:
+        process[name] = 7
+    assert board.wanted[row] == 5
+    assert board.came_or_went() == 1
+    for name in MASTER:
+        board.master[name] = 7
+    assert board.presence[0] == 1
+    board.take_back(row)
+    assert board.wanted[row] == 0

@@ -128,7 +128,7 @@ def test_a_zone_in_an_address_does_no_harm(ends, reader, pipe):
 
 def test_messages_keep_their_boundaries_and_order(ends, reader):
     for number in range(20):
-        channel.send(ends[0], channel.pack_header(channel.PONG), b"x" * number)
+        channel.send(ends[0], channel.pack_header(channel.NOTICE), b"x" * number)
     assert [len(reader.receive(ends[1]).payload) for _ in range(20)] == list(range(20))
 
 
@@ -171,7 +171,7 @@ def test_nothing_to_receive_is_not_the_end_and_the_end_is_none(ends, reader):
 def test_sending_to_a_closed_end_says_so(ends):
     ends[1].close()
     with pytest.raises(BrokenPipeError):
-        channel.send(ends[0], channel.pack_header(channel.PING))
+        channel.send(ends[0], channel.pack_header(channel.CLOSING))
 
 
 def test_an_inbox_holds_about_twenty_connections_and_then_has_no_room(inbox, reader, pipe):
@@ -205,7 +205,7 @@ def test_without_a_free_descriptor_the_message_is_an_error_and_nothing_leaks(
 ):
     # Two descriptors: the connection's, and that of the memfd with its prefix.
     channel.send_connection(ends[0], channel.HAND_BACK, pipe[0], "", b"x" * 100_000)
-    channel.send(ends[0], channel.pack_header(channel.PING))
+    channel.send(ends[0], channel.pack_header(channel.CLOSING))
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     used = {int(name) for name in os.listdir("/proc/self/fd")}
     lowest = next(number for number in range(10_000) if number not in used)
@@ -221,7 +221,7 @@ def test_without_a_free_descriptor_the_message_is_an_error_and_nothing_leaks(
             os.close(filler.pop())
         with pytest.raises(ChannelError, match="no file descriptor free"):
             reader.receive(ends[1])
-        assert reader.receive(ends[1]).kind == channel.PING
+        assert reader.receive(ends[1]).kind == channel.CLOSING
         for _ in range(free):
             filler.append(os.dup(pipe[0]))  # as many are free as before
         with pytest.raises(OSError, match="Too many open files"):
@@ -235,7 +235,7 @@ def test_without_a_free_descriptor_the_message_is_an_error_and_nothing_leaks(
     assert again <= lowest + 1
 
 
-def raw(kind=channel.PING, version=channel.VERSION, size=None, fds=()):
+def raw(kind=channel.CLOSING, version=channel.VERSION, size=None, fds=()):
     header = bytearray(channel.pack_header(kind))
     header[0] = version
     rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
@@ -253,7 +253,7 @@ def raw(kind=channel.PING, version=channel.VERSION, size=None, fds=()):
         ({"kind": channel.CONNECTION, "count": 2}, "2 descriptors"),
         ({"kind": channel.REST}, "0 descriptors"),
         ({"kind": channel.CONNECTION, "version": 9, "count": 1}, "version"),
-        ({"kind": channel.PING, "version": 9, "count": 2}, "version"),
+        ({"kind": channel.CLOSING, "version": 9, "count": 2}, "version"),
     ],
 )
 def test_a_message_that_cannot_be_read_is_an_error_and_leaves_nothing_open(
@@ -266,15 +266,15 @@ def test_a_message_that_cannot_be_read_is_an_error_and_leaves_nothing_open(
     with pytest.raises(ChannelError, match=says):
         reader.receive(ends[1])
     assert open_fds() == before
-    channel.send(ends[0], channel.pack_header(channel.PING))
-    assert reader.receive(ends[1]).kind == channel.PING
+    channel.send(ends[0], channel.pack_header(channel.CLOSING))
+    assert reader.receive(ends[1]).kind == channel.CLOSING
 
 
 def test_a_packet_larger_than_the_buffer_is_an_error(ends, reader):
     ends[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
     if ends[0].getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) < 300_000:
         pytest.skip("the system does not allow packets that large")
-    channel.send(ends[0], channel.pack_header(channel.PONG), b"x" * 270_000)
+    channel.send(ends[0], channel.pack_header(channel.NOTICE), b"x" * 270_000)
     with pytest.raises(ChannelError):
         reader.receive(ends[1])
 

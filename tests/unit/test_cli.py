@@ -52,6 +52,7 @@ FLAGS = {
     "max_head_size": (["--max-head-size", "2048"], 2048),
     "max_pending_heads": (["--max-pending-heads", "7"], 7),
     "max_queued": (["--max-queued", "7"], 7),
+    "max_mail": (["--max-mail", "70000"], 70000),
     "queue_timeout": (["--queue-timeout", "7"], 7.0),
     "keep_alive": (["--keep-alive", "5"], 5.0),
     "max_moves": (["--max-moves", "3"], 3),

@@ -1,297 +1,534 @@
-"""The client manager across workers, over a bus in one process, and in patched processes."""
+"""The client managers across workers, which are all in this process, and in patched processes."""
 
 from __future__ import annotations
 
+import asyncio
 import json
-import logging
-import os
-import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import socketio
 
-from sticky import cluster
+from sticky import cluster, events
+from sticky.cluster import Place, UnansweredError
 from sticky.errors import StickyError
+from sticky.mail import EVENTS, Mail
 from tests.harness import ROOT, wait_until
 
-
-class Manager(cluster.Manager):
-    handled = 0
-
-    def _handle_emit(self, message: Any) -> None:
-        super()._handle_emit(message)
-        self.handled += 1
+from .mail_kit import Office, raw
 
 
-class Worker(socketio.Server):
-    """A server that writes down what it would have sent to whom."""
+class Noting:
+    """Before a server's class: it writes down what it would have sent to whom."""
 
-    def __init__(self, manager: Manager, client: str | None = None) -> None:
+    manager: Any
+    manager_initialized: bool
+
+    def begin(self) -> None:
+        """What python-socketio does at the first connection."""
+        if not self.manager_initialized:
+            self.manager_initialized = True
+            self.manager.initialize()
+
+
+def content(packet: Any) -> Any:
+    text = packet.data
+    return json.loads(text[text.index("[") :]) if isinstance(text, str) else text
+
+
+class Worker(Noting, socketio.Server):
+    def __init__(self, mail: Mail) -> None:
         self.sent: list[tuple[str, Any]] = []
-        if client:
-            manager.server = socketio.Server(async_mode="threading")  # only draws the session id
-            manager.connect(client, "/")
+        manager = cluster.Manager(mail=mail)
         super().__init__(async_mode="threading", client_manager=manager)
+
+    def client(self, name: str) -> str:
+        """One more client, as python-socketio has it; its session id."""
+        self.begin()
+        return self.manager.connect(name, "/")
 
     def _send_packet(self, eio_sid: str, packet: Any) -> None:
         self.sent.append((eio_sid, packet.data))
 
     def _send_eio_packet(self, eio_sid: str, packet: Any) -> None:
-        text = packet.data
-        data = json.loads(text[text.index("[") :]) if isinstance(text, str) else text
-        self.sent.append((eio_sid, data))
+        self.sent.append((eio_sid, content(packet)))
 
 
-class Bus:
-    def __init__(self, size: int) -> None:
-        pairs = [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(size)]
-        self.reading = [pair[0] for pair in pairs]
-        self.writing = [pair[1] for pair in pairs]
-        self.managers: list[Manager] = []
+class AsyncWorker(Noting, socketio.AsyncServer):
+    def __init__(self, mail: Mail) -> None:
+        self.sent: list[tuple[str, Any]] = []
+        manager = cluster.AsyncManager(mail=mail)
+        super().__init__(async_mode="asgi", client_manager=manager)
 
-    def manager(self, own: int, **options: Any) -> Manager:
-        siblings = [sock.fileno() for sock in self.writing]
-        made = Manager(own=own, mailbox=self.reading[own].fileno(), siblings=siblings, **options)
-        self.managers.append(made)
-        return made
+    async def client(self, name: str) -> str:
+        self.begin()
+        return await self.manager.connect(name, "/")
 
-    def worker(self, own: int, client: str | None = None, **options: Any) -> Worker:
-        """A worker; with ``client`` it has one before it reads its mail."""
-        return Worker(self.manager(own, **options), client)
+    async def _send_packet(self, eio_sid: str, packet: Any) -> None:
+        self.sent.append((eio_sid, packet.data))
+
+    async def _send_eio_packet(self, eio_sid: str, packet: Any) -> None:
+        self.sent.append((eio_sid, content(packet)))
+
+
+class Bus(Office):
+    """Workers with a server each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.servers: list[Any] = []
+
+    def worker(self, slot: int, client: str | None = None, **options: Any) -> Worker:
+        """One more; with ``client`` it has one."""
+        worker = Worker(mail := self.join(slot, attend=False, **options))
+        self.attend(mail)
+        self.servers.append(worker)
+        if client:
+            worker.client(client)
+        return worker
+
+    def workers(self, num: int) -> list[Worker]:
+        """So many, with a client each: "client0", "client1", ..."""
+        return [self.worker(slot, f"client{slot}") for slot in range(num)]
 
     def close(self) -> None:
-        for sock in self.reading + self.writing:
-            sock.shutdown(socket.SHUT_RDWR)  # also ends who waits for it in a thread
-            sock.close()
-        for manager in self.managers:
-            if hasattr(manager, "thread"):
-                manager.thread.join(10)
-                assert not manager.thread.is_alive()
-        wait_until(lambda: not [t for t in threading.enumerate() if "flush" in t.name], 10)
-        for manager in self.managers:
-            manager.close()
+        for server in self.servers:
+            server.manager.close()
+            if hasattr(server.manager, "thread") and isinstance(
+                server.manager.thread, threading.Thread
+            ):
+                server.manager.thread.join(10)
+        super().close()
 
 
 @pytest.fixture
-def make_bus() -> Iterator[Callable[[int], Bus]]:
-    made: list[Bus] = []
-
-    def make(size: int) -> Bus:
-        made.append(Bus(size))
-        return made[-1]
-
-    before = len(os.listdir("/proc/self/fd"))
-    yield make
-    for bus in made:
-        bus.close()
-    assert len(os.listdir("/proc/self/fd")) <= before
+def bus():
+    made = Bus()
+    yield made
+    made.close()
 
 
-def test_an_emit_reaches_the_clients_of_every_worker(make_bus: Callable[[int], Bus]) -> None:
-    bus = make_bus(3)
-    workers = [bus.worker(slot) for slot in range(3)]
-    for slot, worker in enumerate(workers):
-        worker.manager.connect(f"client{slot}", "/")
+def test_an_emit_reaches_the_clients_of_every_worker(bus: Bus) -> None:
+    workers = bus.workers(3)
     workers[1].emit("news", {"a": 1})
     for slot, worker in enumerate(workers):
         wait_until(lambda worker=worker: worker.sent)
         assert worker.sent == [(f"client{slot}", ["news", {"a": 1}])]
 
 
-def test_a_room_reaches_only_its_members_wherever_they_are(make_bus: Callable[[int], Bus]) -> None:
-    bus = make_bus(2)
-    here, there = bus.worker(0), bus.worker(1)
-    here.manager.connect("outside", "/")
-    member = there.manager.connect("member", "/")
+def test_a_room_reaches_only_its_members_wherever_they_are(bus: Bus) -> None:
+    here, there = bus.worker(0, "outside"), bus.worker(1)
+    member = there.client("member")
     here.enter_room(member, "room")  # asked of the worker that does not hold the client
     wait_until(lambda: "room" in there.manager.rooms["/"])
     here.emit("news", 1, room="room")
     wait_until(lambda: there.sent)
     assert there.sent == [("member", ["news", 1])]
     assert here.sent == []
+    here.leave_room(member, "room")
+    wait_until(lambda: "room" not in there.manager.rooms["/"])
+    here.enter_room(member, "room")
+    wait_until(lambda: "room" in there.manager.rooms["/"])
+    here.close_room("room")
+    wait_until(lambda: "room" not in there.manager.rooms["/"])
 
 
-@pytest.mark.parametrize("size", [0, 50_000, 60_000, 200_000, 5_000_000])
-def test_a_message_of_any_size_arrives_whole(make_bus: Callable[[int], Bus], size: int) -> None:
-    bus = make_bus(2)
-    here, there = bus.worker(0), bus.worker(1, "client")
+def test_one_who_is_to_be_skipped_is_skipped_wherever_he_is(bus: Bus) -> None:
+    here, there = bus.workers(2)
+    skipped = there.client("skipped")
+    here.emit("news", 1, skip_sid=skipped)
+    here.emit("end")
+    wait_until(lambda: len(there.sent) == 3)
+    assert there.sent[0] == ("client1", ["news", 1])
+    assert ("skipped", ["news", 1]) not in there.sent
+
+
+@pytest.mark.parametrize("size", [0, 50_000, 60_000, 5_000_000])
+def test_a_message_of_any_size_arrives_whole(bus: Bus, size: int) -> None:
+    here, there = bus.workers(2)
     here.emit("news", "x" * size)
     here.emit("news", "after")
     wait_until(lambda: len(there.sent) == 2)
-    assert there.sent == [("client", ["news", "x" * size]), ("client", ["news", "after"])]
+    assert there.sent == [("client1", ["news", "x" * size]), ("client1", ["news", "after"])]
 
 
-def test_a_message_longer_than_the_buffer_of_the_bus_arrives(
-    make_bus: Callable[[int], Bus],
-) -> None:
-    bus = make_bus(2)
-    bus.writing[1].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)
-    here, there = bus.worker(0), bus.worker(1, "client")
-    for _ in range(50):
-        here.emit("news", "x" * 20_000)
-    wait_until(lambda: len(there.sent) == 50)
-    assert here.manager.dropped == {}
-
-
-def test_binary_data_survives_the_way(make_bus: Callable[[int], Bus]) -> None:
-    bus = make_bus(2)
-    here, there = bus.worker(0), bus.worker(1, "client")
+def test_binary_data_survives_the_way(bus: Bus) -> None:
+    here, there = bus.workers(2)
     here.emit("news", b"\x00\xff")
     wait_until(lambda: len(there.sent) == 2)  # the event, then its attachment
-    assert there.sent[1] == ("client", b"\x00\xff")
+    assert there.sent[1] == ("client1", b"\x00\xff")
 
 
-def test_a_callback_is_answered_to_the_worker_that_asked_and_to_no_other(
-    make_bus: Callable[[int], Bus],
-) -> None:
-    bus = make_bus(3)
-    asking, holding = bus.worker(0), bus.worker(1)  # nobody reads the mail of worker 2
-    client = holding.manager.connect("client", "/")
+def test_a_callback_is_answered_once_to_the_worker_that_asked_and_to_no_other(bus: Bus) -> None:
+    asking, holding = bus.worker(0, "nobody"), bus.worker(1)
+    third = bus.join(2, attend=False)
+    third.subscribe(EVENTS, lambda payload, sender: None)
+    client = holding.client("client")
     answers: list[Any] = []
     asking.emit("question", 1, to=client, callback=lambda *args: answers.append(args))
     wait_until(lambda: holding.sent)
-    assert len(bus.reading[2].recv(100_000)) > 0  # the question
+    assert len(raw(third)) == 1  # the question
     holding.manager.trigger_callback(client, 1, ["answer"])
     wait_until(lambda: answers)
+    holding.manager.trigger_callback(client, 1, ["again"])
+    asking.emit("end")
+    wait_until(lambda: len(holding.sent) == 2)
     assert answers == [("answer",)]
-    with pytest.raises(BlockingIOError):
-        bus.reading[2].recv(1, socket.MSG_DONTWAIT)
+    assert b"callback" not in b"".join(raw(third))
 
 
-def test_a_sibling_that_does_not_read_costs_a_bounded_queue_and_holds_nobody(
-    make_bus: Callable[[int], Bus], caplog: pytest.LogCaptureFixture
-) -> None:
-    bus = make_bus(3)
-    here, there = bus.worker(0, queue_limit=100_000), bus.worker(1, "client")
-    with caplog.at_level(logging.WARNING, "sticky.cluster"):
-        for number in range(2000):
-            here.emit("news", [number, "x" * 1000])
-            wait_until(lambda number=number: len(there.sent) > number, interval=0.0001)
-    stuck = here.manager._siblings[2]
-    assert 0 < stuck.queued <= 100_000
-    dropped = here.manager.dropped
-    assert dropped.keys() == {2}
-    assert 1000 < dropped[2] < 2000
-    assert len([record for record in caplog.records if "worker 2" in record.message]) == 1
-
-    # What was kept is the oldest, and it is delivered in order once the slot reads again.
-    late = bus.worker(2, "late")
-    wait_until(lambda: not stuck.queue)
-    wait_until(lambda: len(late.sent) == 2000 - dropped[2])
-    assert [data[1][0] for _, data in late.sent] == list(range(2000 - dropped[2]))
+def test_a_client_is_disconnected_by_another_worker(bus: Bus) -> None:
+    here, there = bus.worker(0, "nobody"), bus.worker(1)
+    client = there.client("client")
+    ended = []
+    there.on("disconnect", lambda sid, reason: ended.append(sid))
+    here.disconnect(client)
+    wait_until(lambda: ended and not there.manager.is_connected(client, "/"))
+    assert ended == [client]
 
 
-def test_a_message_too_large_for_the_queue_is_kept_if_the_queue_is_empty(
-    make_bus: Callable[[int], Bus],
-) -> None:
-    bus = make_bus(2)
-    here = bus.worker(0, queue_limit=10)
-    for _ in range(1000):
-        here.emit("news", "x" * 1000)
-    sibling = here.manager._siblings[1]
-    assert len(sibling.queue) == 1
-    assert sibling.dropped > 0
-
-
-def test_mail_is_read_before_there_is_a_client_who_would_be_told_old_news(
-    make_bus: Callable[[int], Bus],
-) -> None:
-    bus = make_bus(2)
-    here, there = bus.worker(0, queue_limit=10), bus.worker(1)
-    for number in range(3000):
-        here.emit("news", number)
-        wait_until(lambda: not here.manager._siblings[1].queue, interval=0.0001)
-    assert here.manager.dropped == {}
-    wait_until(lambda: there.manager.handled == 3000)
-    there._handle_eio_connect("client", {})  # what python-socketio does at a first connection
-    there.manager.connect("client", "/")
+def test_a_worker_without_clients_is_sent_nothing(bus: Bus) -> None:
+    here, there = bus.worker(0, "client"), bus.worker(1)
+    here.emit("news", "old")
+    assert bus.board.process(here.manager._mail.sender.row)["mail_sent"] == 0
+    there.client("late")
     here.emit("news", "new")
-    wait_until(lambda: ("client", ["news", "new"]) in there.sent)
-    assert there.sent == [("client", ["news", "new"])]
+    wait_until(lambda: there.sent)
+    assert there.sent == [("late", ["news", "new"])]
 
 
-def test_messages_for_a_process_that_has_ended_wait_for_its_successor(
-    make_bus: Callable[[int], Bus],
-) -> None:
-    bus = make_bus(2)
-    here = bus.worker(0)
+def test_both_processes_of_a_slot_hear(bus: Bus) -> None:
+    here, before, successor = (
+        bus.worker(0, "a"),
+        bus.worker(1, "b"),
+        bus.worker(1, "c"),
+    )
     here.emit("news", 1)
-    successor = bus.worker(1)
-    successor.manager.connect("client", "/")
-    here.emit("news", 2)
-    wait_until(lambda: ("client", ["news", 2]) in successor.sent)
+    for worker, client in ((before, "b"), (successor, "c")):
+        wait_until(lambda worker=worker: worker.sent)
+        assert worker.sent == [(client, ["news", 1])]
 
 
-def test_what_is_no_json_is_passed_over(make_bus: Callable[[int], Bus]) -> None:
-    bus = make_bus(2)
-    here, there = bus.worker(0), bus.worker(1, "client")
-    bus.writing[1].send(b"\xff{")
+def test_a_worker_that_does_not_read_holds_nobody(bus: Bus) -> None:
+    stopped = bus.join(2, attend=False)
+    stopped.subscribe(EVENTS, lambda payload, sender: None)
+    here, there = bus.worker(0, "client", limit=100_000), bus.worker(1, "client")
+    for number in range(3000):
+        here.emit("news", [number, "x" * 1000])
+        if number % 50 == 49:
+            wait_until(lambda number=number: len(there.sent) > number, interval=0.001)
+    assert [data[1][0] for _, data in there.sent] == list(range(3000))
+    assert here.manager.dropped.keys() == {2}
+
+
+def test_what_is_no_event_is_passed_over(bus: Bus, caplog: pytest.LogCaptureFixture) -> None:
+    here, there = bus.workers(2)
+    for payload in (b"\xff{", b"[1]", b'"text"', b'{"method": "no such"}'):
+        here.manager._mail.post(EVENTS, payload)
     here.emit("news", 1)
     wait_until(lambda: there.sent)
-
-
-def test_no_fd_is_left_open_by_large_messages(make_bus: Callable[[int], Bus]) -> None:
-    bus = make_bus(2)
-    here, there = bus.worker(0), bus.worker(1, "client")
-    before = len(os.listdir("/proc/self/fd"))
-    for _ in range(20):
-        here.emit("news", "x" * 100_000)
-    wait_until(lambda: len(there.sent) == 20)
-    wait_until(lambda: len(os.listdir("/proc/self/fd")) <= before)
+    assert caplog.text.count("cannot be read") == 3
 
 
 def test_outside_a_worker_the_manager_says_what_to_do() -> None:
-    with pytest.raises(StickyError, match=r"sticky\.listen"):
-        cluster.Manager()
+    for manager in (cluster.Manager, cluster.AsyncManager):
+        with pytest.raises(StickyError, match=r"sticky\.listen"):
+            manager()
 
 
-def test_a_second_manager_in_one_worker_is_refused(make_bus: Callable[[int], Bus]) -> None:
-    bus = make_bus(2)
-    bus.worker(0)
+def test_a_second_manager_in_one_worker_is_refused(bus: Bus) -> None:
+    worker = bus.worker(0)
     with pytest.raises(StickyError, match=r"one sticky\.cluster\.Manager per worker"):
-        bus.worker(0)
+        Worker(worker.manager._mail)
 
+
+MESSAGES = (
+    {
+        "method": "emit",
+        "event": "news",
+        "data": [{"a": [1, None]}],
+        "binary": False,
+        "namespace": "/",
+        "room": None,
+        "skip_sid": ["a", "b"],
+        "callback": None,
+    },
+    {
+        "method": "emit",
+        "event": "news",
+        "data": [1],
+        "binary": False,
+        "namespace": "/x",
+        "room": "r",
+        "skip_sid": None,
+        "callback": ["r", "/x", 7],
+        "host_id": "1.abc",
+    },
+    {"method": "close_room", "room": "r", "namespace": "/", "host_id": "1.abc"},
+)
+
+
+@pytest.mark.parametrize("message", MESSAGES)
+def test_what_managers_say_survives_the_way(message: dict[str, Any]) -> None:
+    found = events.unpack(events.pack(message, json), json)
+    assert {**found, "callback": found.get("callback")} == {
+        **message,
+        "callback": message.get("callback"),
+    }
+
+
+# -- questions ------------------------------------------------------------------------------------
+
+
+def test_participants_are_counted_over_all_workers(bus: Bus) -> None:
+    workers = [*bus.workers(3), bus.worker(3)]
+    workers[1].enter_room(workers[1].client("more"), "room")
+    workers[2].enter_room(workers[2].client("more"), "room")
+    for worker in workers:
+        assert worker.manager.participants("room") == 2
+        assert worker.manager.participants() == 5
+        assert worker.manager.participants("no such room") == 0
+        assert worker.manager.participants(namespace="/other") == 0
+
+
+def test_who_is_connected_is_known_with_the_worker_that_has_it(bus: Bus) -> None:
+    workers = [bus.worker(slot) for slot in range(3)]
+    sids = [worker.client("client") for worker in workers]
+    pids = [bus.board.pid(worker.manager._mail.sender.row) for worker in workers]
+    assert pids == [0, 0, 0]  # none of them serves
+    found = workers[1].manager.connected()
+    pid = workers[0].manager._mail.sender.pid
+    assert found == {sid: Place(slot, pid) for slot, sid in enumerate(sids)}
+
+
+def test_server_side_events_reach_the_other_workers_and_bring_replies(bus: Bus) -> None:
+    workers = [bus.worker(slot) for slot in range(3)]
+    heard: list[Any] = []
+    for slot, worker in enumerate(workers):
+
+        @worker.manager.on_server_event("sum")
+        def add(data: list[int], slot: int = slot) -> list[int]:
+            heard.append(slot)
+            return [slot, sum(data)]
+
+    replies = workers[0].manager.server_side_emit("sum", [1, 2, 3], timeout=10)
+    assert {place.worker: reply for place, reply in replies.items()} == {1: [1, 6], 2: [2, 6]}
+    assert sorted(heard) == [1, 2]
+    assert workers[0].manager.server_side_emit("sum", [1]) == {}
+    wait_until(lambda: sorted(heard) == [1, 1, 2, 2])
+
+
+def test_who_cannot_answer_is_named_with_the_reason(bus: Bus) -> None:
+    workers = [bus.worker(slot) for slot in range(4)]
+
+    def fail(data: Any) -> None:
+        raise ValueError("no")
+
+    workers[1].manager.on_server_event("ask", fail)
+    workers[2].manager.on_server_event("ask", lambda data: object())  # which JSON cannot carry
+    with pytest.raises(UnansweredError) as caught:
+        workers[0].manager.server_side_emit("ask", timeout=10)
+    failed = {place.worker: why for place, why in caught.value.failed.items()}
+    assert failed.keys() == {1, 2, 3}
+    assert failed[1] == "ValueError('no')"
+    assert "not JSON serializable" in failed[2]
+    assert "on_server_event" in failed[3]
+    assert caught.value.missing == []
+
+
+def test_who_does_not_answer_in_time_is_named_and_the_others_say_what_they_know(bus: Bus) -> None:
+    here, _, stopped = bus.workers(3)
+    hub, _ = bus._hubs[id(stopped.manager._mail)]
+    hold = threading.Event()
+    hub.call(lambda: hold.wait(20))
+    try:
+        with pytest.raises(UnansweredError, match=r"worker 2 \(pid \d+\) has not") as caught:
+            here.manager.participants(timeout=0.3)
+    finally:
+        hold.set()
+    assert [place.worker for place in caught.value.missing] == [2]
+    assert {place.worker: n for place, n in caught.value.answers.items()} == {1: 1}
+    assert here.manager.participants() == 3
+
+
+def test_who_ends_is_not_waited_for(bus: Bus) -> None:
+    here, there = bus.workers(2)
+    asked = []
+
+    @there.manager.on_server_event("never")
+    def never(data: Any) -> None:
+        asked.append(data)
+        leaves.wait(20)
+
+    leaves, found = threading.Event(), []
+
+    def ask() -> None:
+        try:
+            here.manager.server_side_emit("never", 1, timeout=60)
+        except UnansweredError as error:
+            found.append(error)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    wait_until(lambda: asked)
+    bus.servers.remove(there)
+    there.manager.close()
+    bus.leave(there.manager._mail)
+    thread.join(20)
+    leaves.set()
+    assert [place.worker for place in found[0].missing] == [1]
+
+
+# -- asyncio --------------------------------------------------------------------------------------
+
+
+def in_asyncio(bus: Bus, num: int, body: Callable[[list[AsyncWorker]], Any]) -> None:
+    async def main() -> None:
+        workers = []
+        for slot in range(num):
+            mail = bus.join(slot, attend=False)
+            workers.append(AsyncWorker(mail))
+            bus.attend_in_asyncio(mail)
+        await asyncio.sleep(0)
+        try:
+            async with asyncio.timeout(30):
+                await body(workers)
+        finally:
+            for worker in workers:
+                worker.manager.close()
+                bus.leave(worker.manager._mail)
+            await asyncio.sleep(0)
+
+    asyncio.run(main())
+
+
+async def until(condition: Callable[[], Any]) -> None:
+    while not condition():
+        await asyncio.sleep(0.001)
+
+
+def test_in_asyncio_each_operation_reaches_the_other_workers(bus: Bus) -> None:
+    async def body(workers: list[AsyncWorker]) -> None:
+        here, there, third = workers
+        sids = [await worker.client(f"client{i}") for i, worker in enumerate(workers)]
+        await here.emit("news", {"a": 1}, skip_sid=sids[2])
+        await until(lambda: there.sent)
+        assert there.sent == [("client1", ["news", {"a": 1}])]
+        assert third.sent == []
+        await here.enter_room(sids[1], "room")
+        await until(lambda: "room" in there.manager.rooms["/"])
+        await third.emit("binary", b"\x00\xff", room="room")
+        await until(lambda: len(there.sent) == 3)
+        assert there.sent[2] == ("client1", b"\x00\xff")
+        answers: list[Any] = []
+        await here.emit("question", to=sids[1], callback=lambda *args: answers.append(args))
+        await until(lambda: len(there.sent) == 4)
+        await there.manager.trigger_callback(sids[1], 1, ["answer"])
+        await there.manager.trigger_callback(sids[1], 1, ["again"])
+        await until(lambda: answers)
+        assert answers == [("answer",)]
+        await here.leave_room(sids[1], "room")
+        await until(lambda: "room" not in there.manager.rooms["/"])
+        await here.enter_room(sids[1], "room")
+        await until(lambda: "room" in there.manager.rooms["/"])
+        await here.close_room("room")
+        await until(lambda: "room" not in there.manager.rooms["/"])
+        await here.disconnect(sids[1])
+        await until(lambda: not there.manager.is_connected(sids[1], "/"))
+
+    in_asyncio(bus, 3, body)
+
+
+def test_in_asyncio_the_order_is_kept(bus: Bus) -> None:
+    async def body(workers: list[AsyncWorker]) -> None:
+        here, there = workers
+        await here.client("one")
+        await there.client("other")
+        for number in range(3000):
+            await here.emit("news", number)
+            if number % 500 == 0:
+                await asyncio.sleep(0)
+        await until(lambda: len(there.sent) == 3000)
+        assert [data[1] for _, data in there.sent] == list(range(3000))
+
+    in_asyncio(bus, 2, body)
+
+
+def test_in_asyncio_questions_are_answered(bus: Bus) -> None:
+    async def body(workers: list[AsyncWorker]) -> None:
+        sids = [await worker.client("client") for worker in workers]
+        for worker in workers:
+            await worker.enter_room(sids[workers.index(worker)], "room")
+
+            @worker.manager.on_server_event("twice")
+            async def twice(data: int) -> int:
+                await asyncio.sleep(0)
+                return 2 * data
+
+        manager = workers[0].manager
+        assert await manager.participants("room") == 3
+        assert (await manager.connected()).keys() == set(sids)
+        replies = await manager.server_side_emit("twice", 21, timeout=10)
+        assert sorted(replies.values()) == [42, 42]
+        with pytest.raises(UnansweredError, match="on_server_event"):
+            await manager.server_side_emit("no such", timeout=10)
+        assert await manager.server_side_emit("twice", 1) == {}
+
+    in_asyncio(bus, 3, body)
+
+
+# -- patched processes ----------------------------------------------------------------------------
 
 PATCHED = """
 import warnings
 warnings.simplefilter("ignore")
+import sticky.worker.kernel
 {patch}
-import select, socket, time
+import time
 import socketio
 from sticky.cluster import Manager
+from sticky.worker.hub import Hub
+from sticky.worker.mailing import HubWaiter
+from tests.unit.mail_kit import Office
 
-pairs = [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(3)]
-mailboxes = [reading.fileno() for reading, _ in pairs]
-siblings = [writing.fileno() for _, writing in pairs]
-servers = []
-for own in range(2):  # nobody reads the mail of worker 2
-    manager = Manager(own=own, mailbox=mailboxes[own], siblings=siblings, queue_limit=50_000)
-    servers.append(socketio.Server(async_mode="{mode}", client_manager=manager))
+office, servers, deadline = Office(), [], time.monotonic() + 40
+
+def turn(hub):
+    while True:
+        hub.turn()
+        {mode}.sleep(0.001)
+
+for slot in range(3):
+    mail = office.join(slot, attend=False, limit=50_000 if slot == 0 else 1 << 23)
+    server = socketio.Server(async_mode="{mode}", client_manager=Manager(mail=mail))
+    server.manager.initialize()
+    server.manager.connect("client", "/")
+    servers.append(server)
+    hub = Hub()
+    mail.attend(HubWaiter(hub))
+    if slot < 2:  # nobody reads the mail of worker 2
+        {mode}.spawn(turn, hub)
 got = []
-servers[1].manager.connect("client", "/")
 servers[1]._send_eio_packet = lambda sid, packet: got.append(packet.data)
-
+servers[0]._send_eio_packet = lambda sid, packet: None
 ticks = []
 def tick():
     while True:
         ticks.append(time.monotonic())
         time.sleep(0.005)
 {mode}.spawn(tick)
-
-deadline = time.monotonic() + 40
 for number in range(3000):
     servers[0].emit("news", [number, "x" * (200_000 if number % 500 == 0 else 500)])
     if number % 50 == 0:
-        {mode}.sleep(0.001)  # gevent waits for nothing at sleep(0)
+        {mode}.sleep(0.002)
 while len(got) < 3000:
     assert time.monotonic() < deadline, len(got)
     {mode}.sleep(0.01)
-assert servers[0].manager.dropped.keys() == {{2}}
+assert servers[0].manager.dropped.keys() == {{2}}, servers[0].manager.dropped
 quiet = len(ticks)
 while len(ticks) < quiet + 10:  # the hub goes on while the readers wait for mail
     assert time.monotonic() < deadline
@@ -302,7 +539,7 @@ print("READY")
 
 PATCHES = {
     "eventlet": "import eventlet; eventlet.monkey_patch()",
-    "gevent": "import gevent.monkey; gevent.monkey.patch_all()",
+    "gevent": "import gevent.monkey; gevent.monkey.patch_all(); import gevent",
 }
 
 

@@ -330,17 +330,19 @@ def answers(twin, case):
     return found
 
 
-def test_ten_thousand_heads_with_ids_get_the_same_answers():
+@pytest.mark.timeout(300)
+def test_five_thousand_heads_with_ids_get_the_same_answers():
     kinds = set()
-    for case in fuzz_sources(1, 10_000):
+    for case in fuzz_sources(1, 5_000):
         theirs = answers(_pycore, case)
         assert answers(COMPILED, case) == theirs, case
         kinds.add((theirs[0][2][:24], theirs[2][0], len(theirs) > 3 and any(theirs[4])))
     assert len(kinds) > 20, "they must not all be alike"
 
 
+@pytest.mark.timeout(300)
 def test_what_was_stripped_is_what_has_decided(twin):
-    for case in fuzz_sources(2, 3000):
+    for case in fuzz_sources(2, 2000):
         asked = twin.Router(case.rules.pop("n"), SEED, **case.rules)
         head = twin.parse(case.data, 0, 9999)
         if isinstance(head, int):

@@ -263,6 +263,23 @@ def test_timers_ring_in_the_order_of_their_times(hub: Hub) -> None:
     assert hub.due == math.inf
 
 
+def test_a_timer_rings_without_a_look_at_the_descriptors(hub: Hub, pipe: tuple[int, int]) -> None:
+    reader, writer = pipe
+    member, rung = Member(), []
+    hub.register(reader, member)
+    os.write(writer, b"x")
+    hub.later(0.0, lambda: rung.append(1))
+    hub.ring()
+    assert (rung, member.events) == ([1], [])
+    hub.keep(Member(), time.monotonic() - 1)
+    hub.ring()  # who has sent something is not late
+    assert len(member.events) == 1
+    hub.stop()
+    hub.later(0.0, lambda: rung.append(2))
+    hub.ring()
+    assert rung == [1]
+
+
 def test_an_event_loop_is_told_when_something_is_due_earlier(hub: Hub) -> None:
     told: list[float] = []
     hub.on_earlier = lambda: told.append(hub.due)

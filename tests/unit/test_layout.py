@@ -147,7 +147,14 @@ def test_there_is_no_import_cycle() -> None:
     "name",
     [
         *("core", "_pycore", "rules", "routing", "forwarded", "answers"),
-        *("topology", "master.agenda", "master.waiting", "master.queues", "master.ledger"),
+        *(
+            "topology",
+            "heartbeat",
+            "master.agenda",
+            "master.waiting",
+            "master.queues",
+            "master.ledger",
+        ),
         *("master.lives", "master.roster", "master.rounds", "master.scaling", "master.ends"),
         *("master.patience", "master.records", "master.balance"),
         *("worker.http1", "worker.placing"),
@@ -183,7 +190,10 @@ def test_who_decides_does_no_io_and_reads_no_clock(name: str) -> None:
         ("master.roster", {"topology", "master.agenda", "master.records"}),
         ("master.ends", {"master.agenda", "master.roster"}),
         ("master.rounds", {"master.agenda", "master.ends", "master.records", "master.roster"}),
-        ("master.patience", {"master.agenda", "master.ends", "master.records", "master.roster"}),
+        (
+            "master.patience",
+            {"heartbeat", "master.agenda", "master.ends", "master.records", "master.roster"},
+        ),
         ("master.scaling", {"master.agenda", "master.ends", "master.roster", "master.rounds"}),
         (
             "master.lives",
@@ -202,6 +212,7 @@ def test_who_decides_does_no_io_and_reads_no_clock(name: str) -> None:
         ("addresses", {"errors"}),
         ("cpus", set()),
         ("reserve", set()),
+        ("heartbeat", set()),
         ("forwarded", set()),
         ("channel", {"errors"}),
         ("outlet", set()),

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import pytest
 
+from sticky.heartbeat import every
 from sticky.master.agenda import (
     LONGEST_STEP,
     Abort,
@@ -265,6 +266,38 @@ def test_a_successor_that_does_not_become_ready_leaves_the_old_process_serving(f
     assert book.take() == book.after(10.0) == []
     assert book.roster(0) == ("p0", None)
     assert book.reload() == [Spawn(1)]  # and it can be tried again, with the next in turn
+
+
+def test_a_successor_that_fails_ends_the_reload_that_it_was_for_and_not_those_after_it():
+    book = calm(num=3)
+    book.reload()
+    book.reload()  # while the one before has only begun
+    assert book.ready("p3")[-1] == Spawn(1)  # with the code of both
+    assert book.ended("p4") == [Spawn(2)]
+    assert book.ready("p5")[-1] == Spawn(0)
+    assert book.ready("p6")[-1] == Say("p3", Tell.END)
+    assert book.after(BACKOFF_FIRST) == [Spawn(1)]
+    book.ready("p7")
+    assert not book.lives.reloading
+
+
+def test_each_reload_is_given_up_after_one_successor_that_fails():
+    book = calm(num=3)
+    for _ in range(3):
+        book.reload()
+    assert book.ended("p3") == [Spawn(1)]
+    assert book.ended("p4") == [Spawn(2)]
+    assert book.ended("p5") == book.after(10.0) == []
+    assert not book.lives.reloading
+
+
+def test_a_successor_that_was_for_something_else_ends_no_reload():
+    book = calm(num=3)
+    book.reload()
+    assert book.ready("p3")[-1] == Spawn(1)
+    assert book.leaving("p3") == [Spawn(0)]
+    book.ended("p5")
+    assert book.ready("p4")[-1] == Spawn(2)  # the reload goes on
 
 
 def test_every_slot_has_its_turn_however_often_a_reload_is_asked_for():
@@ -631,6 +664,20 @@ def test_a_slot_that_went_when_its_successor_was_just_asked_for_does_not_hold_up
     assert Spawn(0) in done
 
 
+def test_a_slot_that_went_and_came_back_when_its_successor_was_asked_for_holds_up_no_reload():
+    book = calm(num=3)
+    book.reload()
+    book.ready("p3")
+    book.lives.ready("p4", book.now)
+    assert Spawn(2) in book.decided()
+    book.ledger.scale(2, book.now)
+    book.ledger.scale(3, book.now)
+    book.lives.reload(book.now)
+    assert Spawn(0) not in book.decided()
+    book.lives.spawned("late", 2, book.now)  # the slot's only one now, and nobody's successor
+    assert book.take() == [Spawn(0)]
+
+
 def test_a_process_that_was_not_needed_any_more_and_is_again_is_started_at_once():
     book = calm()
     book.scale(3)
@@ -668,46 +715,103 @@ def test_a_reload_goes_through_new_slots_too_and_not_through_those_that_go():
 # -- heartbeat ------------------------------------------------------------------------------------
 
 
-def test_a_worker_is_asked_four_times_within_its_timeout_and_not_killed_while_it_answers():
+class Pulse:
+    """A process that beats."""
+
+    def __init__(self, book, process="p0"):
+        self.book, self.process, self.beats = book, process, 0
+
+    def beat(self, times=1):
+        self.beats += times
+        self.seen()
+
+    def seen(self):
+        """The master looks."""
+        self.book.lives.heard(self.process, self.beats, self.book.now)
+
+
+def test_a_worker_is_not_killed_while_it_beats_and_nobody_tells_it_anything():
     book = Book(num=1).serving()
-    asked = 0
+    pulse = Pulse(book)
     for _ in range(100):
-        for action in book.after(0.5):
-            assert action == Say("p0", Tell.PING)
-            asked += 1
-            book.lives.heard("p0")
-    assert asked == 50.0 / (RULES.timeout / 4)
+        pulse.beat()
+        assert book.after(RULES.timeout - 0.5) == []
 
 
-def test_a_worker_that_does_not_answer_shows_where_it_hangs_and_is_killed():
+def test_a_worker_that_does_not_beat_shows_where_it_hangs_and_is_killed():
     book = Book(num=1).serving()
-    done = book.after(RULES.timeout / 4)
-    assert done == [Say("p0", Tell.PING)]
-    assert kills(book.after(RULES.timeout - 0.5)) == []
-    assert [action for action in book.after(0.5) if kills([action])] == [Abort("p0", Why.SILENT)]
+    pulse = Pulse(book)
+    book.after(RULES.timeout - 0.5)
+    pulse.beat(3)
+    for _ in range(int(RULES.timeout)):
+        assert book.after(1.0) == []
+        pulse.seen()  # the same number
+    # What it does instead of the beat after the last one has had the whole timeout.
+    patience = every(RULES.timeout)
+    assert book.after(patience - 0.1) == []
+    assert [one for one in book.after(0.1) if kills([one])] == [Abort("p0", Why.SILENT)]
+    pulse.beat()  # too late
     assert book.after(ABORT_GRACE) == [Kill("p0", Why.SILENT)]
     assert book.after(20.0) == []
 
 
+def test_no_beat_is_expected_of_a_process_that_boots():
+    book = Book(num=1, timeout=1.0, boot_timeout=20.0)
+    book.take()
+    pulse = Pulse(book)
+    pulse.seen()
+    assert book.after(19.0) == []
+    book.ready("p0")
+    assert book.after(1.0) == []
+    assert [one for one in book.after(0.1) if kills([one])] == [Abort("p0", Why.SILENT)]
+
+
+def test_a_process_that_is_told_to_end_has_its_time_whether_it_beats_or_not():
+    book = Book(num=1, timeout=1.0, graceful_timeout=10.0).serving()
+    pulse = Pulse(book)
+    pulse.beat()
+    book.reload()
+    book.ready("p1")
+    other = Pulse(book, "p1")
+    for _ in range(9):
+        other.beat()
+        assert kills(book.after(0.9)) == []
+
+
 @pytest.mark.parametrize("timeout", [0.1, 0.5, 1.0])
-def test_a_short_timeout_leaves_a_worker_its_whole_time_to_answer(timeout):
+def test_a_short_timeout_leaves_a_worker_its_whole_time_to_beat(timeout):
     book = Book(num=1, timeout=timeout).serving()
+    pulse = Pulse(book)
     for _ in range(20):
         book.now = max(book.agenda.due, book.now)
+        pulse.beat()
         book.ledger.tick(book.now)
         assert kills(book.take()) == []
-        book.lives.heard("p0")
 
 
 def test_time_in_which_the_master_did_not_run_is_not_held_against_a_silent_worker():
     book = Book(num=1).serving()
+    pulse = Pulse(book)
     book.after(RULES.timeout / 4)
+    pulse.beat()
     assert kills(book.jump(1000.0)) == []
     assert kills(book.jump(1000.0)) == []
-    assert set(kills(book.after(RULES.timeout))) == {"p0"}
+    assert set(kills(book.after(RULES.timeout + every(RULES.timeout)))) == {"p0"}
 
 
-def test_without_a_timeout_nobody_is_asked():
+def test_a_worker_that_beats_while_the_master_does_not_run_has_its_whole_time_from_there():
+    book = Book(num=1).serving()
+    pulse = Pulse(book)
+    pulse.beat()
+    book.after(RULES.timeout - 0.5)
+    book.now += 1000.0
+    pulse.beat(500)
+    book.ledger.tick(book.now)
+    assert kills(book.take()) == []
+    assert kills(book.after(RULES.timeout - LONGEST_STEP - 0.5)) == []
+
+
+def test_without_a_timeout_nobody_has_to_beat():
     assert calm(num=1).after(200.0) == []
 
 
@@ -815,13 +919,15 @@ def test_a_process_cannot_be_ready_twice():
         book.lives.ready("p0", book.now)
 
 
-def test_pings_and_boot_timeouts_are_due_to_the_moment():
+def test_beats_and_boot_timeouts_are_due_to_the_moment():
     book = Book(num=1, timeout=1.0, boot_timeout=0.75)
     book.take()
     assert book.wait() <= 0.75
     book.ready("p0")
     book.jump(0.0)
-    assert book.wait() == pytest.approx(0.25)
+    assert book.wait() == pytest.approx(0.1)  # to see beats, ten times in that time
+    book.after(1.05)
+    assert book.wait() == pytest.approx(0.05)
 
 
 def test_a_start_and_the_end_of_who_asked_are_due_to_the_moment():

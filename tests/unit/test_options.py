@@ -127,6 +127,7 @@ VALUES = {
     "max_head_size": whole(1024, 65536),
     "max_pending_heads": whole(1, 1_000_000),
     "max_queued": whole(1, 1_000_000),
+    "max_mail": whole(65_536, 1 << 40),
     "queue_timeout": seconds(0.1),
     "keep_alive": seconds(0),
     "max_moves": whole(1, 100),

@@ -198,7 +198,7 @@ class World:
             self.ledger.lives.ready(starting[0], self.now)
         for one in self.processes(Process.READY):
             if self.random.random() < 0.8:
-                self.ledger.lives.heard(one)
+                self.ledger.lives.heard(one, int(self.now * 2), self.now)
 
     def ends(self) -> None:
         alive = self.processes(Process.READY, Process.STARTING, Process.DRAINING)

@@ -117,7 +117,7 @@ class GreenLoop:
     def _ring(self) -> None:
         timer, self._timer, self._due = self._timer, None, math.inf
         self._end_timer(timer)
-        self._hub.turn()
+        self._hub.ring()
         self._arm()
 
     def enter(self) -> None:

@@ -1,0 +1,1 @@
+"""For other packages: each module here needs the one that it is named after."""

@@ -1,0 +1,84 @@
+"""Where a worker reads its mail (``sticky.mail``): in the turns of its own hub, or of one more."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+from ..mail import Mail
+from .hub import Hub, Watcher
+from .kernel import EPOLLIN, EPOLLOUT, allocate_lock
+
+_ASLEEP = 3600.0
+"""Seconds after which a hub of its own looks up while nothing happens."""
+
+
+class HubWaiter:
+    """A hub, as ``sticky.mail`` wants it; to be made in its thread.
+
+    Args:
+        asynchronous: it is turned by asyncio's loop.
+    """
+
+    def __init__(self, hub: Hub, *, asynchronous: bool = False) -> None:
+        self.asynchronous = asynchronous
+        self.hub = hub
+        self._thread = threading.get_ident()
+        self.unwatch = hub.unregister
+        self.call = hub.call
+        self.later = hub.later
+
+    @property
+    def here(self) -> bool:
+        """It is asyncio's, and the calling thread is in it."""
+        return self.asynchronous and self._thread == threading.get_ident()
+
+    def watch(self, fd: int, call: Callable[[int], None], *, writing: bool = False) -> None:
+        """Have this called whenever the descriptor is ready."""
+        self.hub.register(fd, Watcher(call), EPOLLOUT if writing else EPOLLIN)
+
+
+class ThreadWaiter(HubWaiter):
+    """A hub that is turned by a thread of its own, from when it is needed to the process's end."""
+
+    def __init__(self) -> None:
+        super().__init__(Hub())
+        self._lock = allocate_lock()
+        self._lives = False
+        self.call = self._call
+
+    def watch(self, fd: int, call: Callable[[int], None], *, writing: bool = False) -> None:
+        super().watch(fd, call, writing=writing)
+        self._start()
+
+    def _call(self, call: Callable[[], object]) -> None:
+        self.hub.call(call)
+        self._start()
+
+    def _start(self) -> None:
+        if self._lives:
+            return
+        with self._lock:
+            starts, self._lives = not self._lives, True
+        if starts:
+            threading.Thread(target=self._live, name="sticky-mail", daemon=True).start()
+
+    def _live(self) -> None:
+        hub = self.hub
+        while not hub.over:
+            hub.turn(min(max(0.0, hub.due - time.monotonic()), _ASLEEP))
+
+    def after_fork(self) -> None:
+        """In a child of the app's: the thread is the parent's."""
+        self.hub.close_after_fork()
+
+
+def attend(mail: Mail, hub: Hub, waiter: HubWaiter) -> None:
+    """Have mail read from now on.
+
+    Args:
+        hub: the worker's own, where it is heard who comes and goes.
+        waiter: where mail is read.
+    """
+    mail.attend(waiter, HubWaiter(hub))

@@ -68,8 +68,11 @@ class Tab {
   opened = 0; // websockets
   known = null; // what the app said last
 
+  static all = [];
+
   static async in(context) {
     const tab = new Tab();
+    Tab.all.push(tab);
     tab.page = await context.newPage();
     tab.page.setDefaultTimeout(timeout);
     tab.page.setDefaultNavigationTimeout(60_000); // however slow the server: that is no failure
@@ -155,15 +158,10 @@ async function inContexts(count, work) {
 
 const inOneTab = (work) => inContexts(1, async (context) => {
   const tab = await Tab.in(context);
-  try {
-    await tab.open();
-    const seen = await work(tab);
-    tab.clean();
-    return seen;
-  } catch (error) {
-    error.message += ` [${tab.problems.slice(0, 5).join("; ")}]`;
-    throw error;
-  }
+  await tab.open();
+  const seen = await work(tab);
+  tab.clean();
+  return seen;
 });
 
 async function openAll(tabs) {
@@ -261,10 +259,12 @@ const checks = {
 
 try {
   for (const check of wanted) {
+    Tab.all = [];
     try {
       say({ check, ok: true, seen: (await checks[check]()) ?? "" });
     } catch (error) {
-      say({ check, ok: false, seen: `${error.message}`.slice(0, 1500) });
+      const problems = Tab.all.flatMap((tab) => tab.problems).slice(0, 5).join("; ");
+      say({ check, ok: false, seen: `${error.message.slice(0, 1000)} [${problems}]` });
       if (stop) break;
     }
   }

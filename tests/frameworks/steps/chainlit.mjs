@@ -4,7 +4,7 @@ const input = (page) => page.locator("#chat-input");
 async function say(page, text) {
   await input(page).click();
   await page.keyboard.type(text);
-  await page.keyboard.press("Enter");
+  await page.locator("#chat-submit").click();
 }
 
 // A chat: what was said last counts.
@@ -15,8 +15,10 @@ export default {
   text: (page) => page.getByText(TELLS).last().textContent(),
   more: (page) => say(page, "more"),
   choose: async (page, file) => {
-    await page.locator("input[type=file]").first().setInputFiles(file);
-    await page.getByText(file.name).first().waitFor();
+    await Promise.all([ // it sends nothing while a file is on its way
+      page.waitForResponse((response) => /project\/file/.test(response.url())),
+      page.locator("input[type=file]").first().setInputFiles(file),
+    ]);
     await say(page, "here");
   },
   download: async (page) => {

@@ -913,6 +913,8 @@ class World:
         for wire in self.wires:
             if wire.heir is not None and wire.heir >= num:
                 wire.heir, wire.since = ANY, self.kernel.now  # and it waits in another line
+            elif wire.heir == ANY and wire.waits == "rest" and wire.rests_in >= num:
+                wire.since = self.kernel.now
 
     def is_served(self, slot: int) -> bool:
         """Whether a process reads the inbox of this slot, as far as the master can know."""
@@ -1446,6 +1448,7 @@ class World:
                 there or broken(wire, "waits for slot", line.slot, "of", self.num)
             elif place == "rest":
                 wire.heir in (ANY, line.slot) or broken(wire, "is queued for", line)
+                wire.rests_in = line.slot
             (place == "refused") == (wire.answer is not None) or broken(wire, "is", place)
             if (wire.fin or wire.reset) and place in ("queue", "rest"):
                 # That is told again when it could not be handed over just then.

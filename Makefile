@@ -11,6 +11,9 @@
 # make deploy-check  a reload every three seconds under two hundred Socket.IO clients (KINDS=...)
 # make events  100,000 messages between workers that are killed and reloaded meanwhile (EVENTS=...)
 # make floods  thousands of connections, and what other slots' clients notice (KINDS=..., PART=0.1)
+# make frameworks  Streamlit, Gradio, NiceGUI and others, each in an environment of its own, in a
+#              browser: docs/frameworks.md gets what was seen (ONLY=shiny,panel; FRESH=1: install them
+#              anew; THOROUGH=1: not only what of uvicorn fails first)
 # make clean   remove what the others made
 #
 # All of them set up what they need, in a virtual environment of their own; the second time there is
@@ -37,7 +40,7 @@ NODE_MODULES := tests/e2e/node_modules/.package-lock.json
 # contract and e2e, the slowest, first.
 PYTEST := $(BIN)/python -m pytest -n 3 --dist loadgroup --no-loadscope-reorder
 
-.PHONY: demo test lint fast simulate fuzz bench long soak deploy-check events floods clean ready ready-for-fast programs
+.PHONY: demo test lint fast simulate fuzz bench long soak deploy-check events floods frameworks clean ready ready-for-fast programs
 
 demo: $(VENV)/installed
 	@exec $(BIN)/python examples/chat/app.py $(PORT)
@@ -98,6 +101,10 @@ floods: ready
 	@status=0; for kind in $(EACH_KIND); do \
 		$(BIN)/python -m tests.soak.floods --kind $$kind --part $(or $(PART),1) || status=1; \
 	done; exit $$status
+
+frameworks: ready
+	@if [ "$(FRESH)" ]; then rm -rf .venv-frameworks; fi
+	$(BIN)/python -m tests.frameworks --only "$(ONLY)" $(if $(THOROUGH),--thorough)
 
 clean:
 	rm -rf .venv .venv-* build dist *.egg-info sticky/_core.c sticky/*.so

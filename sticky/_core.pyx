@@ -2175,90 +2175,18 @@ cdef class Router:
         Returns:
             For each source the tagged id that the request has there, or b"".
         """
-        cdef const uint8_t *p = <const uint8_t *>PyBytes_AS_STRING(head.lines)
-        cdef const uint8_t *end = p + PyBytes_GET_SIZE(head.lines)
-        cdef const uint8_t *line
-        cdef const uint8_t *copied = p  # up to here the lines are in `made`
-        cdef Text name, text
-        cdef list found = [b""] * self.rules.count
-        cdef bytes made = b"", value
-        cdef object left
-        cdef int number, i
-        cdef Source *source
-        while p < end:
-            line = p
-            number = next_line(&p, end, &name, &text)
-            value = left = None
-            for i in range(self.rules.count):
-                source = &self.rules.sources[i]
-                if source.kind == PLAIN:
-                    continue
-                if source.place == IN_COOKIE:
-                    if number == KNOWN_COOKIE:
-                        value = bytes_of(&text)
-                        left = self.strip_cookies(value, found)
-                        break
-                elif (
-                    name.end - name.at == source.size
-                    and is_name(name.at, &self.rules.field[source.field])
-                ):
-                    value = bytes_of(&text)
-                    left = self.strip_affix(value, i, found)
-            if left is value:
-                continue
-            made += (<char *>copied)[:line - copied]
-            if left is not None:
-                made += (<char *>name.at)[:name.end - name.at] + b": " + left + b"\r\n"
-            copied = p
-        if made or copied != <const uint8_t *>PyBytes_AS_STRING(head.lines):
-            head.lines = made + (<char *>copied)[:end - copied]
-        return tuple(found)
-
-    cdef bytes strip_affix(self, bytes value, int at, list found):
-        """The value without its affix; the same object, if it has none."""
-        cdef bytes tagged = self.tagged(value, AFFIX)
-        if not tagged:
-            return value
-        found[at] = found[at] or tagged
-        return value[MARK_SIZE + 1:]
-
-    cdef object strip_cookies(self, bytes value, list found):
-        """What is left of the value of a Cookie field; the same object, if it is unchanged; None:
-        nothing, where there was something."""
-        cdef list pairs = []
-        cdef bytes pair, name, equal, text, bare, kept, left
-        cdef bint changed = False
-        cdef Source *source
+        cdef Py_ssize_t size = PyBytes_GET_SIZE(head.lines)
+        cdef bytes made = PyBytes_FromStringAndSize(NULL, size)
+        cdef const uint8_t *lines = <const uint8_t *>PyBytes_AS_STRING(head.lines)
+        cdef uint8_t *to = <uint8_t *>PyBytes_AS_STRING(made)
+        cdef Text ids[MAX_SOURCES]
+        cdef Py_ssize_t left
         cdef int i
-        for pair in value.split(b";"):
-            name, equal, text = pair.partition(b"=")
-            bare = text.strip(b" \t")
-            name = name.strip(b" \t")
-            kept = pair
-            for i in range(self.rules.count):
-                source = &self.rules.sources[i]
-                if (
-                    source.place != IN_COOKIE
-                    or PyBytes_GET_SIZE(name) != source.size
-                    or memcmp(PyBytes_AS_STRING(name), source.name, source.size)
-                ):
-                    continue
-                if len(bare) > 1 and bare.startswith(b'"') and bare.endswith(b'"'):
-                    bare = bare[1:len(bare) - 1]
-                if source.kind == MARK and is_like_mark(bare):
-                    found[i] = found[i] or self.tagged(bare, MARK)
-                    kept = None
-                    break
-                if source.kind == AFFIX:
-                    left = self.strip_affix(bare, i, found)
-                    if left is not bare:
-                        kept = pair.partition(b"=")[0] + equal + left
-            changed = changed or kept is not pair
-            if kept is not None:
-                pairs.append(kept)
-        if not changed:
-            return value
-        return b";".join(pairs).strip(b" \t") or None
+        memset(ids, 0, sizeof(ids))
+        left = strip_lines(&self.rules, lines, lines + size, to, ids)
+        if left < size:
+            head.lines = made[:left]
+        return tuple([b"" if ids[i].at == NULL else bytes_of(&ids[i]) for i in range(self.rules.count)])
 
     cdef bytes tagged(self, bytes value, int kind):
         """The id in a value that has the right tag, or b""."""
@@ -2446,15 +2374,148 @@ cdef class Head:
             into[key] = ("; " if key == "HTTP_COOKIE" else ",").join(values)
 
 
-cdef bint is_like_mark(bytes value):
-    cdef const uint8_t *p = <const uint8_t *>PyBytes_AS_STRING(value)
-    cdef Py_ssize_t i
-    if PyBytes_GET_SIZE(value) != MARK_SIZE:
+cdef bint is_like_mark(const Text *text) noexcept nogil:
+    cdef const uint8_t *p = text.at
+    if text.end - p != MARK_SIZE:
         return False
-    for i in range(MARK_SIZE):
-        if not KINDS[p[i]] & IS_BASE64:
+    while p < text.end:
+        if not KINDS[p[0]] & IS_BASE64:
             return False
+        p += 1
     return True
+
+
+cdef inline uint8_t *copied(const uint8_t *p, const uint8_t *end, uint8_t *to) noexcept nogil:
+    """Behind a copy of this text."""
+    memcpy(to, p, end - p)
+    return to + (end - p)
+
+
+cdef inline bint take_id(
+    const Rules *rules, int at, const Text *value, Text *ids
+) noexcept nogil:
+    """Whether a value has a tagged id, which is kept if it is the first of its source."""
+    if not is_tagged(rules, rules.sources[at].kind, value.at, value.end - value.at):
+        return False
+    if ids[at].at == NULL:
+        ids[at] = Text(value.at, value.at + MINTED)
+    return True
+
+
+cdef uint8_t *strip_cookies(
+    const Rules *rules, const Text *value, uint8_t *to, Text *ids, bint *changed
+) noexcept nogil:
+    """Copy the value of a Cookie field without what is ours. Returns the end of the copy."""
+    cdef const uint8_t *p = value.at
+    cdef const uint8_t *stop
+    cdef const uint8_t *equal
+    cdef uint8_t *start = to
+    cdef Text name, text
+    cdef const Source *source
+    cdef bint kept, some = False
+    cdef int i
+    while True:
+        stop = before(p, value.end, c';')
+        equal = before(p, stop, c'=')
+        name = trimmed(p, equal)
+        kept = True
+        text = Text(stop, stop)
+        if equal < stop:
+            for i in range(rules.count):
+                source = &rules.sources[i]
+                if (
+                    source.place != IN_COOKIE
+                    or source.kind == PLAIN
+                    or name.end - name.at != source.size
+                    or memcmp(name.at, source.name, source.size)
+                ):
+                    continue
+                text = trimmed(equal + 1, stop)
+                if text.end - text.at > 1 and text.at[0] == c'"' and (text.end - 1)[0] == c'"':
+                    text = Text(text.at + 1, text.end - 1)
+                if source.kind == MARK:
+                    kept = not is_like_mark(&text)
+                    if not kept:
+                        take_id(rules, i, &text, ids)
+                    text.at = text.end = stop
+                elif take_id(rules, i, &text, ids):
+                    text.at += MARK_SIZE + 1
+                else:
+                    text.at = text.end = stop
+                break
+        if kept:
+            if some:
+                to[0] = c';'
+                to += 1
+            elif changed[0]:  # what was before it is gone, and this may begin with white space
+                while p < stop and is_blank(p[0]):
+                    p += 1
+            some = True
+            if text.at < text.end:
+                to = copied(text.at, text.end, copied(p, equal + 1, to))
+                changed[0] = True
+            else:
+                to = copied(p, stop, to)
+        else:
+            changed[0] = True
+        if stop == value.end:
+            break
+        p = stop + 1
+    if changed[0]:
+        while to > start and is_blank((to - 1)[0]):
+            to -= 1
+    return to
+
+
+cdef Py_ssize_t strip_lines(
+    const Rules *rules, const uint8_t *p, const uint8_t *end, uint8_t *to, Text *ids
+) noexcept nogil:
+    """Copy the lines of a head without what is ours. Returns the size of the copy; as long as the
+    lines are it is they."""
+    cdef uint8_t *start = to
+    cdef uint8_t *value_start
+    cdef const uint8_t *line
+    cdef Text name, text
+    cdef const Source *source
+    cdef bint changed
+    cdef int number, i
+    while p < end:
+        line = p
+        number = next_line(&p, end, &name, &text)
+        changed = False
+        if number == KNOWN_COOKIE:
+            value_start = copied(name.at, name.end, to)
+            value_start[0] = c':'
+            value_start += 1
+            to = strip_cookies(rules, &text, value_start, ids, &changed)
+            if changed:
+                if to == value_start:  # there is nothing left
+                    to = value_start - 1 - (name.end - name.at)
+                    continue
+                to[0] = c'\r'
+                to[1] = c'\n'
+                to += 2
+                continue
+            to = value_start - 1 - (name.end - name.at)
+        else:
+            for i in range(rules.count):
+                source = &rules.sources[i]
+                if (
+                    source.place == IN_HEADER
+                    and source.kind == AFFIX
+                    and name.end - name.at == source.size
+                    and is_name(name.at, &rules.field[source.field])
+                    and take_id(rules, i, &text, ids)
+                ):
+                    to = copied(name.at, name.end, to)
+                    to[0] = c':'
+                    to = copied(text.at + MARK_SIZE + 1, p, to + 1)
+                    changed = True
+                    break
+            if changed:
+                continue
+        to = copied(line, p, to)
+    return to - start
 
 
 cdef Text agent_of(const uint8_t *p, const uint8_t *end) noexcept nogil:

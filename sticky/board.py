@@ -257,8 +257,9 @@ class Board:
                 yield slot - 1, one + other
 
     def _shown(self) -> Iterator[tuple[int, int]]:
-        for row in range(1, self._cells[_USED]):
-            if slot := self._cells[row * _CELLS]:
+        slots = self._cells[_CELLS : self._cells[_USED] * _CELLS : _CELLS].tolist()
+        for row, slot in enumerate(slots, 1):
+            if slot:
                 yield slot - 1, row
 
     # -- the master's side --------------------------------------------------------------------

@@ -25,7 +25,7 @@ def _parser(prog: str) -> Parser:
         "one port; every client always reaches the same worker.",
         epilog="Each option can also be given as STICKY_<OPTION> in the environment, and in a "
         "file (-c). Signals: TERM stops gracefully, INT and QUIT at once, HUP reloads, USR1 opens "
-        "log files anew and logs what was counted, TTIN and TTOU have one worker more or less, "
+        "log files anew, TTIN and TTOU have one worker more or less, "
         "USR2 upgrades the server in place. Exit "
         "status: 0 stopped, 1 the port cannot be used, 2 a wrong option, 3 workers cannot boot, "
         "4 the app cannot be loaded. See also: sticky ctl --help, sticky explain --help",

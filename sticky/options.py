@@ -418,7 +418,7 @@ class Options:
 
     def to_json(self) -> dict[str, Any]:
         """The settings as what JSON can carry; ``Options.make`` takes it back."""
-        values = dataclasses.asdict(self)
+        values = dict(vars(self))
         values["bind"] = list(self.bind)
         values["env"] = dict(self.env)
         values["seed"] = self.seed and self.seed.hex()

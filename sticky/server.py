@@ -121,7 +121,7 @@ def stats() -> dict[str, Any]:
     if _last is None:
         raise StickyError(
             "sticky.stats() has no server to ask: this process is no worker of one and has "
-            "started none (the command 'sticky' logs its counters on the signal USR1)"
+            "started none (of any server on this machine: sticky ctl stats)"
         )
     return _last.stats()
 

@@ -24,6 +24,9 @@ from .errors import StickyError
 
 BOOT = str(Path(__file__).with_name("_boot.py"))
 CONTROL_FD = 3
+SPARE = "spare waiting"
+"""The label of a process without a slot: not shorter than that of a worker."""
+_ARG_START = 48 - 3  # of /proc/PID/stat, behind pid and name
 _PR_SET_PDEATHSIG = 1
 
 
@@ -81,6 +84,27 @@ def start(
     finally:
         theirs.close()
     return pid, ours
+
+
+def rename(label: str, new: str) -> None:
+    """In a child: have ``ps`` show another label than the one that it was started with.
+
+    What is shown is what the arguments are in memory (proc(5)); Python has copied them long ago.
+    Nothing happens where the new one is longer, or the system does not say where they are.
+    """
+    before, after = _arguments(label), _arguments(new)
+    try:
+        fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+        shown = Path("/proc/self/cmdline").read_bytes()
+    except OSError:
+        return
+    start, end = int(fields[_ARG_START]), int(fields[_ARG_START + 1])
+    if start and shown.endswith(before) and end - start == len(shown) and len(after) <= len(before):
+        ctypes.memmove(end - len(before), after.ljust(len(before), b"\0"), len(before))
+
+
+def _arguments(label: str) -> bytes:
+    return b"".join(word.encode() + b"\0" for word in label.split())
 
 
 def die_with(master: int) -> None:

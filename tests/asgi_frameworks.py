@@ -190,6 +190,7 @@ def engineio() -> Any:
 
 def nicegui() -> Any:
     """A page of NiceGUI, mounted in FastAPI."""
+    import nicegui
     from fastapi import FastAPI
     from nicegui import ui
 
@@ -198,6 +199,11 @@ def nicegui() -> Any:
     @ui.page("/")
     def page() -> None:
         ui.label("hello from " + str(os.getpid()))
+
+    @app.get("/stop")
+    def stop() -> str:
+        nicegui.app.shutdown()
+        return "it stops"
 
     ui.run_with(app)
     return app

@@ -246,6 +246,14 @@ class Running:
         pids = [self.master_pid, *self.worker_pids().values()]
         return {pid: psutil.Process(pid).num_fds() for pid in pids}
 
+    def stats(self) -> dict[str, Any]:
+        """What the server has counted."""
+        words = ["ctl", "--pid", str(self.master_pid), "--json", "stats"]
+        command = [sys.executable, "-m", "sticky", *words]
+        ended = subprocess.run(command, capture_output=True, timeout=60, check=True, cwd=ROOT)
+        found: dict[str, Any] = json.loads(ended.stdout)
+        return found
+
     def get(
         self, path: str = "/", headers: Mapping[str, str] | None = None, **options: Any
     ) -> Answer:

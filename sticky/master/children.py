@@ -314,7 +314,7 @@ class Children:
     def keep_spares(self) -> None:
         """Have as many processes as the options say that wait for a slot."""
         if self.worker_class != "auto":
-            self._spares.fill(lambda: self._begin("spare", {"role": "spare"}))
+            self._spares.fill(lambda: self._begin(spawn.SPARE, {"role": "spare"}))
 
     def drop_spares(self) -> None:
         """End those that wait: what they have imported is old."""

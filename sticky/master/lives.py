@@ -13,7 +13,8 @@ The rules, in the words of the design:
   end. A process may ask for it itself (LEAVING): then the time begins at once.
 * A reload asks for newer code than there was. The slots are replaced one after another, each time
   the next that is due, so that none is left out however often it is asked for. A successor that
-  does not become ready ends the reloads asked for before it was started, and no others.
+  does not become ready ends the reload that it was for, and no other: none where it was for
+  something else.
 * More slots count when all of them are ready, fewer at once. A new one whose process says that it
   cannot start, is not ready in time, or cannot even be started, ends the growth; one whose process
   just dies (somebody has killed it) is tried again.
@@ -143,7 +144,7 @@ class Lives:
         needed = self.agenda.stage is Stage.SERVING or slot.current == process
         if self.agenda.stage is Stage.ENDING or number >= self.target or not needed:
             self._ends.kill(process, Why.STOPPED)
-            self._rounds.go_on(now)  # its slot was the one being replaced, perhaps
+        self._rounds.go_on(now)  # its slot was the one being replaced, perhaps, and is not now
 
     def not_started(self, number: int, now: float) -> None:
         """The process that ``Spawn`` asked for could not even be started."""

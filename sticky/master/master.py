@@ -482,7 +482,6 @@ class Master:
                 self._operator.renew()
             case signal.SIGUSR1:
                 self._reopen_logs()
-                log.info("Stats: %s", json.dumps(self._board.stats()))
             case signal.SIGUSR2:
                 self._attempt(self._operator.upgrade)
             case signal.SIGTTIN | signal.SIGTTOU:

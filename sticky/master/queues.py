@@ -201,12 +201,15 @@ class Queues:
         *,
         starved: bool = False,
         rest: bool = False,
-    ) -> None:
+    ) -> bool:
         """The inbox took no more (or others wait already, or nobody reads it), so it waits.
 
         Args:
             starved: the system is out of something, and nothing will announce when it is not.
             rest: it is at rest, not one with a request.
+
+        Returns:
+            Whether it does: in a flood it is itself the one that is refused.
         """
         if line.open:
             if starved:
@@ -217,13 +220,18 @@ class Queues:
         deadline = self.agenda.remind(now + self.rules.queue_timeout)
         if rest:
             line.resting[connection] = deadline
-            return
+            return True
         line.queue[connection] = deadline
         if line.process is None:
             self.free[line.slot] = 0
         self.counters["queued"] += 1
         self.queued += 1
-        if self.queued > self.rules.max_queued:
+        self._shed(now)
+        return self.line_of.get(connection) is line
+
+    def _shed(self, now: float) -> None:
+        """Too many wait, perhaps: the newest of the longest line is refused."""
+        while self.queued > self.rules.max_queued:
             longest = max(self, key=lambda one: len(one.queue))
             self.counters["shed"] += 1
             self.refuse(next(reversed(longest.queue)), 503, now)
@@ -251,6 +259,7 @@ class Queues:
         line.queue, line.resting = queue | line.queue, resting | line.resting
         self.queued += len(queue)
         self.counters["returned"] += len(queue) + len(resting)
+        self._shed(now)
 
     def room(self, line: Line) -> None:
         """The inbox takes messages again."""

@@ -13,7 +13,9 @@ from .held import Connection, Socket
 from .waiting import Waiting
 
 _PEEK = socket.MSG_PEEK | socket.MSG_DONTWAIT
-_SEND = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
+# As a number: what is done with the enums of the socket module takes longer than the system call.
+# The end of the stream follows, and goes in the same segment.
+_LAST = int(socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL | socket.MSG_MORE)
 
 
 class Refusing:
@@ -56,19 +58,20 @@ class Refusing:
             return
         self.counters["refused"] += 1
         try:
-            sock.send(self._answers[status], _SEND)
+            sock.send(self._answers[status], _LAST)
             sock.shutdown(socket.SHUT_WR)
         except OSError:
             self._waiting.left(handle)
             return
-        self.watch(handle)
+        if self._linger(handle):  # what lies here already need not be an event first
+            self.watch(handle)
 
     def watch(self, connection: Connection) -> None:
         """Be told what a refused client still does."""
         self._register(
             connection.sock.fileno(),
             select.EPOLLIN,
-            lambda events: self._linger(connection, events),
+            lambda _: self._linger(connection),
         )
 
     def _is_silent(self, sock: Socket) -> bool:
@@ -78,16 +81,17 @@ class Refusing:
         except OSError:
             return True
 
-    def _linger(self, connection: Connection, events: int) -> None:
-        """Read and forget what a refused client still sends."""
+    def _linger(self, connection: Connection) -> bool:
+        """Read and forget what a refused client still sends; whether there may be more."""
         try:
             if connection.sock.recv_into(self._buffer, len(self._buffer), socket.MSG_DONTWAIT):
-                return
+                return True
         except BlockingIOError:
-            return
+            return True
         except OSError:
             pass
         self._waiting.left(connection)
+        return False
 
     def drop(self, handle: Handle) -> None:
         """Close."""

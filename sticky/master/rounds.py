@@ -37,7 +37,7 @@ class Rounds:
         self.ends = ends
         self._slots, self._workers = roster.slots, roster.workers
         self.wanted = 0
-        self._given_up = 0  # the latest generation that could not be started
+        self._given_up = 0  # the latest generation that is not waited for any more
         self._cursor = 0  # the slot that the search for the next one to replace begins with
         self._replacing: int | None = None
 
@@ -130,8 +130,11 @@ class Rounds:
         )
 
     def failed(self, slot: Place, generation: int, now: float) -> None:
-        """A successor has not become ready."""
-        self._given_up = max(self._given_up, generation)
+        """A successor has not become ready: the oldest reload that its slot waits for comes to an
+        end, and those that were asked for later go on."""
+        asked = max(self._given_up, self._workers[slot.current].generation) + 1
+        if asked <= generation:
+            self._given_up = asked
         slot.backoff = min(slot.backoff * 2 or BACKOFF_FIRST, BACKOFF_LAST)
         slot.wait_until = self.agenda.remind(now + slot.backoff)
 

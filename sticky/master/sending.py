@@ -64,8 +64,8 @@ class Sending:
             else:
                 connection.sock.close()
                 return
-        self._waiting.queue(connection, line, self._clock(), starved=starved, rest=rest)
-        self.watch_queued(connection)
+        if self._waiting.queue(connection, line, self._clock(), starved=starved, rest=rest):
+            self.watch_queued(connection)
 
     def inbox(self, line: Line) -> socket.socket:
         """Where a line leads."""

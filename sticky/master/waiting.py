@@ -8,8 +8,8 @@ The rules, in the words of the design:
   holds. It keeps its order, nothing overtakes it, and no other line waits for it.
 * The line of a slot that no ready process serves is shut. What waits there has its deadlines like
   all that wait, and its clients are seen leaving.
-* When ``max_queued`` wait, the newest of the longest line is refused. Accepting pauses only for
-  want of descriptors.
+* When ``max_queued`` wait, the newest of the longest line is refused, also when some of them have
+  come back from an inbox. Accepting pauses only for want of descriptors.
 * A connection at rest, of which no request was read, waits behind all that have one, and counts for
   no limit. It is never answered: what cannot be placed is closed without a word, because an answer
   to nothing would be taken for that of the next request.

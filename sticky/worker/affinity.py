@@ -41,18 +41,23 @@ class Marking:
         ids: for each source the tagged id that the request has there, or b"".
     """
 
-    __slots__ = ("_affinity", "_held", "_who", "ids")
+    __slots__ = ("_affinity", "_given", "_held", "_who", "ids")
 
-    def __init__(self, affinity: Affinity, ids: tuple[bytes, ...], held: bytes, who: int) -> None:
+    def __init__(
+        self, affinity: Affinity, ids: tuple[bytes, ...], held: bytes, who: int | None
+    ) -> None:
         self._affinity = affinity
-        self._held = [held] if held else []
+        self._held = held
+        self._given: list[bytes] | None = None
         self._who = who
         self.ids = ids
 
     def hold(self, id: bytes) -> None:
         """What was given to the client is held as well."""
-        if id and id not in self._held:
-            self._held.append(id)
+        if self._given is None:
+            self._given = []
+        if id != self._held and id not in self._given:
+            self._given.append(id)
             self._affinity.held.begin(id)
 
     def answer(self, status: int, fields: Iterable[Field]) -> Iterable[Field]:
@@ -62,13 +67,19 @@ class Marking:
             status: of the answer.
             fields: as the app has given them.
         """
+        if self._who is None and not self._affinity.affixes:
+            return fields
         return self._affinity.answer(self, self._who, status, fields)
 
     def end(self) -> None:
         """The request is over."""
-        for id in self._held:
-            self._affinity.held.end(id)
-        self._held = []
+        held, self._held = self._held, b""
+        if held:
+            self._affinity.held.end(held)
+        if self._given:
+            for id in self._given:
+                self._affinity.held.end(id)
+            self._given = None
 
 
 class Affinity:
@@ -91,6 +102,7 @@ class Affinity:
         self.held = held
         self._sources: tuple[Source, ...] = options.sources
         self._all_tagged = all(source.kind != PLAIN for source in self._sources)
+        self._alone = len(self._sources) == 1
         kinds = [source.kind for source in self._sources]
         self._marks = kinds.index(MARK) if MARK in kinds else -1
         # By their names: which of the sources a field of an answer, or a cookie in it, belongs to.
@@ -101,6 +113,7 @@ class Affinity:
                 self._headers[source.name.decode("ascii")] = at
             elif source.kind == AFFIX and source.place == IN_COOKIE:
                 self._cookies[source.name] = at
+        self.affixes = bool(self._headers or self._cookies)
         self._name = options.affinity_cookie.encode("ascii")
         self._behind = b"; Path=/; HttpOnly; " + options.affinity_attributes.encode("ascii")
         self._complained = False
@@ -114,25 +127,30 @@ class Affinity:
             peer: the address of the connection's other end.
         """
         ids = self._router.strip(head)
-        if self._all_tagged:
+        if self._alone:
+            decides = ids[0]
+        elif self._all_tagged:
             decides = next(filter(None, ids), b"")
         else:  # an id that is not ours may come before
             at, _ = self._router.find(data, head.end)
             decides = ids[at] if at >= 0 else b""
         if decides:
             self.held.begin(decides)
-        who = 0
+        who = None
         if self._marks >= 0 and not ids[self._marks]:
             who = self._firsts.who(data, head.end, peer)
         return Marking(self, ids, decides, who)
 
     def answer(
-        self, marking: Marking, who: int, status: int, fields: Iterable[Field]
+        self, marking: Marking, who: int | None, status: int, fields: Iterable[Field]
     ) -> Iterable[Field]:
-        """See ``Marking.answer``."""
-        unmarked = self._marks >= 0 and not marking.ids[self._marks]
-        if not unmarked and not self._headers and not self._cookies:
-            return fields
+        """See ``Marking.answer``.
+
+        Args:
+            marking: of the request.
+            who: who it is that has no mark yet; None: it has one, or needs none.
+            status, fields: the answer.
+        """
         sent: list[Field] = []
         control: list[str] = []
         cached = named = False
@@ -152,7 +170,7 @@ class Affinity:
             elif low in _CACHED:
                 cached = True
             sent.append((name, value))
-        if not unmarked or not (status >= 200 or status == 101) or status == 304:
+        if who is None or not (status >= 200 or status == 101) or status == 304:
             return sent
         if named:
             self._complain()

@@ -29,6 +29,7 @@ from .asgi_lifespan import Lifespan
 from .asgi_websocket import WebSocket
 from .boundary import TAKEN, Wire
 from .mailing import HubWaiter
+from .server_object import server_object
 from .service import Service
 from .sessions import end, of_engineio
 from .signals import nothing
@@ -138,6 +139,7 @@ class AsgiService(Service):
 
     async def _serve(self) -> None:
         loop = self.loop
+        self._server_object = server_object(self.app)
         await self._lifespan.start()
         self.state = self._lifespan.state
         stopped = loop.create_future()

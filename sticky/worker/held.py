@@ -41,18 +41,17 @@ class Held:
         with self._lock:
             self._recent.pop(id, None)
             self._open[id] = self._open.get(id, 0) + 1
-            self._make_room()
+            if len(self._open) + len(self._recent) > self._most:
+                self._make_room()
 
     def end(self, id: bytes) -> None:
         """It is not any more."""
         with self._lock:
-            left = self._open[id] - 1
+            left = self._open.pop(id) - 1
             if left:
                 self._open[id] = left
-                return
-            del self._open[id]
-            self._recent[id] = self._clock() + self._seconds
-            self._make_room()
+            else:
+                self._recent[id] = self._clock() + self._seconds
 
     def holds(self, id: bytes) -> bool:
         """Whether the app may have something for this id."""

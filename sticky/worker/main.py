@@ -328,6 +328,7 @@ def _wait_for_slot(
         os._exit(0)
     place = json.loads(message.payload)
     os.environ["STICKY_WORKER_ID"] = str(place["slot"])
+    spawn.rename(spawn.SPARE, f"worker {place['slot']}")
     return place, message.fds
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from tests.harness import Kind, Running, wait_until
 from tests.process.clients import SEED, XFF, slot_of
-from tests.process.session_kit import Shared, connect, of, open_session, stats
+from tests.process.session_kit import Shared, connect, of, open_session
 
 FEW, MANY = 2, 5
 ADDRESSES = [f"192.0.2.{number}" for number in range(1, 41)]
@@ -127,7 +127,7 @@ def test_sessions_stay_where_they_are_until_they_end(sessions: Running) -> None:
     assert set(new.values()) == set(range(MANY))
     for sid, worker in [*old.items(), *new.items()] * 2:
         assert said_by(shared, sid) == worker
-    assert stats(sessions)["moved"] > 0
+    assert sessions.stats()["moved"] > 0
     scale(sessions, FEW)
     for sid, worker in [*old.items(), *new.items()]:
         if worker < FEW:

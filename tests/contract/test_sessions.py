@@ -13,7 +13,7 @@ import pytest
 import sticky
 from tests.harness import Kind, Running, wait_until
 from tests.process.clients import SEED, XFF, Client
-from tests.process.session_kit import POLLING, Shared, connect, of, open_session, replace, stats
+from tests.process.session_kit import POLLING, Shared, connect, of, open_session, replace
 
 NUM = 4
 
@@ -204,6 +204,6 @@ def test_many_reloads_in_a_row_leave_the_last_process_its_sessions(kind: Kind) -
             made = running.get("/new").json()
             replace(running)
         assert running.get(f"/count?id={made['id']}").json() == {**made, "count": 2}
-        assert stats(running)["workers"]["0"]["pid"] == running.worker_pids()[0]
+        assert running.stats()["workers"]["0"]["pid"] == running.worker_pids()[0]
         # Those before it are asked for nothing any more, and end without waiting for sessions.
         wait_until(lambda: len(running.processes()) <= 3)

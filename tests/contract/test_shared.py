@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import json
 import os
 import random
 import re
@@ -567,8 +566,7 @@ def test_workers_that_disagree_with_the_master_end_with_503(kind: Kind) -> None:
         answer = running.get("/", {XFF: A})
         assert (answer.status, answer.headers["Connection"]) == (503, "close")
         assert answer.headers["Retry-After"]
-        running.send_signal(signal.SIGUSR1)
-        stats = json.loads(running.wait_for(r"Stats: (\{.*\})")[1])
+        stats = running.stats()
         assert (stats["moved"], stats["moved_too_often"]) == (9, 1)
 
 

@@ -22,7 +22,6 @@ from mcp.client.streamable_http import streamable_http_client
 
 import sticky
 from tests.harness import KINDS, Answer, Running, wait_until
-from tests.process.session_kit import stats
 
 SEED = "0123456789abcdef"
 WORKERS = 3
@@ -160,7 +159,7 @@ def pid_of(port: int, session_id: str) -> int:
 
 def sessions_held(running: Running) -> int:
     """By all workers, as they count them."""
-    return sum(worker["sessions"] for worker in stats(running)["workers"].values())
+    return sum(worker["sessions"] for worker in running.stats()["workers"].values())
 
 
 # -- whose session it is --------------------------------------------------------------------------

@@ -6,7 +6,6 @@ import http.client
 import json
 import random
 import signal
-from typing import Any
 
 from tests.harness import Answer, Running
 
@@ -60,13 +59,6 @@ def connect(shared: Shared, sid: str) -> int:
         assert answer.status == 200, answer
         said += answer.body
     return int(said.split(b'"worker":')[1].split(b",")[0])
-
-
-def stats(running: Running) -> dict[str, Any]:
-    mark = len(running.log())
-    running.send_signal(signal.SIGUSR1)
-    said: dict[str, Any] = json.loads(running.wait_for(r"Stats: (\{.*\})", after=mark)[1])
-    return said
 
 
 def replace(running: Running) -> dict[int, int]:

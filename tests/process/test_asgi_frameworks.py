@@ -114,6 +114,14 @@ def test_nicegui_shows_its_page_and_is_connected() -> None:
         assert "Traceback" not in running.log()
 
 
+def test_nicegui_stops_the_server_when_its_app_says_so() -> None:
+    with serve("tests.asgi_frameworks:nicegui", num=2) as running:
+        assert requests.get(url(running, "/stop"), timeout=20).json() == "it stops"
+        assert running.wait() == 0
+        assert running.log().count("the app has asked for the end of the server") == 1
+        assert "Traceback" not in running.log()
+
+
 # (With polling alone the clients wait for their last long poll, on any server.)
 @pytest.mark.parametrize("transports", [["websocket"], None])
 def test_socketio_clients(transports: list[str] | None) -> None:

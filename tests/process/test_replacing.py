@@ -153,9 +153,11 @@ def test_a_spare_takes_the_slot_of_a_process_that_dies(kind: Kind, code: Code) -
     options = (*ROUTED, "--spares", "1", "--log-level", "debug")
     with kind.serve(APP, num=2, proxy=True, options=options, env=code.env) as running:
         (spare,) = spares(running, 1)
+        assert psutil.Process(spare).cmdline()[-2:] == ["spare", "waiting"]
         mark = len(running.log())
         killed = running.kill_worker(0)
         assert running.wait_for_successor(0, killed) == spare == served_by(running, 0)
+        assert " ".join(psutil.Process(spare).cmdline()).rstrip().endswith("_boot.py worker 0")
         assert spares(running, 1, mark) != {spare}
     assert not running.processes()
 

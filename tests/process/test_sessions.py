@@ -15,7 +15,7 @@ from tests.harness import ROOT, Kind, wait_until
 
 from .clients import XFF, Client, head
 from .life_kit import stopped
-from .session_kit import POLLING, Shared, open_session, replace, stats
+from .session_kit import POLLING, Shared, open_session, replace
 
 NUM = 4
 
@@ -36,7 +36,7 @@ def test_a_thousand_clients_behind_one_address_are_spread_evenly(
                 open_session(shared)
             else:
                 assert running.get(POLLING, {XFF: "192.0.2.1"}).status == 200
-        sessions = [worker["sessions"] for worker in stats(running)["workers"].values()]
+        sessions = [worker["sessions"] for worker in running.stats()["workers"].values()]
         assert sum(sessions) == 1000
         assert all(225 <= count <= 275 for count in sessions), sessions
         shared.close()
@@ -51,7 +51,7 @@ def test_new_sessions_go_to_the_worker_with_the_fewest(kind: Kind) -> None:
             if one["worker"] == 1:
                 assert running.get(f"/end?id={one['id']}").status == 200
         # Which are left is found out with every third beat, some seconds later at most.
-        wait_until(lambda: stats(running)["workers"]["1"]["sessions"] == 0)
+        wait_until(lambda: running.stats()["workers"]["1"]["sessions"] == 0)
         assert [running.get("/new").json()["worker"] for _ in range(3)] == [1, 1, 1]
 
 
@@ -97,7 +97,7 @@ def test_a_new_session_begins_in_the_new_process(kind: Kind, balance: str) -> No
             assert shared.ask("/new").json()["pid"] == running.worker_pids()[0]
             shared.close()
         assert running.get(f"/count?id={made['id']}").json() == {**made, "count": 2}
-        assert stats(running)["moved"] <= 3
+        assert running.stats()["moved"] <= 3
 
 
 def test_a_replaced_process_that_is_busy_gets_all_that_ask_for_its_sessions(kind: Kind) -> None:
@@ -113,7 +113,7 @@ def test_a_replaced_process_that_is_busy_gets_all_that_ask_for_its_sessions(kind
             asking = head(target=f"/count?id={made['id']}")
             clients = [opened.enter_context(Client(running.port, asking)) for _ in range(300)]
             assert running.get("/new").json()["pid"] != old  # nobody else waits for it
-            wait_until(lambda: stats(running)["moved"] == 300, what="all were asked for")
+            wait_until(lambda: running.stats()["moved"] == 300, what="all were asked for")
         answers = [client.answer().json() for client in clients]
         assert {answer["pid"] for answer in answers} == {made["pid"]}
         assert sorted(answer["count"] for answer in answers) == list(range(2, 302))

@@ -559,14 +559,16 @@ def test_a_stop_is_a_stop_at_any_moment(kind: Kind, when: str, sig: signal.Signa
     assert "Traceback" not in running.log()
 
 
-def test_every_signal_that_comes_meanwhile_counts(kind: Kind) -> None:
-    with kind.serve("lab", num=NUM) as running:
+def test_every_signal_that_comes_meanwhile_counts(kind: Kind, tmp_path: Path) -> None:
+    log = tmp_path / "access.log"
+    with kind.serve("lab", num=NUM, options=("--access-logfile", str(log))) as running:
+        log.rename(f"{log}.1")
         running.send_signal(signal.SIGUSR2)
         wait_until(lambda: "upgraded" in arguments(running.pid), interval=0.001)
         for number in (signal.SIGUSR1, signal.SIGTTIN, signal.SIGHUP, signal.SIGUSR2):
             running.send_signal(number)
         mark = running.wait_for(DONE).end()
-        running.wait_for("Stats: ", after=mark)
+        wait_until(log.exists)
         running.wait_for("There are 3 workers now", 60, after=mark)
         running.wait_for(DONE, 60, after=mark)
         assert running.get().status == 200

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 LIMIT = 1024
 """The longest head, in bytes."""
+BODY = bytes(97 + (i + i // 26) % 26 for i in range(2 * LARGE))
+"""No two bytes are like their neighbours, so that none can be lost or change places."""
 KEYS = 12
 """So many clients are told apart by what they send."""
 
@@ -101,8 +103,7 @@ class Client:
             pieces = [head[a:b] for a, b in zip([0, *cut], [*cut, len(head)], strict=True)]
             if rng.random() < 0.4 and not whole:
                 pieces.pop()  # and never ends
-        # No two bytes are like their neighbours, so that none can be lost or change places.
-        body = bytes(97 + (i + i // 26) % 26 for i in range(request.size - len(head)))
+        body = BODY[: request.size - len(head)]
         if rng.random() < 0.3 and body:
             pieces.append(body)
         else:
@@ -207,7 +208,7 @@ class Worker:
         self.started = self.kernel.ran
         self.beaten = 0.0
         self.mail: deque[int] = deque()  # what it was sent and has not read
-        self.told: list[int] = []
+        self.told: set[int] = set()
         self.owed: deque[int] = deque()  # what it was to be told, and there was no room
         self.draining = False  # it is to end because the server does
         self.quit_said: float | None = None
@@ -238,6 +239,11 @@ class Worker:
         return f"worker {self.pid} of slot {self.slot}"
 
     @property
+    def knows_its_end(self) -> bool:
+        """Whether it was told to end, or is to be."""
+        return channel.END in self.told or channel.END in self.owed
+
+    @property
     def doomed(self) -> bool:
         """Whether it was sent what it will die of."""
         return self.killed or self.aborted is not None
@@ -250,7 +256,7 @@ class Worker:
     @property
     def serves(self) -> bool:
         """Whether it is ready to, as far as the master can know."""
-        return self.known_ready is not None and not self.doomed
+        return self.known_ready is not None and not self.killed and self.aborted is None
 
     def later(self, delay: float, what: Callable[..., object], *arguments: Any) -> None:
         """Do something after this time, if then alive; hung, when it hangs no longer."""
@@ -351,7 +357,7 @@ class Worker:
     def hang(self) -> None:
         pause = self.rng.choice((0.3, 2.0, 10.0, 1e9))
         self.kernel.say(self, "hangs for", pause, "s")
-        self.hung_until = self.kernel.now + pause
+        self.hung_until = self.kernel.moment(pause)
         self.stopped = self.rng.random() < 0.5
         if self.rng.random() < 0.1:
             self.die(-9)
@@ -649,7 +655,7 @@ class Worker:
         demand(self.owed, self, "hears of", kind, "for nothing")
         owed = self.owed.popleft()
         demand(kind == owed, self, "hears of", kind, "before", owed)
-        self.told.append(kind)
+        self.told.add(kind)
         self.mail.append(kind)
         self.control.unread += 1
         self.later(self.rng.choice((0.0, 0.0, 0.02)), self.read_mail)

@@ -14,7 +14,6 @@ import random
 import signal
 from collections import Counter, deque
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -47,7 +46,9 @@ from .kernel import (
     News,
     Pipe,
     Replaced,
+    Socket,
     Wire,
+    broken,
     demand,
     failing,
 )
@@ -83,6 +84,25 @@ class _SlotSeen:
         self.backoff = self.backoff_before = 0.0
         self.needed = math.inf  # since when it has had something to serve, in a stop
         self.corrects = False  # its next process is started because the last one said how
+
+
+class _Signals:
+    """Those that the master gets."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    def fileno(self) -> int:
+        return self._world.signals.fd
+
+    def arrived(self) -> list[signal.Signals]:
+        world = self._world
+        world.signals.up = False
+        arrived, world.sent_signals = world.sent_signals, []
+        return arrived
+
+    def close(self) -> None:
+        self._world.signals.close()
 
 
 class Watcher:
@@ -138,9 +158,9 @@ class World:
             self.launcher.refused = partial(self.stop, quick=True)
             self.launcher.hear = self.announce
         self.wires: list[Wire] = []
-        self.unjudged: list[Wire] = []  # those whose end is still to be looked at
         self.handed_back: Counter[str] = Counter()  # as the master should have counted it
         self.workers: dict[int, Worker] = {}
+        self.processes: list[Worker] = []  # those that were not collected yet
         self.slots = [_SlotSeen() for _ in range(num)]
         self.right_class = "eventlet"
         self.known_class = self.options.worker_class  # as far as the master can know it
@@ -175,8 +195,6 @@ class World:
         self.status = 0
         self.empty_since = math.inf
         self.heads_before = 0
-        self.queued_before = 0
-        self.returned = 0  # from an inbox that nobody reads, in this turn
         self.until = kernel.now + rng.choice((2.0, 4.0, 4.0, 12.0))
         self._write_script()
         self._write_upgrades()
@@ -194,32 +212,33 @@ class World:
         sessions = moving and rng.random() < 0.4
         if sessions:
             self.weather.hold()
-        self.options = Options(
-            num=rng.choice((2, 2, 3, 4) if moving else (1, 1, 2, 2, 3, 4)),
-            proxy=moving or rng.random() < 0.7,
-            worker_class=rng.choice(("auto", "eventlet")),
-            seed=SEED,
-            session="sid" if sessions else None,
-            reload=rng.random() < 0.15,
-            max_head_size=LIMIT,
-            head_timeout=rng.choice((0.2, 2.0, 10.0)),
-            max_pending_heads=rng.choice((1, 2, 5, 1000)),
-            max_queued=rng.choice((1, 3, 8, 1000)),
-            queue_timeout=rng.choice((0.3, 2.0, 10.0)),
-            prefetch=rng.choice((1, 2, 4)),
-            boot_timeout=rng.choice((0.5, 3.0, 60.0)),
-            timeout=rng.choice((0.0, 0.0, 0.7, 3.0, 30.0, 30.0)),
-            keep_alive=rng.choice((0.3, 2.0, 75.0)),
-            max_moves=rng.choice((1, 2, 8)),
-            graceful_timeout=rng.choice((0.0, 0.5, 3.0, 30.0)),
-        )
+        settings: dict[str, Any] = {
+            "num": rng.choice((2, 2, 3, 4) if moving else (1, 1, 2, 2, 3, 4)),
+            "proxy": moving or rng.random() < 0.7,
+            "worker_class": rng.choice(("auto", "eventlet")),
+            "seed": SEED,
+            "session": "sid" if sessions else None,
+            "reload": rng.random() < 0.15,
+            "max_head_size": LIMIT,
+            "head_timeout": rng.choice((0.2, 2.0, 10.0)),
+            "max_pending_heads": rng.choice((1, 2, 5, 1000)),
+            "max_queued": rng.choice((1, 3, 8, 1000)),
+            "queue_timeout": rng.choice((0.3, 2.0, 10.0)),
+            "prefetch": rng.choice((1, 2, 4)),
+            "boot_timeout": rng.choice((0.5, 3.0, 60.0)),
+            "timeout": rng.choice((0.0, 0.0, 0.7, 3.0, 30.0, 30.0)),
+            "keep_alive": rng.choice((0.3, 2.0, 75.0)),
+            "max_moves": rng.choice((1, 2, 8)),
+            "graceful_timeout": rng.choice((0.0, 0.5, 3.0, 30.0)),
+        }
         if moving and rng.random() < 0.3:  # and most of what can happen to one at rest, reloads
             self.weather.rest()
-            changes: dict[str, Any] = {"queue_timeout": rng.choice((0.3, 2.0)), "keep_alive": 75.0}
-            self.options = replace(self.options, timeout=30.0, boot_timeout=60.0, **changes)
+            settings.update(queue_timeout=rng.choice((0.3, 2.0)), keep_alive=75.0)
+            settings.update(timeout=30.0, boot_timeout=60.0)
         if sessions:
-            changes = {"keep_alive": 75.0, "graceful_timeout": rng.choice((3.0, 30.0))}
-            self.options = replace(self.options, boot_timeout=60.0, max_moves=8, **changes)
+            settings.update(keep_alive=75.0, graceful_timeout=rng.choice((3.0, 30.0)))
+            settings.update(boot_timeout=60.0, max_moves=8)
+        self.options = Options(**settings)
         self.spare = rng.choice((4, 12, 1000))
         self.capacity = rng.choice((1, 2, 4, 8))
         self.control_capacity = rng.choice((1, 2, 100, 100))
@@ -291,6 +310,7 @@ class World:
             self.ledger.waiting,
         )
         say, room, change, queue = children.say, children._room, topology.change, waiting.queue
+        return_ = waiting.return_
         again = 0  # so many things are said that could not be said before
 
         def said(child: Any, kind: int, *more: Any) -> None:
@@ -315,15 +335,30 @@ class World:
             self.rescales(num)
             change(num)
 
-        def queues(connection: Any, line: Any, *more: Any, **how: Any) -> None:
+        def everyone() -> list[list[Any]]:
+            return [list(line.queue) for line in waiting.queues]
+
+        def queues(connection: Any, line: Any, *more: Any, **how: Any) -> bool:
             full = waiting.queued >= self.options.max_queued
-            there = [
-                list(one.queue) for one in (*waiting.lines, *waiting.queues.own.values()) if full
-            ]
+            there = everyone() if full else []
             shed = self.board.master["shed"]
-            queue(connection, line, *more, **how)
-            if self.board.master["shed"] > shed:
-                self.judge_shed(connection, line, there)
+            waits = queue(connection, line, *more, **how)
+            if shed := self.board.master["shed"] - shed:
+                lines = list(waiting.queues)
+                there += [[] for _ in lines[len(there) :]]  # its own may be new
+                there[lines.index(line)].append(connection)
+                self.judge_shed(there, shed)
+            return waits
+
+        def returns(line: Any, connections: Any, now: float) -> None:
+            there, come = everyone(), list(connections)
+            shed = self.board.master["shed"]
+            return_(line, come, now)
+            if shed := self.board.master["shed"] - shed:
+                there[list(waiting.queues).index(line)][:0] = [
+                    it for it, _, rest in come if not rest
+                ]
+                self.judge_shed(there, shed)
 
         def scales(num: int, now: float) -> Any:
             self.scale(num)
@@ -375,7 +410,7 @@ class World:
         not_started = self.lives.not_started
         self.lives.not_started = fails
         children.say, children._room = said, there_is_room
-        topology.change, waiting.queue = changes, queues
+        topology.change, waiting.queue, waiting.return_ = changes, queues, returns
 
     @property
     def num(self) -> int:
@@ -398,7 +433,6 @@ class World:
     def make_wire(self, key: int) -> Wire:
         wire = Wire(self.kernel, len(self.wires), key)
         self.wires.append(wire)
-        self.unjudged.append(wire)
         return wire
 
     # -- what happens to the master -----------------------------------------------------------
@@ -480,7 +514,8 @@ class World:
         state = self.kernel.files[int(command[-1])]
         assert isinstance(state, Memory)
         self.state = state
-        self.check_places(self.kernel.now, 0.0)  # where each is, and since when
+        # Where each is, and since when.
+        self.check_places(self.kernel.now, 0.0, self.all_inboxes())
         self.next_board = Board(os.dup(self.board.fd))
         self.kernel.frozen = True
         raise Replaced
@@ -595,7 +630,6 @@ class World:
         self.fed_at = self.kernel.now
         for file in self.pairs():
             file.failing = None
-        self.kernel.stirred = True
 
     def pairs(self) -> list[Inbox | Control]:
         """Everything that descriptors are sent over."""
@@ -607,7 +641,6 @@ class World:
         """One of a slot or of a process: of which is known when one is started with it."""
         inbox = Inbox(self.kernel, self.capacity, self.options.max_moves)
         inbox.judge_rest = self.judge_rest
-        inbox.when_read_back = self.one_returns
         self.made.append(inbox)
         try:
             return inbox, InboxEnd(self.kernel, inbox)
@@ -615,34 +648,15 @@ class World:
             inbox.close()
             raise
 
-    def one_returns(self) -> None:
-        """It was in an inbox, and may wait again."""
-        self.returned += 1
-
     def follow(self, cells: memoryview) -> None:
         """Router.follow: the number of slots is to be read here."""
         self.cells = cells
 
     def make_signals(self, numbers: object) -> Any:
-        world = self
-
-        if world.signals.fd < 0:  # those of a master before
-            world.signals = Flag(world.kernel)
-            world.sent_signals.clear()
-
-        class Signals:
-            def fileno(self) -> int:
-                return world.signals.fd
-
-            def arrived(self) -> list[signal.Signals]:
-                world.signals.up = False
-                arrived, world.sent_signals = world.sent_signals, []
-                return arrived
-
-            def close(self) -> None:
-                world.signals.close()
-
-        return Signals()
+        if self.signals.fd < 0:  # those of a master before
+            self.signals = Flag(self.kernel)
+            self.sent_signals.clear()
+        return _Signals(self)
 
     def obeys(self, number: signal.Signals) -> None:
         """The master does what a signal says."""
@@ -705,6 +719,7 @@ class World:
         worker = Worker(self, slot, pid, worker_class, spec["row"], own.inbox, news)
         worker.corrected = corrects
         self.workers[pid] = worker
+        self.processes.append(worker)
         if seen.worker is None:
             seen.worker = worker
         else:
@@ -772,6 +787,7 @@ class World:
         demand(not said or worker.pidfd is None, worker, "was not heard out:", said)
         demand(not worker.own.messages, worker, "leaves what lay in its own inbox")
         worker.collected, worker.changed = True, self.kernel.now
+        self.processes.remove(worker)
         seen = self.slots[worker.slot]
         if worker.pidfd is None:  # it is as if it had not been started
             if seen.worker is worker:
@@ -805,7 +821,10 @@ class World:
     def fails_to_succeed(self, seen: _SlotSeen, generation: int) -> None:
         """A successor has not become ready."""
         seen.passed_over = 0  # it had its turn
-        self.given_up, self.gave_up_at = max(self.given_up, generation), self.kernel.now
+        before = seen.worker.generation if seen.worker else 0
+        reload = max(self.given_up, before) + 1
+        if reload <= generation:  # otherwise it was for something else
+            self.given_up, self.gave_up_at = reload, self.kernel.now
         seen.backoff = min(seen.backoff * 2 or BACKOFF_FIRST, BACKOFF_LAST)
         seen.wait_until = self.kernel.now + seen.backoff
 
@@ -891,7 +910,7 @@ class World:
         if num > self.num:
             lacking = [n for n in range(num) if not self.is_served(n)]
             demand(not lacking, "there are", num, "slots, without a process in", lacking)
-        for wire in self.unjudged:
+        for wire in self.wires:
             if wire.heir is not None and wire.heir >= num:
                 wire.heir, wire.since = ANY, self.kernel.now  # and it waits in another line
 
@@ -903,7 +922,7 @@ class World:
     def is_due(self, seen: _SlotSeen) -> bool:
         """Whether the slot's process is to be replaced."""
         worker = seen.worker
-        if worker is None or not worker.serves or seen.successor is not None:
+        if worker is None or seen.successor is not None or not worker.serves:
             return False
         newer = self.generation > self.given_up and worker.generation < self.generation
         return newer or worker.leaving is not None
@@ -950,10 +969,10 @@ class World:
         wire.decided = self.decisions
         wire.got = self.kernel.now
 
-    def session(self, head: bytes, length: int) -> bytes:
-        """Router.session."""
+    def find(self, head: bytes, length: int) -> tuple[int, bytes]:
+        """Router.find."""
         words = bytes(head[:length]).partition(b"\n")[0].split()
-        return words[3] if len(words) > 3 else b""
+        return (0, words[3]) if len(words) > 3 else (-1, b"")
 
     def owner(self, session: bytes, num: int = 0) -> int:
         """Router.owner."""
@@ -992,7 +1011,7 @@ class World:
         elif kind == channel.END and (worker.replaced is None or channel.END in worker.told):
             demand(not self.listener.open, worker, "is told to end before the listeners closed")
             waiting = self.waiting()
-            waiting += [wire for wire in self.unjudged if wire.place == "moving"]
+            waiting += [wire for wire in self.wires if wire.place == "moving"]
             demand(not waiting, worker, "is told to end while these wait:", waiting)
             self.ends = worker.draining = True
             if worker.slot < len(self.inboxes):
@@ -1128,7 +1147,7 @@ class World:
     @property
     def reloading(self) -> bool:
         """Whether a process has a successor that starts, or that has taken its place."""
-        alive = [w for w in self.workers.values() if w.alive and w.replaced is not None]
+        alive = [w for w in self.processes if w.alive and w.replaced is not None]
         return bool(alive) or any(seen.successor for seen in self.slots)
 
     def places(self) -> list[tuple[str, Any, Any, float]]:
@@ -1137,7 +1156,7 @@ class World:
 
     def all_inboxes(self) -> list[Inbox]:
         """Those of the slots, and those of the processes."""
-        own = [worker.own for worker in self.workers.values() if not worker.collected]
+        own = [worker.own for worker in self.processes]
         return [inbox for inbox in self.inboxes + own if inbox.fd >= 0]
 
     def waiting(self) -> list[Wire]:
@@ -1172,21 +1191,15 @@ class World:
             demand(options.timeout, worker, "is killed, but it may be silent for ever")
             demand(silent, worker, "is killed, and has beaten at", worker.beaten, "of", ran)
 
-    def judge_shed(self, connection: Any, line: Any, there: list[list[Any]]) -> None:
-        """One was refused because too many wait: was it the newest of the longest line?"""
+    def judge_shed(self, there: list[list[Any]], count: int) -> None:
+        """So many were refused because too many wait: was each the newest of the longest line?"""
         self.kernel.note("shed")
         self.sheds = True
-        refused = next(reversed(self.ledger.waiting._refused))
-        lines = tuple(self.ledger.waiting.queues)
-        before = [
-            [*queue, connection] if one is line else queue
-            for one, queue in zip(lines, there, strict=False)
-        ]
-        if line not in lines[: len(there)]:
-            before.append([connection])
-        longest = max(len(queue) for queue in before)
-        fair = any(len(queue) == longest and queue[-1] is refused for queue in before)
-        demand(fair, refused.sock.wire, "is refused, and not the newest of the longest line")
+        for refused in list(self.ledger.waiting._refused)[-count:]:
+            longest = max(map(len, there))
+            fair = [queue for queue in there if len(queue) == longest and queue[-1] is refused]
+            demand(fair, refused.sock.wire, "is refused, and not the newest of the longest line")
+            fair[0].pop()
 
     def judge_rest(self, wire: Wire, slot: int) -> None:
         """A wire at rest is handed over: is it its turn, and is there somebody to have it?"""
@@ -1228,7 +1241,7 @@ class World:
             still = not (wire.fin or wire.reset or self.kernel.cut)
             if late and still and self.listener.open and wire.waits == "queue":
                 inbox = wire.asked.own if wire.asked else self.inboxes[wire.destined]
-                full = not inbox.had_room or inbox.failing or not inbox.is_read()
+                full = inbox.room <= 0 or inbox.failing or not inbox.is_read()
                 retried = now - max(self.fed_at, inbox.opened) > RETRY + MOMENT
                 demand(full or not retried, wire, "got 503 though its inbox had room")
             over = self.quick or self.time_over or self.ends
@@ -1264,9 +1277,11 @@ class World:
             demand(not timeout, "it sleeps, and does not know what is due")
             return
         handlers = self.master._loop._handlers
-        alone = [kernel.files.get(fd, fd) for fd in kernel.watched.keys() ^ handlers.keys()]
-        demand(not alone, "handlers without events:", alone)
-        deadlines = self.check_places(now, timeout)
+        if kernel.watched.keys() != handlers.keys():
+            alone = [kernel.files.get(fd, fd) for fd in kernel.watched.keys() ^ handlers.keys()]
+            broken("handlers without events:", alone)
+        inboxes = self.all_inboxes()
+        deadlines = self.check_places(now, timeout, inboxes)
         deadlines += self.check_processes(now)
         if self.stop_at < math.inf:
             if now < self.stop_by:
@@ -1277,12 +1292,10 @@ class World:
         self.check_roster()
         self.check_upgrade(now)
         self.check_accepting(now, timeout)
-        self.check_inboxes(now, timeout)
-        for deadline, what in deadlines:
+        self.check_inboxes(now, timeout, inboxes)
+        for deadline, what in deadlines if timeout else ():
             late = now + timeout - deadline
-            demand(
-                late <= MOMENT or not timeout, "it would sleep", late, "s past a deadline of", what
-            )
+            late <= MOMENT or broken("it would sleep", late, "s past a deadline of", what)
         listener.accepted = self.vain = 0
         self.sheds = False
 
@@ -1290,60 +1303,66 @@ class World:
         """Who serves a slot is the same for the master, for everybody else, and in fact."""
         board, lives = self.board, self.lives
         by_key = self.master._children.by_key
-        shown = dict(board._shown())
-        demand(len(shown) == len(list(board._shown())), "a slot is shown twice:", shown)
-        demand(lives.target == self.target, "there will be", lives.target, "slots")
+        rows = list(board._shown())
+        shown = dict(rows)
+        len(shown) == len(rows) or broken("a slot is shown twice:", rows)
+        target = lives.target
+        demand(target == self.target, "there will be", target, "slots")
         earlier = self.master._topology._earlier
         demand(earlier == self.earlier, "there were", earlier, "slots, not", self.earlier)
         living = {child.row for child in by_key.values()}
         demand(living >= set(shown.values()), "rows are shown of processes that have ended")
         for number, seen in enumerate(self.slots):
-            worker = seen.worker if self.is_served(number) else None
+            worker = seen.worker
+            if worker is not None and (worker.draining or not worker.serves):
+                worker = None
             key = lives.current(number)
             current = self.workers[by_key[key].pid] if key is not None else None
-            demand(current is worker, "slot", number, "is served by", current, "not", worker)
+            if current is not worker:
+                broken("slot", number, "is served by", current, "not", worker)
             key = lives.previous(number)
             previous = self.workers[by_key[key].pid] if key is not None else None
             before = seen.previous if seen.previous and not seen.previous.doomed else None
-            demand(previous is before, "slot", number, "was served by", previous, "not", before)
+            if previous is not before:
+                broken("slot", number, "was served by", previous, "not", before)
             if worker is not None:
-                demand(shown.get(number) == worker.row, worker, "is not shown")
+                shown.get(number) == worker.row or broken(worker, "is not shown")
                 others = board.has_others(worker.row)
-                demand(others == (before is not None), worker, "has others:", others, before)
+                others == (before is not None) or broken(worker, "has others:", others, before)
             else:
                 row = shown.get(number)
                 doomed = seen.worker.row if seen.worker is not None else None
                 before_it = seen.previous.row if seen.previous is not None else None
-                fair = row in (None, doomed, before_it)
-                demand(fair, "slot", number, "is shown with row", row)
+                row in (None, doomed, before_it) or broken("slot", number, "is shown as", row)
         pairs, boxes = self.master._children.pairs, self.master._children.post.boxes
-        demand(len(pairs) >= max(self.num, self.lives.target), "there are pairs for", len(pairs))
-        for worker in self.workers.values():
-            if worker.alive and not worker.collected and worker.pidfd is not None:
-                demand(worker.row in boxes, worker, "has no mailbox")
-                mailboxes = {row: box.mailbox for row, box in boxes.items() if row != worker.row}
-                late = {entry[2] for entry in boxes[worker.row].unsaid}
-                differing = {
-                    row
-                    for row in mailboxes.keys() | worker.news.known.keys()
-                    if mailboxes.get(row) is not worker.news.known.get(row)
-                }
-                demand(differing <= late, worker, "does not know of rows", differing - late)
-                since = worker.news.refused
-                overdue = since is not None and self.kernel.ran - since > 0.5 + LOOK_AROUND + BLUR
-                demand(not (late and overdue), worker, "is not told of rows", late)
+        demand(len(pairs) >= max(self.num, target), "there are pairs for", len(pairs))
+        mailboxes = {row: box.mailbox for row, box in boxes.items()}
+        for worker in self.processes:
+            if not worker.alive or worker.pidfd is None:
+                continue
+            demand(worker.row in boxes, worker, "has no mailbox")
+            known = {**worker.news.known, worker.row: mailboxes[worker.row]}
+            if known == mailboxes:
+                continue
+            rows = known.keys() | mailboxes.keys()
+            differing = {row for row in rows if mailboxes.get(row) is not known.get(row)}
+            late = {entry[2] for entry in boxes[worker.row].unsaid}
+            demand(differing <= late, worker, "does not know of rows", differing - late)
+            since = worker.news.refused
+            overdue = since is not None and self.kernel.ran - since > 0.5 + LOOK_AROUND + BLUR
+            demand(not overdue, worker, "is not told of rows", late)
 
     def check_upgrade(self, now: float) -> None:
         """No signal is lost, and new code that is tried is heard in its time."""
         heard = len(self.sent_signals) + len(self.pending)
-        demand(self.unobeyed == heard, self.unobeyed - heard, "signals are lost")
-        demand(not self.blocked, "the master is deaf to", self.blocked)
-        tried = [trial.pid for trial in self.trials if not trial.collected]
-        trial_pid = self.master._succession.trial.pid
-        known = [trial_pid] if trial_pid else []
-        demand(tried == known, "the trial is", known, "not", tried)
+        self.unobeyed == heard or broken(self.unobeyed - heard, "signals are lost")
+        not self.blocked or broken("the master is deaf to", self.blocked)
+        known = self.master._succession.trial.pid
         if not self.trials:
+            not known or broken("the trial is", known)
             return
+        tried = [trial.pid for trial in self.trials if not trial.collected]
+        demand(tried == ([known] if known else []), "the trial is", known, "not", tried)
         trial = self.trials[-1]
         serving = self.stop_at == math.inf
         demand(not (serving and self.agreed), "new code could take over, and does not")
@@ -1360,74 +1379,82 @@ class World:
         replacing = False
         due = []
         for number, seen in enumerate(self.slots):
-            leaving = seen.worker is not None and seen.worker.leaving is not None
-            replacing = replacing or (seen.successor is not None and not leaving)
-            if self.is_due(seen) and seen.wait_until > now:
+            replacing = replacing or seen.successor is not None
+            if not self.is_due(seen):
+                continue
+            if seen.wait_until > now:
                 deadlines.append((seen.wait_until, "a replacement"))
-            elif self.is_due(seen):
+            else:
+                leaving = seen.worker is not None and seen.worker.leaving is not None
                 demand(not leaving, seen.worker, "asks to be replaced, and is not")
                 due.append(number)
-        ours = any(s.successor is not None for s in self.slots)
-        demand(not due or replacing or ours, "slots", due, "are to be replaced, and are not")
+        demand(not due or replacing, "slots", due, "are to be replaced, and are not")
         if self.target > self.num:
             lacking = [n for n in range(self.target) if not self.is_served(n)]
             demand(lacking, "there are to be", self.target, "slots, and not", self.num)
         return deadlines
 
-    def check_inboxes(self, now: float, timeout: float) -> None:
+    def check_inboxes(self, now: float, timeout: float, inboxes: list[Inbox]) -> None:
         """Where nobody reads nothing lies; and nothing lies for long."""
         waiting = self.ledger.waiting
         by_key = self.master._children.by_key
         own = {self.workers[by_key[key].pid]: line for key, line in waiting.queues.own.items()}
-        for inbox in self.all_inboxes():
+        for inbox in inboxes:
             line = own.get(inbox.worker) if inbox.worker else waiting.lines[inbox.number]
-            demand(inbox.is_read() or not inbox.messages, inbox, "is not read, and holds some")
+            messages = inbox.messages
+            not messages or inbox.is_read() or broken(inbox, "is not read, and holds some")
             some = line is not None and (line.queue or line.resting)
-            watched = inbox.fd in self.kernel.watched
-            demand(some or not watched, inbox, "is watched for nothing")
             open = line is not None and line.open
-            demand(open or not watched, inbox, "is watched, and nobody reads it")
-            retried = timeout <= RETRY + MOMENT
-            demand(watched or not some or not open or retried, inbox, "is not watched")
-            inbox.had_room = inbox.writable and not self.kernel.cut
-            for parcel in list(inbox.messages)[:1]:
+            if inbox.fd in self.kernel.watched:
+                some or broken(inbox, "is watched for nothing")
+                open or broken(inbox, "is watched, and nobody reads it")
+            elif some and open:
+                timeout <= RETRY + MOMENT or broken(inbox, "is not watched")
+            seen = inbox.writable and not self.kernel.cut
+            inbox.room = inbox.capacity - len(messages) if seen else 0
+            if messages:
+                parcel = messages[0]
                 late = now - parcel.wire.got - self.options.queue_timeout
                 if parcel.rest:
                     late = now - parcel.wire.since - self.options.queue_timeout
                 late = min(late, now - parcel.wire.put)  # after a time in which we did not run
                 bound = LOOK_AROUND + 2 * MOMENT
-                demand(late <= bound, parcel.wire, "lies in an inbox", late, "s too long")
-        for worker in self.workers.values():
+                late <= bound or broken(parcel.wire, "lies in an inbox", late, "s too long")
+        for worker in self.processes:
             if worker.owed and worker.alive and not self.kernel.cut and timeout:
                 watch = self.kernel.watched.get(worker.control.fd)
                 demand(watch and watch[0] & OUT, worker, "is not told", worker.owed)
 
-    def check_places(self, now: float, timeout: float) -> list[tuple[float, object]]:
+    def check_places(
+        self, now: float, timeout: float, inboxes: list[Inbox]
+    ) -> list[tuple[float, object]]:
         """Every connection is in one place, for no longer than it may be there."""
-        options = self.options
-        places = self.places()
+        options, kernel = self.options, self.kernel
+        watched, places = kernel.watched, self.places()
+        num = max(self.num, self.target)
         held = {connection.sock.wire for _, _, connection, _ in places}
         demand(len(held) == len(places), "a connection is in two places:", places)
         heads = queued = 0
         deadlines: list[tuple[float, object]] = []
         for place, line, connection, _ in places:
             wire = connection.sock.wire
-            demand(wire.place == "master", wire, "is", place, "and", wire.place)
-            watched = connection.sock.fd in self.kernel.watched
-            demand(watched, wire, "is not watched in", place)
+            wire.place == "master" or broken(wire, "is", place, "and", wire.place)
+            connection.sock.fd in watched or broken(wire, "is not watched in", place)
             if place == "queue":
                 right = line.slot == wire.destined if line.process is None else wire.asked
-                demand(right, wire, "is queued for", line)
-                there = line.process is not None or line.slot < max(self.num, self.target)
-                demand(there, wire, "waits for slot", line.slot, "of", self.num)
+                right or broken(wire, "is queued for", line)
+                there = line.process is not None or line.slot < num
+                there or broken(wire, "waits for slot", line.slot, "of", self.num)
             elif place == "rest":
-                demand(wire.heir in (ANY, line.slot), wire, "is queued for", line)
-            demand((place == "refused") == (wire.answer is not None), wire, "is", place)
-            # That its client has left is told again when it could not be handed over just then.
-            wire.overlooked += place in ("queue", "rest") and (wire.fin or wire.reset)
-            demand(wire.overlooked < 8, wire, "is queued, and has left")
+                wire.heir in (ANY, line.slot) or broken(wire, "is queued for", line)
+            (place == "refused") == (wire.answer is not None) or broken(wire, "is", place)
+            if (wire.fin or wire.reset) and place in ("queue", "rest"):
+                # That is told again when it could not be handed over just then.
+                wire.overlooked += 1
+                wire.overlooked < 8 or broken(wire, "is queued, and has left")
             if place != "refused":
-                demand(connection.prefix == wire.carried, wire, "has lost what was read of it")
+                kept = connection.prefix == wire.carried
+                kept or broken(wire, "has lost what was read of it")
             if place != wire.waits:
                 if place == "refused":
                     self.judge_answer(wire)
@@ -1443,39 +1470,36 @@ class World:
                     deadline = min(deadline, max(self.stop_at, wire.since) + LAST_HEAD)
             elif place in ("queue", "rest"):
                 queued += place == "queue"
-                demand((place == "rest") == (wire.heir is not None), wire, "is in", place)
+                (place == "rest") == (wire.heir is not None) or broken(wire, "is in", place)
                 deadline = (wire.since if place == "rest" else wire.got) + options.queue_timeout
             else:
                 deadline = wire.since + LINGER
-            late = deadline < now - MOMENT and timeout  # with none, it is about to be refused
-            demand(not late, wire, "is", now - deadline, "s too long in", place)
+            if deadline < now - MOMENT and timeout:  # with none, it is about to be refused
+                broken(wire, "is", now - deadline, "s too long in", place)
             deadlines.append((deadline, wire))
-        for file in self.kernel.files.values():
-            wire = getattr(file, "wire", None)
-            demand(wire is None or wire in held, wire, "is held and forgotten")
-        ended = [wire for wire in self.unjudged if wire.place == "ended"]
-        if ended:
-            self.unjudged = [wire for wire in self.unjudged if wire.place != "ended"]
-            for wire in ended:
-                if wire.outcome == "refused" and wire.waits != "refused":
-                    self.judge_answer(wire)
-                elif wire.outcome == "dropped":
-                    starved = now in (self.listener.starved_at, self.kernel.starved_at)
-                    starved = starved or options.head_timeout == 0
-                    if wire.heir is not None:
-                        late = now - wire.got >= options.queue_timeout - MOMENT
-                        late = late and wire.waits in ("rest", "inbox")
-                        starved = starved or late or wire.orphan or self.stop_at <= now
-                        self.kernel.note("rest closed because of", "time" if late else "more")
-                    elif not wire.stream:
-                        starved = starved or self.is_silent_for_too_long(wire)
-                    demand(wire.fin or wire.reset or starved, wire, "was dropped for nothing")
-                wire.waits = None
+        if kernel.sockets != len(held):
+            lost = [file for file in kernel.files.values() if isinstance(file, Socket)]
+            broken("held and forgotten:", [file for file in lost if file.wire not in held])
+        ended, kernel.ended = kernel.ended, []
+        for wire in ended:
+            if wire.outcome == "refused" and wire.waits != "refused":
+                self.judge_answer(wire)
+            elif wire.outcome == "dropped":
+                starved = now in (self.listener.starved_at, kernel.starved_at)
+                starved = starved or options.head_timeout == 0
+                if wire.heir is not None:
+                    late = now - wire.got >= options.queue_timeout - MOMENT
+                    late = late and wire.waits in ("rest", "inbox")
+                    starved = starved or late or wire.orphan or self.stop_at <= now
+                    kernel.note("rest closed because of", "time" if late else "more")
+                elif not wire.stream:
+                    starved = starved or self.is_silent_for_too_long(wire)
+                demand(wire.fin or wire.reset or starved, wire, "was dropped for nothing")
+            wire.waits = None
         demand(heads <= options.max_pending_heads, "too many heads:", heads)
-        most = max(options.max_queued, self.queued_before) + self.returned
-        demand(queued <= most, "too many are queued:", queued)
-        self.heads_before, self.queued_before, self.returned = heads, queued, 0
-        for inbox in self.all_inboxes():
+        demand(queued <= options.max_queued, "too many are queued:", queued)
+        self.heads_before = heads
+        for inbox in inboxes:
             for parcel in inbox.messages:
                 if parcel.wire.waits != "inbox":
                     parcel.wire.waits, parcel.wire.since = "inbox", now
@@ -1485,6 +1509,7 @@ class World:
         """Slots have their processes, and processes their time."""
         options, ran = self.options, self.kernel.ran
         blurred = self.kernel.stalls > 0  # of time not run, the ledger may count less than we do
+        slack = self.kernel.stalls * LONGEST_STEP + BLUR
         beat = every(options.timeout)
         deadlines: list[tuple[float, object]] = []
         serving = self.stop_at == math.inf
@@ -1501,7 +1526,7 @@ class World:
                 if not self.quick and not self.time_over:
                     demand(due > now - MOMENT, "slot", number, "has no process")
                     deadlines.append((due, "a start"))
-        for worker in self.workers.values():
+        for worker in self.processes:
             if worker.killed or not worker.alive:
                 continue
             deadline = None
@@ -1512,12 +1537,11 @@ class World:
             elif worker.replaced is not None:
                 deadline = self.quit_at(worker)
             if deadline is not None:
-                demand(deadline > now - MOMENT, worker, "was to end", now - deadline, "s ago")
+                deadline > now - MOMENT or broken(worker, "was to end", now - deadline, "s ago")
                 deadlines.append((deadline, worker))
             if worker.replaced is not None:
-                told = channel.END in (*worker.told, *worker.owed)
-                demand(told, worker, "was not told that it is replaced")
-            if deadline is not None or self.quick or channel.END in (*worker.told, *worker.owed):
+                worker.knows_its_end or broken(worker, "was not told that it is replaced")
+            if deadline is not None or self.quick or worker.knows_its_end:
                 continue
             if worker.known_ready is None:
                 limits = [worker.started + options.boot_timeout]
@@ -1526,8 +1550,7 @@ class World:
             else:
                 limits = []
             for limit in limits:
-                slack = self.kernel.stalls * LONGEST_STEP + BLUR
-                demand(ran <= limit + slack, worker, "was not seen to", ran, limit)
+                ran <= limit + slack or broken(worker, "was not seen to", ran, limit)
                 if not blurred:
                     deadlines.append((now + limit - ran + BLUR, worker))
         return deadlines
@@ -1539,9 +1562,9 @@ class World:
         demand(self.announced or not on, "it accepts before all workers are ready")
         if not listener.open or not self.announced:
             return
-        demand(on != self.ledger.waiting.paused, "accepting pauses, or not:", on)
-        starving = now < listener.starved_at + RETRY + MOMENT
+        on != self.ledger.waiting.paused or broken("accepting pauses, or not:", on)
         if not on:
+            starving = now < listener.starved_at + RETRY + MOMENT
             demand(starving, "accepting pauses")
             demand(timeout <= RETRY + MOMENT, "it does not come back to accept")
 
@@ -1554,10 +1577,10 @@ class World:
         self.empty_since = min(self.empty_since, now)
         late = now - self.empty_since > RETRY + MOMENT
         if late and not self.quick and not self.time_over:
-            for worker in self.workers.values():
+            for worker in self.processes:
                 if worker.alive and worker.known_ready is not None:
-                    told = channel.END in (*worker.told, *worker.owed)
-                    demand(told or worker.doomed, worker, "was not told to end")
+                    told = worker.knows_its_end or worker.doomed
+                    demand(told, worker, "was not told to end")
 
     # -- the whole of it ----------------------------------------------------------------------
 

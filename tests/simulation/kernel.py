@@ -33,7 +33,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import sticky.channel
 from sticky.master.agenda import LONGEST_STEP
@@ -44,6 +44,8 @@ GRID = 0.01
 """Things happen at multiples of this many seconds, so that many happen at once."""
 TURNS = 4_000
 """A history that takes more turns than this does not end."""
+STEPS = 100_000
+"""And one in which the world changes more often than this neither."""
 LARGE = 64
 """A prefix of more bytes than this goes in a memfd, which takes one more descriptor."""
 CONTROL = 4
@@ -56,10 +58,16 @@ class Broken(AssertionError):
     """A promise was not kept."""
 
 
+def broken(*what: object) -> NoReturn:
+    """A promise was not kept: these words say which."""
+    raise Broken(" ".join(map(str, what)))
+
+
 def demand(kept: object, *what: object) -> None:
-    """Raise Broken, with these words, unless the promise was kept."""
+    """Raise Broken, with these words, unless the promise was kept. What is looked at in every turn
+    says ``kept or broken(...)``: then the words cost nothing."""
     if not kept:
-        raise Broken(" ".join(map(str, what)))
+        broken(*what)
 
 
 def failing(number: int) -> OSError:
@@ -86,15 +94,17 @@ class Kernel:
         self.stalled = 0.0
         self.turns = 0
         self.cut = False  # in this turn poll() did not report all it could have
-        self.stirred = True  # something that epoll could report may have changed
+        self.stirred: list[File] = []  # those that epoll could report, and could not before
         self.starved_at = -math.inf  # when the last descriptor was asked for in vain
         self.steps = 0  # how often the world has changed, or the master had its turn
-        self.after_step: Callable[[int], object] = lambda step: None
+        self.after_step: Callable[[int], object] | None = None
         self.events: Counter[str] = Counter()  # what has happened, for those who count it
         self.trace: list[str] | None = None
         self.frozen = False
         self.watched: dict[int, list[Any]] = {}  # fd: [events, file, what it saw last]
         self.files: dict[int, File] = {}
+        self.sockets = 0  # of these files
+        self.ended: list[Wire] = []  # since they were last looked at
         self.between_turns: Callable[[float], None] = lambda timeout: None
         self.unwatched: Callable[[int], None] = lambda fd: None
         # Numbers that no real descriptor has, in case a real system call gets one.
@@ -111,14 +121,17 @@ class Kernel:
 
     def note(self, *words: object) -> None:
         """Something happened that a history is run for."""
-        self.events[" ".join(map(str, words))] += 1
+        self.events[" ".join(map(str, words)) if len(words) > 1 else str(words[0])] += 1
 
     # -- time ---------------------------------------------------------------------------------
 
     def at(self, delay: float, what: Callable[..., object], *arguments: Any) -> None:
         """Have something happen after this many seconds."""
-        when = math.ceil((self.now + delay) / GRID - 1e-6) * GRID
-        heapq.heappush(self._agenda, (when, next(self._order), what, arguments))
+        heapq.heappush(self._agenda, (self.moment(delay), next(self._order), what, arguments))
+
+    def moment(self, delay: float) -> float:
+        """When it is after this many seconds."""
+        return math.ceil((self.now + delay) / GRID - 1e-6) * GRID
 
     def _advance(self, until: float) -> None:
         """Go to this moment, with everything that happens on the way."""
@@ -132,7 +145,9 @@ class Kernel:
 
     def _step(self) -> None:
         self.steps += 1
-        self.after_step(self.steps)
+        demand(self.steps < STEPS, "this does not end, in one turn")
+        if self.after_step is not None:
+            self.after_step(self.steps)
 
     # -- descriptors --------------------------------------------------------------------------
 
@@ -181,13 +196,11 @@ class Kernel:
         demand(fd not in self.watched, "registered twice:", fd)
         demand(fd in self.files, "registered, but not open:", fd)
         self.watched[fd] = [events, self.files[fd], -1]
-        self.stirred = True
 
     def modify(self, fd: int, events: int) -> None:
         demand(fd in self.watched, "changed, but not registered:", fd)
         self.watched[fd][0] = events
         self.watched[fd][2] = -1
-        self.stirred = True
 
     def unregister(self, fd: int) -> None:
         if self.frozen:
@@ -216,7 +229,7 @@ class Kernel:
                 self._advance(deadline)
                 break
             self._advance(self._agenda[0][0])
-            if self.stirred:
+            if any(file.fd in self.watched for file in self.stirred):
                 ready = self._ready()
         self.run_on()
         self.cut = False
@@ -238,12 +251,12 @@ class Kernel:
         self._last = self.now
 
     def _ready(self) -> list[tuple[int, int]]:
-        self.stirred = False
+        self.stirred.clear()
         ready = []
         for fd, (events, file, seen) in self.watched.items():
-            if (found := file.ready() & (events | ERR | HUP)) and (
-                not events & ET or seen != file.edge
-            ):
+            if events & ET and seen == file.edge:
+                continue
+            if found := file.ready() & (events | ERR | HUP):
                 ready.append((fd, found))
         return ready
 
@@ -275,7 +288,7 @@ class File:
     def stir(self) -> None:
         """What can be reported of this file has changed."""
         self.edge += 1
-        self.kernel.stirred = True
+        self.kernel.stirred.append(self)
 
     def ready(self) -> int:
         return 0
@@ -364,13 +377,16 @@ class Wire:
     @property
     def carried(self) -> bytes:
         """What was read and not used: it must be wherever the connection is."""
-        return bytes(self.stream[self.used : len(self.stream) - len(self.data)])
+        end = len(self.stream) - len(self.data)
+        return bytes(self.stream[self.used : end]) if end > self.used else b""
 
     def move(self, before: str, after: str, outcome: str | None = None) -> None:
         """It goes from one place to another."""
         demand(self.place == before, self, "goes to", after, "from", self.place, "not", before)
         self.place = after
         self.outcome = outcome
+        if after == "ended":
+            self.kernel.ended.append(self)
         self.kernel.say(self, "->", after, outcome or "")
         self.on_move()
 
@@ -432,6 +448,7 @@ class Socket(File):
     def __init__(self, kernel: Kernel, wire: Wire) -> None:
         self.wire = wire
         super().__init__(kernel)
+        kernel.sockets += 1
 
     def __repr__(self) -> str:
         return f"{self.wire}[{self.fd - 1_000_000}]"
@@ -486,6 +503,7 @@ class Socket(File):
     def close(self) -> None:
         if self.fd >= 0 and not self.kernel.frozen:
             super().close()
+            self.kernel.sockets -= 1
             if self.wire.place == "master":
                 self.wire.move("master", "ended", "refused" if self.wire.answer else "dropped")
 
@@ -568,12 +586,11 @@ class Inbox(File):
         self.readers: list[Callable[[], object]] = []
         self.last = 0
         self.told_end = False
-        self.had_room = True  # between the last two turns
+        self.room = capacity  # for so many, between the last two turns, and not used since
         self.opened = 0.0  # when somebody began to read it
         self.passed_on = 0
         self.judge_rest: Callable[[Wire, int], object] = lambda wire, number: None
         self.is_read: Callable[[], object] = lambda: True
-        self.when_read_back: Callable[[], object] = lambda: None
 
     @property
     def writable(self) -> bool:
@@ -620,6 +637,7 @@ class Inbox(File):
             self.last = wire.decided
         wire.move("master", "inbox")
         wire.put = self.kernel.now
+        self.room -= 1
         self.messages.append(Parcel(wire, prefix, moves, rest, unheld, since))
         for wake in self.readers:
             wake()
@@ -640,7 +658,6 @@ class Inbox(File):
         if not Inbox.relieving:  # they will come once more
             self.last = min(self.last, parcel.wire.decided - 1)
         self.kernel.note("overstayed" if Inbox.relieving else "read back")
-        self.when_read_back()
         self.stir()
         return parcel
 

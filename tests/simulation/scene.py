@@ -30,6 +30,24 @@ class _Scripted(Client):
         self.world.listener.connect(self.wire)
 
 
+class Cramped(World):
+    """Hardly a descriptor is free, and processes die with what lies in their inboxes."""
+
+    def draw(self) -> None:
+        super().draw()
+        self.spare, self.weather.stall = 2, 0.0
+        self.weather.deaths, self.weather.busy = 0.9, 0.2
+
+
+class Restless(World):
+    """Processes die early and late, and the master often does not run."""
+
+    def draw(self) -> None:
+        super().draw()
+        self.spare, self.weather.stall = 1000, 0.1
+        self.weather.deaths, self.weather.bad_boots = 0.9, 0.0
+
+
 class Scene(World):
     """A connection's requests belong to slots 0, 1, 0 and 1: it moves three times, with a small, a
     large and no prefix, to a slot whose inbox is free, full and free.
@@ -101,7 +119,7 @@ class Scene(World):
                 (self.mover.shut if fault == "FIN" else self.mover.leave)()
         elif fault == "STOP 0":  # the slot's worker does not run for a while
             for worker in [w for w in self.workers.values() if w.slot == 0 and w.alive]:
-                worker.hung_until = self.kernel.now + 20
+                worker.hung_until = self.kernel.moment(20)
         elif fault == "the trial dies":
             for trial in self.trials:
                 trial.die(-9)

@@ -42,6 +42,8 @@ class Disturber:
         """And one that reads slowly."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopped: set[int] = set()
+        self.leaving: set[int] = set()
+        """Processes that were asked to be replaced."""
         self._scaling = False
 
     async def run(self, until_then: float) -> None:
@@ -93,7 +95,12 @@ async def _kill(self: Disturber) -> None:
         return
     self.server.look()
     # One that starts while its slot has no other process is the one its slot waits for.
-    others = [it for it in self.server.children() if it.slot == child.slot and it.pid != child.pid]
+    # One that was asked to leave has ten seconds to do so, and counts for nothing behind them.
+    others = [
+        it
+        for it in self.server.children()
+        if it.slot == child.slot and it.pid != child.pid and it.pid not in self.leaving
+    ]
     current = self.server.current.get(child.slot) == child.pid or not others
     kill = self.oracle.killing(child.slot, child.pid, current=current)
     if self.signal(child.pid, signal.SIGKILL, self.describe(child)):
@@ -129,6 +136,7 @@ async def _burst(self: Disturber) -> None:
 async def _term(self: Disturber) -> None:
     if child := self.victim(ready=True):
         self.oracle.asked_to_go()
+        self.leaving.add(child.pid)
         self.signal(child.pid, signal.SIGTERM, self.describe(child))
 
 
@@ -150,14 +158,8 @@ async def scale(self: Disturber, num: int) -> None:
     self.oracle.asked_to_go()
     if self.signal(self.server.pid, signal.SIGTTIN if up else signal.SIGTTOU, "the master"):
         self.server.num = num
-        last = num - 1
-
-        def done() -> bool:
-            slots = {child.slot for child in self.server.children()}
-            ready = self.server.current.get(last) in {it.pid for it in self.server.children()}
-            return ready if up else max(slots, default=-1) <= last
-
-        if not await until(done, 60):
+        # More count when all are ready, which is not when the last one is: another may be away.
+        if not await until(lambda: self.server.scaled == num, 60):
             self.oracle.violation("not scaled", f"to {num} within 60 s: {self.server.children()}")
         self.oracle.scaled()
 

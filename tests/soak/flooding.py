@@ -89,12 +89,24 @@ class Flood:
             sock.close()
             del self.socks[fd]
 
-    def fill(self, make: Callable[[str], bytes]) -> None:
-        """As many as there are to be, a few at a time."""
-        while len(self.socks) < self.count:
+    def fill(self, make: Callable[[str], bytes], over: Callable[[], bool]) -> None:
+        """As many as there are to be, a few at a time. With a server that refuses them as fast as
+        they come there are never so many."""
+        while len(self.socks) < self.count and not over():
             for _ in range(min(STEP, self.count - len(self.socks))):
                 self.connect(make(next(self.addresses)))
             self.read(0.005)
+
+    def fill_answered(self, make: Callable[[str], bytes]) -> None:
+        """The same, as fast as they are answered: all of them are to stand, and none be refused."""
+        by = time.monotonic() + 120
+        while (answered := self.counted["answered"]) < self.count:
+            under_way = len(self.socks) - answered
+            for _ in range(min(STEP - under_way, self.count - len(self.socks))):
+                self.connect(make(next(self.addresses)))
+            self.read(0.005)
+            if time.monotonic() > by:
+                raise TimeoutError(f"not all are answered: {self.counted}")
 
     def reset(self) -> None:
         """All of them, at once."""
@@ -107,17 +119,8 @@ class Flood:
 
 def _idle(flood: Flood, over: Callable[[], bool]) -> None:
     """Answered once, and then at rest."""
-    flood.fill(head)
-    _answered(flood)
+    flood.fill_answered(head)
     _stand(flood, over)
-
-
-def _answered(flood: Flood) -> None:
-    by = time.monotonic() + 60
-    while flood.counted["answered"] + flood.counted["refused"] < flood.count:
-        flood.read(0.1)
-        if time.monotonic() > by:
-            raise TimeoutError(f"not all are answered: {flood.counted}")
 
 
 def _stand(flood: Flood, over: Callable[[], bool]) -> None:
@@ -129,11 +132,11 @@ def _stand(flood: Flood, over: Callable[[], bool]) -> None:
 def _dribble(flood: Flood, over: Callable[[], bool], data: bytes = b"", first: int = 1) -> None:
     """A byte now and then, of a head that never ends; who is refused comes again."""
     data = data or head("192.0.2.1", more="X-Long: " + "x" * 2000)
-    flood.fill(lambda address: data[:first])
+    flood.fill(lambda address: data[:first], over)
     say(flood)
     while not over():
         began = time.monotonic()
-        flood.fill(lambda address: data[:first])
+        flood.fill(lambda address: data[:first], over)
         # Evenly over the second.
         for number, (fd, sock) in enumerate(list(flood.socks.items())):
             at = flood.sent[fd] = flood.sent.get(fd, first) + 1
@@ -156,8 +159,7 @@ def _bodies(flood: Flood, over: Callable[[], bool]) -> None:
 
 def _websockets(flood: Flood, over: Callable[[], bool]) -> None:
     """They stand, and then all of them are reset at once."""
-    flood.fill(lambda address: head(address, WEBSOCKET, more=UPGRADE))
-    _answered(flood)
+    flood.fill_answered(lambda address: head(address, WEBSOCKET, more=UPGRADE))
     _stand(flood, over)
 
 
@@ -166,7 +168,7 @@ def _one_client(flood: Flood, over: Callable[[], bool]) -> None:
     address = next(flood.addresses)
     say(flood)
     while not over():
-        flood.fill(lambda _: head(address))
+        flood.fill(lambda _: head(address), over)
         flood.read(0.05)
 
 

@@ -24,6 +24,10 @@ LOOK_EVERY = 0.05
 DUMP_AFTER = 8.0
 """Seconds after which a process that was to end says where it is."""
 
+SCALED = re.compile(r"There (?:is|are) (\d+) workers? now")
+"""What it says when from now on there are so many slots."""
+THEIRS = re.compile(r"base_manager\.py.*\n +if len\(self\.pending_connect\[namespace\]\) == 0")
+"""A race of python-socketio 5.18 with threads: it looks, and looks again, without a lock."""
 KILLED = re.compile(r"worker \d+ \(pid \d+\) is killed: .*")
 """What a master says of a process that hangs."""
 
@@ -94,6 +98,8 @@ class Server:
         self.record.touch()
         self.current: dict[int, int] = {}
         """Slot -> the process that was the last to become ready in it."""
+        self.scaled = num
+        """How many slots there are, as the master has said."""
         self.port = 0
         self.pid = 0
         self._ready = ready
@@ -169,16 +175,19 @@ class Server:
                 self._replaced[before] = time.monotonic()
             self.current[int(slot)] = int(pid)
             self._ready(int(slot), int(pid))
+        for num in SCALED.findall(whole):
+            self.scaled = int(num)
         for text in KILLED.findall(whole):
             self._killed(text)
 
     def traces(self) -> list[str]:
         """The tracebacks in the log, each with what is around it."""
         text = self.log_file.read_text(errors="replace")
-        return [
+        found = [
             text[max(0, at.start() - 200) : at.start() + 2000]
             for at in re.finditer(r"^(Traceback|Exception ignored|Fatal Python error)", text, re.M)
         ]
+        return [one for one in found if not THEIRS.search(one)]
 
     # -- processes ---------------------------------------------------------------------------------
 

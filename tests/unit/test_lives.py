@@ -268,6 +268,38 @@ def test_a_successor_that_does_not_become_ready_leaves_the_old_process_serving(f
     assert book.reload() == [Spawn(1)]  # and it can be tried again, with the next in turn
 
 
+def test_a_successor_that_fails_ends_the_reload_that_it_was_for_and_not_those_after_it():
+    book = calm(num=3)
+    book.reload()
+    book.reload()  # while the one before has only begun
+    assert book.ready("p3")[-1] == Spawn(1)  # with the code of both
+    assert book.ended("p4") == [Spawn(2)]
+    assert book.ready("p5")[-1] == Spawn(0)
+    assert book.ready("p6")[-1] == Say("p3", Tell.END)
+    assert book.after(BACKOFF_FIRST) == [Spawn(1)]
+    book.ready("p7")
+    assert not book.lives.reloading
+
+
+def test_each_reload_is_given_up_after_one_successor_that_fails():
+    book = calm(num=3)
+    for _ in range(3):
+        book.reload()
+    assert book.ended("p3") == [Spawn(1)]
+    assert book.ended("p4") == [Spawn(2)]
+    assert book.ended("p5") == book.after(10.0) == []
+    assert not book.lives.reloading
+
+
+def test_a_successor_that_was_for_something_else_ends_no_reload():
+    book = calm(num=3)
+    book.reload()
+    assert book.ready("p3")[-1] == Spawn(1)
+    assert book.leaving("p3") == [Spawn(0)]
+    book.ended("p5")
+    assert book.ready("p4")[-1] == Spawn(2)  # the reload goes on
+
+
 def test_every_slot_has_its_turn_however_often_a_reload_is_asked_for():
     book = calm(num=4)
     spawned = []
@@ -630,6 +662,20 @@ def test_a_slot_that_went_when_its_successor_was_just_asked_for_does_not_hold_up
     done = book.take()
     assert kills(done) == ["late"]
     assert Spawn(0) in done
+
+
+def test_a_slot_that_went_and_came_back_when_its_successor_was_asked_for_holds_up_no_reload():
+    book = calm(num=3)
+    book.reload()
+    book.ready("p3")
+    book.lives.ready("p4", book.now)
+    assert Spawn(2) in book.decided()
+    book.ledger.scale(2, book.now)
+    book.ledger.scale(3, book.now)
+    book.lives.reload(book.now)
+    assert Spawn(0) not in book.decided()
+    book.lives.spawned("late", 2, book.now)  # the slot's only one now, and nobody's successor
+    assert book.take() == [Spawn(0)]
 
 
 def test_a_process_that_was_not_needed_any_more_and_is_again_is_started_at_once():

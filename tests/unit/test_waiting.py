@@ -174,6 +174,13 @@ def test_a_flood_refuses_itself_and_nobody_else(book):
     assert not any(isinstance(action, Accepting) for action in done)
 
 
+def test_it_is_said_whether_a_connection_waits_or_is_refused_itself(book):
+    said = [book.waiting.queue(name, book.line(0), book.now) for name in "abcde"]
+    assert said == [True] * 4 + [False]
+    assert book.waiting.queue("f", book.line(1), book.now)  # for it, another is
+    assert [book.place(name) for name in "def"] == ["refused", "refused", "queue"]
+
+
 def test_the_own_line_of_a_process_may_be_the_longest(book):
     own = book.waiting.own("p0", 0)
     book.queue(own, "a", "b", "c")
@@ -222,6 +229,22 @@ def test_who_comes_back_too_late_is_refused_at_once_and_not_before(book):
     book.waiting.return_(book.line(0), [("a", book.now - 100.0, False)], book.now)
     assert book.place("a") == "queue"
     assert Refuse("a", 503) in book.jump(0.0)
+
+
+def test_of_too_many_who_come_back_the_newest_of_the_longest_line_are_refused(book):
+    zero, sent = book.line(0), book.now
+    book.queue(0, "c")
+    book.queue(1, "x", "y")
+    book.ended("p0")
+    book.waiting.return_(zero, [(name, sent, False) for name in "ab"], book.now)
+    assert book.take() == [Refuse("c", 503)]
+    assert list(zero.queue) == ["a", "b"]
+    book.waiting.return_(zero, [(name, sent, False) for name in "123"], book.now)
+    assert book.take() == [Refuse("b", 503), Refuse("a", 503), Refuse("3", 503)]
+    assert list(zero.queue) == ["1", "2"]
+    assert [book.place(name) for name in "xy"] == ["queue", "queue"]
+    assert book.waiting.queued == RULES.max_queued
+    assert book.counters["shed"] == 4
 
 
 def test_who_waits_for_a_slot_that_cannot_start_is_refused_in_time(book):

@@ -1338,20 +1338,21 @@ class World:
                 row in (None, doomed, before_it) or broken("slot", number, "is shown as", row)
         pairs, boxes = self.master._children.pairs, self.master._children.post.boxes
         demand(len(pairs) >= max(self.num, target), "there are pairs for", len(pairs))
+        mailboxes = {row: box.mailbox for row, box in boxes.items()}
         for worker in self.processes:
-            if worker.alive and not worker.collected and worker.pidfd is not None:
-                demand(worker.row in boxes, worker, "has no mailbox")
-                mailboxes = {row: box.mailbox for row, box in boxes.items() if row != worker.row}
-                late = {entry[2] for entry in boxes[worker.row].unsaid}
-                differing = {
-                    row
-                    for row in mailboxes.keys() | worker.news.known.keys()
-                    if mailboxes.get(row) is not worker.news.known.get(row)
-                }
-                demand(differing <= late, worker, "does not know of rows", differing - late)
-                since = worker.news.refused
-                overdue = since is not None and self.kernel.ran - since > 0.5 + LOOK_AROUND + BLUR
-                demand(not (late and overdue), worker, "is not told of rows", late)
+            if not worker.alive or worker.pidfd is None:
+                continue
+            demand(worker.row in boxes, worker, "has no mailbox")
+            known = {**worker.news.known, worker.row: mailboxes[worker.row]}
+            if known == mailboxes:
+                continue
+            rows = known.keys() | mailboxes.keys()
+            differing = {row for row in rows if mailboxes.get(row) is not known.get(row)}
+            late = {entry[2] for entry in boxes[worker.row].unsaid}
+            demand(differing <= late, worker, "does not know of rows", differing - late)
+            since = worker.news.refused
+            overdue = since is not None and self.kernel.ran - since > 0.5 + LOOK_AROUND + BLUR
+            demand(not overdue, worker, "is not told of rows", late)
 
     def check_upgrade(self, now: float) -> None:
         """No signal is lost, and new code that is tried is heard in its time."""

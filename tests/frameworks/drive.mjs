@@ -22,6 +22,7 @@ let agents = 0;
 
 const steps = {
   path: "/",
+  comesBack: false, // on a reload its websocket ends, as all of Engine.IO do, and it opens another
   ignored: /favicon|\.map$/, // failures of requests that do not matter
   ready: (page) => page.getByText(TELLS).first().waitFor(),
   text: (page) => page.getByText(TELLS).first().textContent(),
@@ -64,6 +65,8 @@ async function until(look, what) {
 class Tab {
   problems = [];
   sockets = new Set();
+  opened = 0; // websockets
+  known = null; // what the app said last
 
   static async in(context) {
     const tab = new Tab();
@@ -83,6 +86,7 @@ class Tab {
       if (/event-stream/.test(response.headers()["content-type"] ?? "")) this.sockets.add("SSE");
     });
     page.on("websocket", (socket) => {
+      this.opened++;
       socket.on("socketerror", (error) => wrong(`websocket ${socket.url()}: ${error}`));
       socket.on("framereceived", () => this.sockets.add("websocket"));
     });
@@ -94,6 +98,13 @@ class Tab {
     return this;
   }
 
+  // Load the page again: that may begin another session.
+  async again() {
+    this.known = null;
+    await this.page.reload();
+    await steps.ready(this.page);
+  }
+
   async state() {
     const [, pid, count] = TELLS.exec(await steps.text(this.page));
     return { pid: Number(pid), count: Number(count) };
@@ -101,14 +112,14 @@ class Tab {
 
   // Count once more: what the app says then has to follow what it said before.
   async more() {
-    const before = await this.state();
+    const before = this.known ?? await this.state();
     await steps.more(this.page);
     let now = before;
     await until(async () => (now = await this.state()).count !== before.count || now.pid !== before.pid,
       () => `the app answers "more" (it says pid ${now.pid} count ${now.count}; ${this.problems})`);
     expect(now.count === before.count + 1 && now.pid === before.pid,
       `${JSON.stringify(before)} became ${JSON.stringify(now)}`);
-    return now;
+    return (this.known = now);
   }
 
   async upload() {
@@ -166,8 +177,7 @@ async function openAll(tabs) {
 const checks = {
   page: () => inOneTab(async (tab) => {
     for (let time = 0; time < 3; time++) await tab.more();
-    await tab.page.reload();
-    await steps.ready(tab.page);
+    await tab.again();
     await tab.more();
   }),
 
@@ -227,9 +237,14 @@ const checks = {
   reload: () => inContexts(3, async (first, second, third) => {
     const tabs = [await Tab.in(first), await Tab.in(second)];
     const before = await openAll(tabs);
+    const opened = tabs.map((tab) => tab.opened);
     say({ ask: "reload" });
     const pids = JSON.parse((await answers.next()).value);
-    for (const tab of tabs) {
+    for (const [at, tab] of tabs.entries()) {
+      if (steps.comesBack) {
+        await until(() => tab.opened > opened[at], () => "it comes back");
+        await steps.ready(tab.page);
+      }
       await tab.more();
       if (wanted.includes("upload")) await tab.upload();
       if (wanted.includes("download")) await tab.download();
@@ -239,8 +254,7 @@ const checks = {
     const fresh = await openAll([await Tab.in(third)]);
     for (const pid of before) expect(!pids.includes(pid), `${pid} is none of those before`);
     for (const pid of fresh) expect(pids.includes(pid), `a new page is in ${pid}, which is none of ${pids}`);
-    await tabs[0].page.reload();
-    await steps.ready(tabs[0].page);
+    await tabs[0].again();
     await tabs[0].more();
   }),
 };

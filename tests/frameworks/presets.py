@@ -75,11 +75,12 @@ PRESETS = {
         ),
         Preset("Chainlit", ("chainlit",), checks=WITH_RECONNECT),
         Preset("LangGraph", ("langgraph", "fastapi"), _by("path:/threads/{id}/"), checks=NO_FILES),
-        # Its pages are compiled by a newer Node than there may be: this one is written by hand.
+        # Its pages are compiled by a newer Node than there may be: this one is written by hand. Its
+        # states are in files otherwise, which all processes share.
         Preset(
             "Reflex",
             ("reflex",),
-            env={"__REFLEX_SKIP_COMPILE": "true"},
+            env={"__REFLEX_SKIP_COMPILE": "true", "REFLEX_STATE_MANAGER_MODE": "memory"},
             checks=tuple(check for check in WITH_RECONNECT if check not in (UPLOAD, DOWNLOAD)),
         ),
     )

@@ -16,7 +16,8 @@ from tests.harness import WORKER_READY, Running
 
 APPS = Path(__file__).with_name("apps")
 WORKERS = 4
-_STARTED = re.compile(r"Application startup complete")
+_STARTED = re.compile(rf"(?:Application startup complete.*?){{{WORKERS}}}", re.DOTALL)
+_REPLACED = re.compile(rf"(?:{WORKER_READY.pattern}.*?){{{WORKERS}}}", re.DOTALL)
 
 
 class Server:
@@ -35,12 +36,8 @@ class Server:
         running = self.running
         before = len(running.log())
         running.send_signal(signal.SIGHUP)
-        running._wait(lambda: len(_ready(running, before)) == WORKERS, 120, "all are replaced")
-        return list(_ready(running, before).values())
-
-
-def _ready(running: Running, after: int) -> dict[str, int]:
-    return {slot: int(pid) for slot, pid in WORKER_READY.findall(running.log()[after:])}
+        running.wait_for(_REPLACED, 120, after=before)
+        return [int(pid) for _, pid in WORKER_READY.findall(running.log()[before:])]
 
 
 @contextmanager
@@ -63,7 +60,7 @@ def uvicorn(preset: Preset, environment: Environment, folder: Path) -> Iterator[
     # Streams that are open are nobody's concern here.
     command += ["--timeout-graceful-shutdown", "1"]
     with Running(command, env=_env(preset), cwd=folder, ready=False) as running:
-        running._wait(lambda: len(_STARTED.findall(running.log())) >= WORKERS, 120, "all serve")
+        running.wait_for(_STARTED, 120)
         yield Server(running, port)
 
 

@@ -47,10 +47,11 @@ class Seen:
 
     @property
     def is_right(self) -> bool:
-        """Everything works with sticky, and not with the control."""
+        """Everything works with sticky, and something fails with the control: which process it is
+        that gets a connection there is chance, and with a quiet machine often the same."""
         ours = [self.failed("sticky", way) for way in WAYS if self.ran("sticky", way)]
         theirs = [self.failed("uvicorn", way) for way in WAYS if self.ran("uvicorn", way)]
-        return not any(ours) and all(theirs)
+        return not any(ours) and (any(theirs) or not theirs)
 
 
 Report = Callable[[str], None]

@@ -10,6 +10,7 @@ async function say(page, text) {
 // A chat: what was said last counts.
 export default {
   path: "/chainlit/",
+  comesBack: true,
   ready: (page) => page.getByText(TELLS).first().waitFor(),
   text: (page) => page.getByText(TELLS).last().textContent(),
   more: (page) => say(page, "more"),

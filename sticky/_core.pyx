@@ -2184,9 +2184,11 @@ cdef class Router:
         cdef int i
         memset(ids, 0, sizeof(ids))
         left = strip_lines(&self.rules, lines, lines + size, to, ids)
+        # Before the lines go, in which they lie.
+        found = [b"" if ids[i].at == NULL else bytes_of(&ids[i]) for i in range(self.rules.count)]
         if left < size:
             head.lines = made[:left]
-        return tuple([b"" if ids[i].at == NULL else bytes_of(&ids[i]) for i in range(self.rules.count)])
+        return tuple(found)
 
     cdef bytes tagged(self, bytes value, int kind):
         """The id in a value that has the right tag, or b""."""

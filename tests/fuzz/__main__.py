@@ -20,7 +20,7 @@ from pathlib import Path
 from sticky import _pycore
 
 from ..unit import http_kit
-from ..unit.core_kit import COMPILED, build, case
+from ..unit.core_kit import COMPILED, build, case, said_of, sourced
 
 SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-g")
 POISON = 64  # bytes behind the data
@@ -161,9 +161,14 @@ def poisoned(data: bytes) -> None:
         http_kit.said(COMPILED, buffer, 0, len(data))
         with contextlib.suppress(COMPILED.ChunkError):
             COMPILED.Chunks().feed(buffer, 0, len(data))
-        for rules in ({"session": b"query:s"}, {"session": b"cookie:a"}, {"header": b"forwarded"}):
+        several = (b"path:/s/{id}/", b"header:x-id", b"mark:m", b"cookie:sid")
+        for rules in (
+            *({"session": b"query:s"}, {"session": b"cookie:a"}, {"header": b"forwarded"}),
+            {"session": several, "affix": True, "anywhere": True},
+        ):
             router = COMPILED.Router(7, bytes(8), proxy=True, **rules)
             router.explain(buffer, len(data), "")
+            router.who(buffer, len(data), "")
     finally:
         sanitizer.__asan_unpoison_memory_region(*behind)
 
@@ -173,8 +178,10 @@ def routed(draw: random.Random) -> None:
     name = draw.choice([b"x-forwarded-for", b"forwarded", b"x"])
     made = case(name, draw)
     assert made.answer(COMPILED) == made.answer(_pycore), made
-    buffer = made.data[: made.length]
-    poisoned(buffer)
+    poisoned(made.data[: made.length])
+    made = sourced(draw)
+    assert said_of(COMPILED, made) == said_of(_pycore, made), made
+    poisoned(made.data[: made.length])
 
 
 if __name__ == "__main__":

@@ -913,6 +913,8 @@ class World:
         for wire in self.wires:
             if wire.heir is not None and wire.heir >= num:
                 wire.heir, wire.since = ANY, self.kernel.now  # and it waits in another line
+            elif wire.heir == ANY and wire.waits == "rest" and wire.rests_in >= num:
+                wire.since = self.kernel.now
 
     def is_served(self, slot: int) -> bool:
         """Whether a process reads the inbox of this slot, as far as the master can know."""
@@ -1336,20 +1338,21 @@ class World:
                 row in (None, doomed, before_it) or broken("slot", number, "is shown as", row)
         pairs, boxes = self.master._children.pairs, self.master._children.post.boxes
         demand(len(pairs) >= max(self.num, target), "there are pairs for", len(pairs))
+        mailboxes = {row: box.mailbox for row, box in boxes.items()}
         for worker in self.processes:
-            if worker.alive and not worker.collected and worker.pidfd is not None:
-                demand(worker.row in boxes, worker, "has no mailbox")
-                mailboxes = {row: box.mailbox for row, box in boxes.items() if row != worker.row}
-                late = {entry[2] for entry in boxes[worker.row].unsaid}
-                differing = {
-                    row
-                    for row in mailboxes.keys() | worker.news.known.keys()
-                    if mailboxes.get(row) is not worker.news.known.get(row)
-                }
-                demand(differing <= late, worker, "does not know of rows", differing - late)
-                since = worker.news.refused
-                overdue = since is not None and self.kernel.ran - since > 0.5 + LOOK_AROUND + BLUR
-                demand(not (late and overdue), worker, "is not told of rows", late)
+            if not worker.alive or worker.pidfd is None:
+                continue
+            demand(worker.row in boxes, worker, "has no mailbox")
+            known = {**worker.news.known, worker.row: mailboxes[worker.row]}
+            if known == mailboxes:
+                continue
+            rows = known.keys() | mailboxes.keys()
+            differing = {row for row in rows if mailboxes.get(row) is not known.get(row)}
+            late = {entry[2] for entry in boxes[worker.row].unsaid}
+            demand(differing <= late, worker, "does not know of rows", differing - late)
+            since = worker.news.refused
+            overdue = since is not None and self.kernel.ran - since > 0.5 + LOOK_AROUND + BLUR
+            demand(not overdue, worker, "is not told of rows", late)
 
     def check_upgrade(self, now: float) -> None:
         """No signal is lost, and new code that is tried is heard in its time."""
@@ -1446,6 +1449,7 @@ class World:
                 there or broken(wire, "waits for slot", line.slot, "of", self.num)
             elif place == "rest":
                 wire.heir in (ANY, line.slot) or broken(wire, "is queued for", line)
+                wire.rests_in = line.slot
             (place == "refused") == (wire.answer is not None) or broken(wire, "is", place)
             if (wire.fin or wire.reset) and place in ("queue", "rest"):
                 # That is told again when it could not be handed over just then.

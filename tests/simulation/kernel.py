@@ -341,6 +341,7 @@ class Wire:
         self.unheld = False  # nobody is left to be asked
         self.put = kernel.now  # in an inbox
         self.got = kernel.now  # when the master had it, with a whole head or at rest
+        self.rests_in = 0  # the slot in whose line it was last seen at rest
         self.turn_since = kernel.now  # of the request whose turn it is
         self.heir: int | None = None  # at rest, and on its way to this slot, or to any (ANY)
         self.orphan = False  # at rest, and there was no successor

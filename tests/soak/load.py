@@ -90,6 +90,8 @@ class Client:
                 attempt = attempts.pop(0)
                 self._last = (now(), attempt.address, _by(reply))
                 oracle.answered(attempt, reply)
+                if attempts:
+                    attempts[0].turn = now()
         except Lost as lost:
             # The first of them may have been begun; those behind it wait on a connection that is
             # kept by whoever has it.

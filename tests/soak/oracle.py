@@ -78,6 +78,8 @@ class Attempt:
     digest: str = ""
     kept: bool = False  # not the first request of its connection
     sent: float = field(default_factory=now)
+    turn: float = field(default_factory=now)
+    """When it was sent, or the one before it on its connection was answered."""
 
     def __str__(self) -> str:
         connection = "a kept" if self.kept else "a new"
@@ -246,7 +248,7 @@ class Oracle:
         if slot not in (right := self.slots(attempt.address, attempt.sent, end)):
             self.violation("wrong worker", f"{slot} instead of {right} for {attempt}")
         self.read_record()
-        waited = self._begun_at.get(attempt.token, attempt.sent) - attempt.sent
+        waited = self._begun_at.get(attempt.token, attempt.turn) - attempt.turn
         if waited > WORTH_A_NOTE:
             self.note(f"begun after {waited:.1f} s by {boot}: {attempt}")
         if waited > QUEUE_TIMEOUT + SLACK:
@@ -263,8 +265,8 @@ class Oracle:
         )
         if not out:
             self.violation("503 without cause", str(attempt))
-        elif end - attempt.sent > QUEUE_TIMEOUT + SLACK:
-            self.violation("503 too late", f"after {end - attempt.sent:.1f} s: {attempt}")
+        elif end - attempt.turn > QUEUE_TIMEOUT + SLACK:
+            self.violation("503 too late", f"after {end - attempt.turn:.1f} s: {attempt}")
         else:
             self.lost["503, the slot was killed"] += 1
 

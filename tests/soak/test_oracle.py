@@ -140,7 +140,7 @@ def test_503_is_for_slots_whose_process_was_killed(case: Case) -> None:
     case.kill()
     case.oracle.answered(case.attempt(), Reply(503, {}))
     assert case.found == set()
-    case.oracle.answered(case.attempt(sent=now() - 15), Reply(503, {}))
+    case.oracle.answered(case.attempt(sent=now() - 15, turn=now() - 15), Reply(503, {}))
     assert case.found == {"503 too late"}
 
 
@@ -151,10 +151,17 @@ def test_other_answers_are_never_well(case: Case, status: int) -> None:
 
 
 def test_a_request_that_waited_longer_than_the_queue_lets_it_is_late(case: Case) -> None:
-    attempt = case.attempt(sent=now() - 15)
+    attempt = case.attempt(sent=now() - 15, turn=now() - 15)
     case.write("B", "t1", OLD[0], now())
     case.oracle.answered(attempt, case.reply())
     assert case.found == {"served later than queue_timeout"}
+
+
+def test_who_waits_for_an_answer_before_its_own_is_not_late(case: Case) -> None:
+    attempt = case.attempt(sent=now() - 15)
+    case.write("B", "t1", OLD[0], now())
+    case.oracle.answered(attempt, case.reply())
+    assert case.found == set()
 
 
 def test_a_connection_at_rest_is_closed_by_a_kill_alone(case: Case) -> None:

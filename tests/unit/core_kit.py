@@ -406,6 +406,22 @@ def sourced(draw: random.Random) -> Case:
     )
 
 
+def said_of(twin: ModuleType, case: Case) -> list[Any]:
+    """Everything that a twin says about a head with ids in it."""
+    asked = router(twin, **case.rules)
+    found: list[Any] = [
+        asked.explain(case.data, case.length, case.peer),
+        asked.route(case.data, case.length, case.peer),
+        asked.find(case.data, case.length),
+    ]
+    head = twin.parse(case.data, 0, 9999)
+    if not isinstance(head, int):
+        environ: dict[str, str] = {}
+        found += [asked.who(case.data, head.end, case.peer), asked.strip(head)]
+        found += [head.fields(), head.environ(environ), environ]
+    return found
+
+
 def fuzz_sources(seed: int, count: int) -> Iterator[Case]:
     """Many of them, the same ones each time."""
     draw = random.Random(seed)

@@ -61,6 +61,7 @@ NUMBERS = {
     if name not in SAMPLES and str(field.type) in ("int", "float")
 }
 NUMBERS["max_head_size"] = (2048, "2048")
+NUMBERS["max_mail"] = (1 << 20, "1048576")
 
 
 @pytest.fixture(autouse=True)

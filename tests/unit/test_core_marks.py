@@ -9,7 +9,7 @@ import pytest
 from sticky import _pycore
 from sticky.rules import ANYWHERE, MALFORMED, MARK_SIZE
 
-from .core_kit import COMPILED, PEER, SEED, TWINS, ask, fuzz_sources, mark, router
+from .core_kit import COMPILED, PEER, SEED, TWINS, ask, fuzz_sources, mark, router, said_of
 
 MCP = b"header:mcp-session-id"
 MARKS = b"mark:sticky_worker"
@@ -315,27 +315,12 @@ def test_clients_without_an_id_differ_by_address_and_agent(twin):
 # -- the twins ------------------------------------------------------------------------------------
 
 
-def answers(twin, case):
-    asked = router(twin, **case.rules)
-    found = [
-        asked.explain(case.data, case.length, case.peer),
-        asked.route(case.data, case.length, case.peer),
-        asked.find(case.data, case.length),
-    ]
-    head = twin.parse(case.data, 0, 9999)
-    if not isinstance(head, int):
-        environ: dict[str, str] = {}
-        found += [asked.who(case.data, head.end, case.peer), asked.strip(head)]
-        found += [head.fields(), head.environ(environ), environ]
-    return found
-
-
 @pytest.mark.timeout(300)
 def test_five_thousand_heads_with_ids_get_the_same_answers():
     kinds = set()
     for case in fuzz_sources(1, 5_000):
-        theirs = answers(_pycore, case)
-        assert answers(COMPILED, case) == theirs, case
+        theirs = said_of(_pycore, case)
+        assert said_of(COMPILED, case) == theirs, case
         kinds.add((theirs[0][2][:24], theirs[2][0], len(theirs) > 3 and any(theirs[4])))
     assert len(kinds) > 20, "they must not all be alike"
 

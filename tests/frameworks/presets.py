@@ -61,12 +61,7 @@ PRESETS = {
     preset.name: preset
     for preset in (
         Preset("MCP", ("mcp>=2",), _by("header:mcp-session-id", "--affix"), checks=NO_FILES),
-        Preset(
-            "Streamlit",
-            ("streamlit",),
-            env={"STREAMLIT_BROWSER_GATHER_USAGE_STATS": "false"},
-            checks=WITH_RECONNECT,
-        ),
+        Preset("Streamlit", ("streamlit",), checks=WITH_RECONNECT),
         Preset("Gradio", ("gradio",), env={"GRADIO_ANALYTICS_ENABLED": "False"}),
         Preset("NiceGUI", ("nicegui",), checks=WITH_RECONNECT),
         Preset("Panel", ("panel[fastapi]",)),

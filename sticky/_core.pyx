@@ -531,8 +531,8 @@ cdef inline uint64_t rotate64(uint64_t word, int bits) noexcept nogil:
 
 
 cdef inline void tag_rounds(uint64_t *v, int count) noexcept nogil:
-    cdef int i
-    for i in range(count):
+    cdef int _
+    for _ in range(count):
         v[0] += v[1]
         v[1] = rotate64(v[1], 13) ^ v[0]
         v[0] = rotate64(v[0], 32)
@@ -1445,9 +1445,9 @@ cdef class Firsts:
         cdef uint64_t word, old, oldest
         cdef uint64_t fingerprint = who >> 28
         cdef uint64_t age
-        cdef int i, at, turn
+        cdef int i, at, _
         now &= 0x3FFFF
-        for turn in range(8):  # others change it meanwhile, but not for ever
+        for _ in range(8):  # others change it meanwhile, but not for ever
             old = oldest = 0
             at = 0
             for i in range(4):

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import random
+import struct
+import subprocess
+import sys
 
 import pytest
 
 from sticky import _pycore
 from sticky.rules import ANYWHERE, MALFORMED, MARK_SIZE
 
-from .core_kit import COMPILED, PEER, SEED, TWINS, ask, fuzz_sources, mark, router, said_of
+from .core_kit import COMPILED, PEER, ROOT, SEED, TWINS, ask, fuzz_sources, mark, router, said_of
 
 MCP = b"header:mcp-session-id"
 MARKS = b"mark:sticky_worker"
@@ -412,33 +415,35 @@ def test_both_twins_agree_in_the_same_memory():
         assert reader.agree(who, now, -1) == found
 
 
-@pytest.mark.timeout(60)
-def test_processes_that_choose_at_once_choose_the_same():
-    """Threads of the compiled twin could not meet; processes do."""
-    import mmap
-    import os
+CHOOSER = """
+import mmap, os, sys
+from tests.unit.core_kit import COMPILED
+path, side, sides, rounds = sys.argv[1], *map(int, sys.argv[2:])
+with open(path, "r+b") as file:
+    memory = mmap.mmap(file.fileno(), 0)
+table, ready = memoryview(memory)[:1024], memoryview(memory)[1024:1048].cast("Q")
+said = memoryview(memory)[4096:].cast("Q")
+agreed = COMPILED.Firsts(table)
+for turn in range(rounds):
+    ready[side] = turn + 1
+    while min(ready) < turn + 1:  # all begin together
+        os.sched_yield()
+    said[turn * sides + side] = agreed.agree(turn + 1 << 28 | turn % 32, turn * 3000, side)[0]
+"""
 
-    rounds, sides = 2000, 3
-    memory = mmap.mmap(-1, 4096 + 8 * rounds * sides)
-    table, said = memoryview(memory)[:1024], memoryview(memory)[4096:].cast("Q")
-    ready = memoryview(memory)[2048:2072].cast("Q")
-    children = []
-    for side in range(sides):
-        child = os.fork()
-        if child:
-            children.append(child)
-            continue
-        try:
-            agreed = COMPILED.Firsts(table)
-            for turn in range(rounds):
-                ready[side] = turn + 1
-                while min(ready) < turn + 1:  # all begin together
-                    os.sched_yield()
-                who = turn << 28 | turn % 32
-                said[turn * sides + side] = agreed.agree(who, turn * 3000, side)[0]
-            os._exit(0)
-        finally:
-            os._exit(1)
-    assert [os.waitpid(child, 0)[1] for child in children] == [0] * sides
-    answers = [tuple(said[turn * sides : (turn + 1) * sides]) for turn in range(rounds)]
+
+@pytest.mark.timeout(120)
+def test_processes_that_choose_at_once_choose_the_same(tmp_path):
+    """Threads of the compiled twin could not meet; processes do."""
+    rounds, sides = 500, 3
+    path = tmp_path / "memory"
+    path.write_bytes(bytes(4096 + 8 * rounds * sides))
+    command = [sys.executable, "-c", CHOOSER, str(path)]
+    children = [
+        subprocess.Popen([*command, str(side), str(sides), str(rounds)], cwd=ROOT)
+        for side in range(sides)
+    ]
+    assert [child.wait(100) for child in children] == [0] * sides
+    said = struct.unpack(f"{rounds * sides}Q", path.read_bytes()[4096:])
+    answers = [said[turn * sides : (turn + 1) * sides] for turn in range(rounds)]
     assert all(len(set(answer)) == 1 for answer in answers)

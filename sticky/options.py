@@ -11,7 +11,7 @@ from typing import Any
 from . import checks, cpus
 from .addresses import parse_bind
 from .errors import OptionError
-from .rules import AFFIX, PLAIN, Source, sources_of
+from .rules import AFFIX, MARK, PLAIN, Source, sources_of
 
 MAX_WORKERS = 250
 """One message can carry 253 file descriptors (SCM_MAX_FD), and a worker is given one a slot."""
@@ -391,6 +391,11 @@ class Options:
     def sources(self) -> tuple[Source, ...]:
         """The same, taken apart."""
         return sources_of(self.router_session, self.affix)
+
+    @property
+    def marks(self) -> bool:
+        """Whether the workers mark their clients with a cookie."""
+        return any(source.kind == MARK for source in self.sources)
 
     @property
     def tags(self) -> bool:

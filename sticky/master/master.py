@@ -145,7 +145,7 @@ class Master:
             clock=time.monotonic,
             counters=self._board.master,
             next_slot=Balance(options.balance, self._topology, self._load).next,
-            firsts=FirstRequests(self._topology, self._board.firsts) if options.tags else None,
+            firsts=FirstRequests(self._topology, self._board.firsts) if options.marks else None,
         )
         reader = channel.Reader()
         self._room = Room(

@@ -124,8 +124,8 @@ class Service:
         self.access_log = AccessLog(options) if options.access_logfile else None
         self.trusted = Trusted(options.forwarded_allow_ips)
         self.hub = Hub()
-        least = options.balance != "address"
-        firsts = worker.firsts if least else None
+        anywhere = options.balance != "address" and options.marks
+        firsts = worker.firsts if anywhere else None
         self.placing = Placing(options, worker.topology, worker, worker.sessions, firsts)
         self.affinity: Affinity | None = None
         if worker.firsts is not None and worker.sessions is not None:

@@ -208,8 +208,8 @@ def test_ids_of_the_app_lead_back_without_its_help(kind: Kind) -> None:
     options = ["--session", "header:mcp-session-id", "--affix", "--balance", "round-robin"]
     with kind.serve(f"{APPS}:{kind.interface}", num=NUM, options=options) as running:
         sessions = {}
-        for number in range(20):
-            connection, response = Browser(running.port, agent=f"{number}").open("/mcp")
+        for _ in range(20):  # all from one address, with one User-Agent: each has its turn
+            connection, response = Browser(running.port).open("/mcp")
             pid = int(response.read().split(b'"pid": ')[1].split(b",")[0])
             sessions[response.headers["Mcp-Session-Id"]] = pid
             connection.close()

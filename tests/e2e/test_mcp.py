@@ -23,6 +23,8 @@ from mcp.client.streamable_http import streamable_http_client
 import sticky
 from tests.harness import KINDS, Answer, Running, wait_until
 
+from .conftest import Script
+
 SEED = "0123456789abcdef"
 WORKERS = 3
 SESSIONS = 50
@@ -176,6 +178,20 @@ def test_each_of_fifty_sessions_is_served_by_one_worker(
     for answers in told:
         assert [answer["count"] for answer in answers] == list(range(1, CALLS + 1))
         assert len({(answer["worker"], answer["pid"]) for answer in answers}) == 1
+    assert {answers[0]["worker"] for answers in told} == set(range(WORKERS))
+
+
+def test_so_are_those_of_the_client_for_typescript(
+    script: Callable[..., Script],
+) -> None:
+    """All from one address, and it keeps no cookies."""
+    with KINDS["asgi"].serve("examples.mcp.server:factory", num=WORKERS, options=LEAST) as running:
+        clients = script("mcp.js", url=f"{running.url}/mcp", sessions=30, calls=CALLS)
+        told = clients.answer()
+    assert len(told) == 30
+    for answers in told:
+        assert [answer["count"] for answer in answers] == list(range(1, CALLS + 1))
+        assert len({answer["pid"] for answer in answers}) == 1
     assert {answers[0]["worker"] for answers in told} == set(range(WORKERS))
 
 

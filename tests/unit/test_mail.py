@@ -224,11 +224,11 @@ def test_who_has_gone_gets_nothing_and_leaves_nothing_open(office):
     heard(first, TOPIC)
     first.gone = gone.append
     row = second.sender.row
-    open_before = len(first.descriptors())
+    wait_until(lambda: len(first.descriptors()) == 3, what="it knows the other one")
     office.leave(second)
     wait_until(lambda: gone)
     assert gone == [row]
-    assert len(first.descriptors()) == open_before - 1
+    assert len(first.descriptors()) == 2
     assert not first.post(TOPIC, b"hello")
 
 

@@ -33,6 +33,7 @@ from .upgrade_kit import (
     children,
     has_no_trial,
     open_files,
+    targets,
     upgrade,
     wait_for_new_workers,
 )
@@ -507,7 +508,9 @@ def test_a_system_that_refuses_leaves_the_old_code_serving(kind: Kind, tmp_path:
     with copied.serve(kind, "lab", num=NUM, options=options) as running:
         running.get()
         wait_until(lambda: len(children(running)) == NUM + 2, what="a watcher and a spare")
-        files = open_files(running.master_pid)
+        master = running.master_pid
+        wait_until(lambda: targets(master).count("anon_inode:[pidfd]") == NUM + 2)
+        files = open_files(master)
         with Load(running) as load:
             for _ in range(3):
                 mark = len(running.log())

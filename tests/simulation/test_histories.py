@@ -64,7 +64,7 @@ EVENTS = {
     "ready, and killed already": 38,
     "hand back, unheld": 13,
     "asked for a session": 12,
-    "a session was lost": 8,
+    "a session was lost": 4,
     "rest closed because of more": 17,
     "upgraded": 25,
     "upgraded with a head": 5,
@@ -657,8 +657,8 @@ MUTANTS = {
     ),
     "what a busy process is told is lost": (
         "children",
-        "            for kind, payload, end in unsaid:\n",
-        "            for kind, payload, end in ():\n",
+        "in unsaid:\n                self.say(child, kind, payload)\n        if",
+        "in ():\n                self.say(child, kind, payload)\n        if",
     ),
     "a process is told things in another order": (
         "children",
@@ -847,7 +847,7 @@ MUTANTS = {
     ),
     "what could not be said to a busy worker is lost in an upgrade": (
         "children",
-        "child.unsaid.extend((kind, payload.encode(), None) for kind, payload in unsaid)",
+        "child.unsaid.extend((kind, payload.encode()) for kind, payload in unsaid)",
         "pass",
     ),
     "a reload that was asked for is lost in an upgrade": (

@@ -80,8 +80,8 @@ MARKS = {
         "elif size < MARK_SIZE + 1 or p[MARK_SIZE] != c'.':",
     ),
     "the last source decides": (
-        "    for i in range(rules.count):",
-        "    for i in range(rules.count - 1, -1, -1):",
+        "(rules.count):\n        source = &rules.sources[i]\n        if source.pl",
+        "(rules.count - 1, -1, -1):\n        source = &rules.sources[i]\n        if source.pl",
     ),
     "an id in a path may be longer than its place": (
         "    after = before(p, end, c'/')\n",

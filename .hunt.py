@@ -7,7 +7,7 @@ t=time.time(); n=0
 for seed in range(start,start+10**6):
     if time.time()-t>secs: break
     n+=1
-    make=(lambda c: World(seed,c,upgrade=True)) if kind is None else (lambda c: kind(seed,c))
+    make=(lambda c: Cramped(seed,c,upgrade=True)) if kind is None else (lambda c: kind(seed,c))
     try: make(code).run()
     except Exception as e:
         try: make(good).run()

@@ -963,7 +963,7 @@ def test_it_would_be_noticed_if(mutant):
         faults = ("FIN", "TERM", "STOP 0")
         worlds += [partial(RestingScene, code, fault, at) for at in steps for fault in faults]
     if "upgrade" in mutant or "new code" in mutant:
-        worlds = [partial(UpgradeScene, code)]
+        worlds = [partial(UpgradeScene, code), partial(Cramped, 4663, code, upgrade=True)]
         worlds += [partial(World, seed, code, upgrade=True) for seed in (1496, *range(500))]
     if "no room" in mutant:
         worlds += [partial(Cramped, seed, code) for seed in (826, *range(300))]

@@ -965,6 +965,8 @@ def test_it_would_be_noticed_if(mutant):
     if "upgrade" in mutant or "new code" in mutant:
         worlds = [partial(UpgradeScene, code), partial(Cramped, 4663, code, upgrade=True)]
         worlds += [partial(World, seed, code, upgrade=True) for seed in (1496, *range(500))]
+    if "large prefix" in mutant:
+        worlds.append(partial(Cramped, 10199, code))
     if "no room" in mutant:
         worlds += [partial(Cramped, seed, code) for seed in (826, *range(300))]
     if "back-off" in mutant:

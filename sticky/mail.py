@@ -56,8 +56,6 @@ QUEUE = 8 * 1024 * 1024
 """Bytes kept for one process that does not keep up."""
 OVERHEAD = 256
 """Bytes counted for each message in a queue, beside its own length."""
-BUFFER = 1 << 18
-"""Of a mailbox (SO_SNDBUF)."""
 LONGEST_TOPIC = 255
 
 _INLINE = 60_000  # bytes of a datagram; more go in a memfd
@@ -441,7 +439,7 @@ class Mail:
             if sibling.queue and (self._stuck or not watched):
                 self._wait_for_room(sibling)
 
-    def _send_queued(self, sibling: _Sibling, flags: int = _SEND) -> None:
+    def _send_queued(self, sibling: _Sibling) -> None:
         self._stuck = False
         while sibling.queue:
             datagram, count = sibling.queue[0]
@@ -531,7 +529,7 @@ class Mail:
         with self._lock:
             here, self._here = self._here, []
         for topic, payload in here:
-            self._tell(topic, payload, self.sender)
+            _tell(self._topics.get(topic, ()), payload, self.sender)
 
     def attended(self, call: Callable[[], object]) -> None:
         """Have this called in the event loop's thread, once there is one."""
@@ -616,20 +614,8 @@ class Mail:
             at = cut + size
             if handlers is not None:
                 received += 1
-                payload = data[cut:at]
-                for handler in handlers:
-                    try:
-                        handler(payload, sender)
-                    except Exception:
-                        log.exception("a subscriber failed")
+                _tell(handlers, data[cut:at], sender)
         self._cells[board.MAIL_RECEIVED] += received
-
-    def _tell(self, topic: bytes, payload: bytes, sender: Sender) -> None:
-        for handler in self._topics.get(topic, ()):
-            try:
-                handler(payload, sender)
-            except Exception:
-                log.exception("a subscriber failed")
 
     def lost(self, count: int) -> None:
         """Count messages that have come and could not be kept."""
@@ -654,6 +640,14 @@ class Mail:
             sibling.sock.close()
         self._siblings = {}
         self._waiter = None
+
+
+def _tell(handlers: Iterable[Handler], payload: bytes, sender: Sender) -> None:
+    for handler in handlers:
+        try:
+            handler(payload, sender)
+        except Exception:
+            log.exception("a subscriber failed")
 
 
 def _written(data: bytes) -> int:

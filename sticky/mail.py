@@ -245,6 +245,8 @@ class Mail:
             self._epoch = epoch
 
     def _part(self, row: int) -> None:
+        if self._pending:  # it was sent to those who were there then
+            self._go()
         sibling = self._siblings.pop(row, None)
         if sibling is None:
             return
@@ -358,8 +360,6 @@ class Mail:
 
     def _put(self, datagram: bytes, count: int, bit: int, only: int | None) -> None:
         """Have everybody get it who is to have it."""
-        if self._presence[0] != self._epoch:
-            self._meet()
         memfd = -1
         wanted = self._wanted
         try:
@@ -464,7 +464,8 @@ class Mail:
 
     def finish(self, seconds: float) -> None:
         """Send what is left, to those who take it within this time: this process ends, and its
-        event loop has ended. What is sent from now on goes at once."""
+        event loop has ended. What is sent from now on goes at once, as far as there is room; call
+        this once more for the rest."""
         deadline = time.monotonic() + seconds
         with self._lock:
             self._waiter = None

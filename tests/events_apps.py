@@ -9,6 +9,7 @@ process does not shorten.
 from __future__ import annotations
 
 import asyncio
+import atexit
 import os
 import struct
 import threading
@@ -157,14 +158,21 @@ class _Stream:
 
 
 def stream() -> Any:
-    made = _Stream()
+    made, over = _Stream(), threading.Event()
 
     def publish() -> None:
-        while True:
+        while not over.is_set():
             made.burst()
             time.sleep(PAUSE)
 
-    threading.Thread(target=publish, daemon=True).start()
+    publisher = threading.Thread(target=publish, daemon=True)
+    publisher.start()
+
+    @atexit.register
+    def end() -> None:
+        over.set()
+        publisher.join()
+        made.burst()
 
     def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
         start_response("200 OK", [("Content-Length", "2")])
@@ -188,6 +196,7 @@ def stream_async() -> Any:
             await send({"type": "lifespan.startup.complete"})
             await receive()
             task.cancel()
+            made.burst()
             await send({"type": "lifespan.shutdown.complete"})
 
     return app

@@ -6,6 +6,7 @@ run again until it calls ``sticky.listen``, which then serves instead of launchi
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import dataclasses
 import faulthandler
@@ -145,6 +146,8 @@ class _Boot:
     calls_before: int | None
     """How many of the script's ``listen`` calls come before ours; None: it is not run at all."""
     is_child: bool = False
+    has_served: bool = False
+    """An exit is an exit from now on, not a failure to boot."""
 
     def forked(self) -> None:
         """In a child that the app has forked, perhaps before there was anything to serve: all of
@@ -160,6 +163,11 @@ class _Boot:
         worker.mail.close()
         for end in (self.control, self.inbox, self.own_inbox):
             end.close()
+
+    def exits(self) -> None:
+        """The app's shutdown code has run, and may have sent something."""
+        if not self.is_child:
+            self.worker.mail.finish(_LAST_MAIL)
 
 
 _boot: _Boot | None = None
@@ -292,6 +300,7 @@ def main(spec: Mapping[str, Any], fds: Sequence[int]) -> NoReturn:
         None if spec["target"] else spec["call"],
     )
     os.register_at_fork(after_in_child=_boot.forked)
+    atexit.register(_boot.exits)  # before the app's own, so it comes behind them
     sys.argv[:] = spec["argv"]
     with _failures_told():
         if spec["target"]:
@@ -338,7 +347,7 @@ def _failures_told() -> Iterator[None]:
     try:
         yield
     except SystemExit as end:
-        if _boot is None:
+        if _boot is None or _boot.has_served:
             raise
         _fail(f"it ended with {end!r} before it could serve", _CANNOT_BOOT)
     except classes.WrongWorkerClassError as error:
@@ -378,7 +387,6 @@ def _explain(error: BaseException) -> str:
 
 def serve(factory: Callable[[], Any] | Any) -> NoReturn:
     """Make the app and serve it until told to end. ``listen`` comes here in a worker."""
-    global _boot
     assert _boot is not None
     boot = _boot
     worker, options = boot.worker, boot.worker.options
@@ -391,8 +399,7 @@ def serve(factory: Callable[[], Any] | Any) -> NoReturn:
     worker.service = service = make(worker, app, boot.control, boot.inbox, boot.own_inbox)
     service.run()
     worker.mail.finish(_LAST_MAIL)
-    # From here on an exit is an exit, not a failure to boot. SystemExit runs the atexit handlers.
-    _boot = None
+    boot.has_served = True  # SystemExit runs the atexit handlers
     gc.freeze()  # the interpreter's last collection would take longer than all the rest of the end
     ending.leave(service.draining.by)
 

@@ -43,7 +43,7 @@ HELP = {
     "moved_too_often": "Refused at max_moves.",
     "restarts": "Processes started in place of one that had ended.",
     "passed_on": "Idle connections of a worker that ends, given to its successor.",
-    "rest_closed": "Idle connections closed because no worker could take them.",
+    "rest_closed": "Idle connections given up because no worker could take them.",
     "returned": "Connections taken back from an inbox that no process read any more.",
     "shed": "Refused: more than max_queued waited, and it was the newest of the longest queue.",
 }

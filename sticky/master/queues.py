@@ -248,8 +248,7 @@ class Queues:
         resting: dict[Connection, float] = {}
         for connection, sent, rest in connections:
             if rest and self.agenda.stage is not Stage.SERVING:
-                self.counters["rest_closed"] += 1
-                self.agenda.add(Drop(connection))
+                self.end_rest(connection, now)
                 continue
             returned, waiting = (resting, line.resting) if rest else (queue, line.queue)
             latest = next(iter(waiting.values()), math.inf)
@@ -277,22 +276,25 @@ class Queues:
         else:
             self.agenda.add(Watch(line, True))
 
-    def _close_resting(self, connection: Connection, line: Line) -> None:
-        self._take_out(connection, line)
-        self.counters["rest_closed"] += 1
-        self.agenda.add(Drop(connection))
-
-    def rest_no_more(self) -> None:
+    def rest_no_more(self, now: float) -> None:
         """The server stops: none at rest is passed on."""
         for line in self:
             for connection in list(line.resting):
-                self._close_resting(connection, line)
+                self.end_rest(connection, now)
+
+    def end_rest(self, connection: Connection, now: float) -> None:
+        """One at rest, wherever it is, can be passed to nobody. If a request has come meanwhile it
+        is answered; if not it is closed without a word."""
+        self.counters["rest_closed"] += 1
+        self.refuse(connection, 503, now)
 
     def sacrifice(self) -> bool:
         """Close one that waits at rest, with which nothing is lost; whether there was one."""
         for line in self:
             for connection in line.resting:
-                self._close_resting(connection, line)
+                self._take_out(connection, line)
+                self.counters["rest_closed"] += 1
+                self.agenda.add(Drop(connection))
                 return True
         return False
 
@@ -332,7 +334,7 @@ class Queues:
                 self.counters["queue_timeouts"] += 1
                 self.refuse(connection, 503, now)
             for connection in overdue(line.resting, now):
-                self._close_resting(connection, line)
+                self.end_rest(connection, now)
 
     def next_due(self) -> float:
         """When something is due, at the earliest."""

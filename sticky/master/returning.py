@@ -120,12 +120,11 @@ class Returning:
         Returns:
             Whether it stays here: it waits for its turn.
         """
-        if slot is None or self._ledger.stage is not Stage.SERVING:
-            self.counters["rest_closed"] += 1
-            os.close(message.fds[0])
-            return False
         connection = self._taken(message)
-        self._sending.put(connection, self._waiting.lines[slot])
+        if slot is None or self._ledger.stage is not Stage.SERVING:
+            self._waiting.end_rest(connection, self._clock())
+        else:
+            self._sending.put(connection, self._waiting.lines[slot])
         return connection.sock.fileno() >= 0
 
     def _taken(self, message: channel.Message) -> Connection:
@@ -163,8 +162,7 @@ class Returning:
         self.counters["crowded_out"] += 1
         connection = self._taken(message)
         if connection.kind == channel.REST:
-            self.counters["rest_closed"] += 1
-            connection.sock.close()
+            self._waiting.end_rest(connection, self._clock())
         else:
             self._refuse(connection, 503)
 
@@ -172,8 +170,7 @@ class Returning:
         """It lay in an inbox for longer than it may wait."""
         connection = self._taken(message)
         if connection.kind == channel.REST:
-            self.counters["rest_closed"] += 1
-            connection.sock.close()
+            self._waiting.end_rest(connection, self._clock())
         else:
             self._waiting.overstayed(connection, self._clock())
 
@@ -184,8 +181,7 @@ class Returning:
         self._unregister(sock.fileno())
         handle.unheld = handle.unheld or unheld
         if handle.kind == channel.REST and self._ledger.stage is not Stage.SERVING:
-            self.counters["rest_closed"] += 1
-            sock.close()
+            self._waiting.end_rest(handle, self._clock())
             return
         if handle.kind == channel.REST:
             slot = self.heir(address)

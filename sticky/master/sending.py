@@ -111,7 +111,4 @@ class Sending:
         """The client of a queued connection closed its side. Whether it has left or only said
         that it has no more to send cannot be told apart, so it is answered; if it has asked for
         anything."""
-        if connection.kind == channel.REST:
-            self._waiting.left(connection)
-        else:
-            self._waiting.refuse(connection, 503, self._clock())
+        self._waiting.refuse(connection, 503, self._clock())

@@ -11,8 +11,8 @@ The rules, in the words of the design:
 * When ``max_queued`` wait, the newest of the longest line is refused, also when some of them have
   come back from an inbox. Accepting pauses only for want of descriptors.
 * A connection at rest, of which no request was read, waits behind all that have one, and counts for
-  no limit. It is never answered: what cannot be placed is closed without a word, because an answer
-  to nothing would be taken for that of the next request.
+  no limit. What cannot be placed is answered if a request has come meanwhile, and else closed
+  without a word, because an answer to nothing would be taken for that of the next request.
 """
 
 from __future__ import annotations
@@ -62,6 +62,7 @@ class Waiting:
         )
         self.own, self.queue, self.return_ = queues.of_process, queues.queue, queues.return_
         self.room, self.delivered, self.blocked = queues.room, queues.delivered, queues.blocked
+        self.end_rest = queues.end_rest
         self._heads: dict[Connection, float] = {}
         self._refused: dict[Connection, float] = {}
         self._resume: float | None = None
@@ -234,7 +235,7 @@ class Waiting:
         """The server stops: who has said nothing yet has little time left, and who rests none."""
         for connection, deadline in self._heads.items():
             self._heads[connection] = min(deadline, now + LAST_HEAD)
-        self.queues.rest_no_more()
+        self.queues.rest_no_more(now)
 
     def refuse_all(self, now: float) -> None:
         """Nobody waits any longer."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tests.harness import Kind, Running, wait_until
 
-from .clients import Client
+from .clients import SEED, Client, head, slot_of
 from .life_apps import BROKEN
 from .life_kit import NUM, ROUTED, ask, served_by, stopped
 
@@ -82,6 +82,31 @@ def stats(running: Running) -> dict[str, int]:
 def served(running: Running, path: str) -> object:
     with ask(running, 1, path) as client:
         return client.answer().json()
+
+
+def test_what_has_come_on_a_connection_that_waits_at_rest_is_answered(
+    kind: Kind, tmp_path: Path
+) -> None:
+    """Its worker has given it away, and no process of the slot that is to have it can start."""
+    env = breakable(tmp_path)
+    options = ("--queue-timeout", "100", "--seed", SEED)
+    of_slot_1 = [f"127.0.0.{n}" for n in range(2, 50) if slot_of(f"127.0.0.{n}", 2) == 1]
+    with (
+        kind.serve(APP, num=2, options=options, env=env) as running,
+        Client(running.port, head(), local=of_slot_1[0]) as asks,
+        Client(running.port, head(), local=of_slot_1[1]) as silent,
+    ):
+        assert asks.answer().status == silent.answer().status == 200
+        leaving = running.worker_pids()[1]
+        Path(env[BROKEN]).touch()
+        running.kill_worker(0)
+        running.wait_for(r"worker 0 .* starting it again")
+        running.send_signal(signal.SIGTTOU)
+        running.wait_for(rf"\(pid {leaving}\) ended")
+        asks.send(head("Content-Length: 4", method="POST") + b"body")
+        assert running.stop() == 0
+        assert refused_for_now(asks)
+        assert silent.rest() == b""
 
 
 def test_the_newest_of_the_longest_queue_is_refused_and_other_slots_do_not_wait(

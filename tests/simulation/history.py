@@ -1239,7 +1239,7 @@ class World:
         elif status == 503:
             waited = now - wire.got
             late = waited >= options.queue_timeout - MOMENT
-            late = late and wire.waits in ("queue", "inbox", None)
+            late = late and wire.waits in ("queue", "rest", "inbox", None)
             still = not (wire.fin or wire.reset or self.kernel.cut)
             if late and still and self.listener.open and wire.waits == "queue":
                 inbox = wire.asked.own if wire.asked else self.inboxes[wire.destined]
@@ -1249,6 +1249,9 @@ class World:
             over = self.quick or self.time_over or self.ends
             too_often = wire.moved > options.max_moves
             crowded = self.kernel.starved_at == now or self.sheds
+            if wire.heir is not None:  # and a request has come meanwhile
+                self.kernel.note("rest answered")
+                over = over or wire.orphan or self.stop_at <= now
             if wire.moved:
                 names = {"moves": too_often, "crowds": crowded, "a stop": over}
                 why = next((name for name, holds in names.items() if holds), "time")
@@ -1493,6 +1496,8 @@ class World:
                 if wire.heir is not None:
                     late = now - wire.got >= options.queue_timeout - MOMENT
                     late = late and wire.waits in ("rest", "inbox")
+                    told = wire.data and not (wire.reset or starved)
+                    demand(not told, wire, "was dropped at rest, and had asked")
                     starved = starved or late or wire.orphan or self.stop_at <= now
                     kernel.note("rest closed because of", "time" if late else "more")
                 elif not wire.stream:

@@ -488,7 +488,7 @@ class Socket(File):
         wire = self.wire
         demand(wire.place == "master", wire, "is answered by the master in", wire.place)
         demand(wire.answer is None, wire, "is answered twice")
-        demand(wire.heir is None, wire, "is answered at rest")
+        demand(wire.heir is None or wire.data, wire, "is answered at rest")
         demand(wire.served < len(wire.requests), wire, "is answered for nothing")
         if wire.reset:
             raise failing(errno.EPIPE)

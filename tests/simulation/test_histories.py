@@ -66,6 +66,7 @@ EVENTS = {
     "asked for a session": 12,
     "a session was lost": 4,
     "rest closed because of more": 17,
+    "rest answered": 2,
     "upgraded": 25,
     "upgraded with a head": 5,
     "upgraded with a refused one": 5,
@@ -499,6 +500,11 @@ MUTANTS = {
         "refusing",
         "if not handle.prefix and self._is_silent(sock):",
         "if False:",
+    ),
+    "a request that comes while its connection waits at rest is not answered": (
+        "queues",
+        "        self.refuse(connection, 503, now)\n\n    def sacrifice",
+        "        self.forget(connection)\n        self.agenda.add(Drop(connection))\n\n    def sacrifice",
     ),
     "a connection at rest waits as one with a request": (
         "sending",

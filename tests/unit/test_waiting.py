@@ -346,14 +346,17 @@ def test_a_connection_at_rest_waits_behind_those_with_a_request_and_counts_for_n
     assert book.counters["queued"] == 1
 
 
-def test_a_connection_at_rest_that_cannot_be_placed_is_closed_and_never_answered(book):
+def test_a_connection_at_rest_that_cannot_be_placed_is_closed_or_answered_if_it_asks(book):
     book.queue(0, "r", rest=True)
     book.after(1.0)
     book.queue(0, "s", rest=True)
-    assert Drop("r") in book.after(5.0)
+    assert Refuse("r", 503) in book.after(5.0)
+    book.waiting.closed("r")  # nothing had come
+    assert book.take() == [Drop("r")]
     assert book.place("s") == "rest"
     done = book.after(1.0)
-    assert done == [Watch(book.line(0), False), Drop("s")]
+    assert done == [Watch(book.line(0), False), Refuse("s", 503)]
+    assert book.place("s") == "refused"  # it is to be read
     assert book.counters["rest_closed"] == 2
     assert book.counters["queue_timeouts"] == 0
 
@@ -363,17 +366,17 @@ def test_connections_at_rest_do_not_outlive_the_stop(book, quick):
     book.queue(0, "r", rest=True)
     book.queue(1, "s", rest=True)
     done = book.stop(quick=quick)
-    assert [action for action in done if isinstance(action, Drop)] == [Drop("r"), Drop("s")]
-    assert not any(isinstance(action, Refuse) for action in done)
+    given_up = [action for action in done if isinstance(action, Refuse)]
+    assert given_up == [Refuse("r", 503), Refuse("s", 503)]
 
 
-def test_one_that_lay_at_rest_in_an_inbox_is_closed_in_a_stop(book):
+def test_one_that_lay_at_rest_in_an_inbox_is_given_up_in_a_stop(book):
     book.stop()
     book.ended("p0")
     lay = [("a", book.now, False), ("r", book.now, True)]
     book.waiting.return_(book.line(0), lay, book.now)
-    assert book.take() == [Drop("r")]
-    assert (book.place("a"), book.place("r")) == ("queue", None)
+    assert book.take() == [Refuse("r", 503)]
+    assert (book.place("a"), book.place("r")) == ("queue", "refused")
 
 
 def test_a_client_that_leaves_at_rest_is_closed(book):

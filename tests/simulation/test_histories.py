@@ -504,7 +504,7 @@ MUTANTS = {
     "a request that comes while its connection waits at rest is not answered": (
         "queues",
         "        self.refuse(connection, 503, now)\n\n    def sacrifice",
-        "        self.forget(connection)\n        self.agenda.add(Drop(connection))\n\n    def sacrifice",
+        "        self.forget(connection), self.agenda.add(Drop(connection))\n\n    def sacrifice",
     ),
     "a connection at rest waits as one with a request": (
         "sending",

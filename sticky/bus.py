@@ -31,7 +31,8 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 from .errors import StickyError
-from .mail import LONGEST_TOPIC, Mail
+from .mail import Mail
+from .mailbox import LONGEST_TOPIC
 from .mailqueue import Item, Queue
 from .worker.main import current_worker
 

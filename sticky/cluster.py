@@ -27,7 +27,8 @@ from socketio.async_pubsub_manager import AsyncPubSubManager
 from . import events
 from .bus import mail_of_worker
 from .errors import StickyError
-from .mail import EVENTS, Mail
+from .mail import Mail
+from .mailbox import EVENTS
 from .mailqueue import Item, Queue
 from .questions import Asked, Place, Questions, Reply, UnansweredError
 

@@ -1,22 +1,15 @@
 """Mail between the processes of a server: small messages by topic, to all who want them or to one.
 
-Every process has a mailbox, an AF_UNIX SOCK_SEQPACKET pair of which it reads one end; the others
-(and the master, who hands it on) have the other end. So both processes of a slot that is being
-reloaded hear, and a new one hears nothing that was sent before it was there.
-
-    datagram    header (12 bytes)               frames, one or more
-                version kind slot row pid       size, size of the topic, topic, payload
-
 What a process wants is a cell of its own in the board (``wanted``), one bit for each 60th of all
 topics: a message goes only where its bit is set, without asking anybody, and where it is set for
 nobody it costs next to nothing. That a process has come or gone the master says (``news``), and a
 counter in the board says whether there are news: so a sender knows everybody who was there when it
 began to send.
 
-Nothing here waits. What a mailbox has no room for is kept in a queue of bounded size for that
-process, and what comes when that is full is dropped, counted and logged. Delivery is at most once,
-and in order for each sender. The first message of a turn of the event loop goes out at once; those
-that follow it in the same turn go together, in one datagram.
+Nothing here waits. What a mailbox (``mailbox``) has no room for is kept in a queue of bounded size
+for that process, and what comes when that is full is dropped, counted and logged. Delivery is at
+most once, and in order for each sender. The first message of a turn of the event loop goes out at
+once; those that follow it in the same turn go together, in one datagram.
 """
 
 from __future__ import annotations
@@ -27,7 +20,6 @@ import errno
 import logging
 import os
 import time
-import zlib
 from _socket import SCM_RIGHTS as _RIGHTS
 from _socket import SO_SNDBUF, SOL_SOCKET
 from _socket import socket as Socket  # noqa: N812 - never monkey-patched: it must not wait
@@ -35,98 +27,26 @@ from _thread import allocate_lock
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from socket import (
-    AF_UNIX,
-    CMSG_SPACE,
-    MSG_CMSG_CLOEXEC,
-    MSG_CTRUNC,
-    MSG_DONTWAIT,
-    MSG_NOSIGNAL,
-    SOCK_SEQPACKET,
-)
-from struct import Struct
-from struct import error as StructError  # noqa: N812
-from typing import Any, NamedTuple, Protocol
+from socket import AF_UNIX, MSG_DONTWAIT, MSG_NOSIGNAL, SOCK_SEQPACKET
+from typing import Any
 
 from . import board, channel
 from .errors import ChannelError
+from .mailbox import FILE, FRAME, FRAMES, HEADER, INLINE, VERSION, Mailbox, Sender, Waiter, bit_of
 
-VERSION = 1
 QUEUE = 8 * 1024 * 1024
 """Bytes kept for one process that does not keep up."""
 OVERHEAD = 256
 """Bytes counted for each message in a queue, beside its own length."""
-LONGEST_TOPIC = 255
 
-_INLINE = 60_000  # bytes of a datagram; more go in a memfd
 _BATCH = 32_000  # bytes that are worth a datagram of their own, whatever else may come
-_SMALL = 4096  # bytes of a datagram behind which there is probably no other
-_READ = 4  # datagrams in one turn, before everything else in this process gets its turn again
 _RETRY = 0.05  # seconds until something is sent again that failed for want of descriptors
 _QUIET = 10.0  # seconds between two log lines about the same trouble
 _STALE = 0.001  # seconds after which a message is the first of its turn in any case
-_HEADER = Struct("<BBHII")
-_FRAME = Struct("<IH")
-_FRAMES, _FILE = 0, 1
 _FULL = (errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM, errno.ETOOMANYREFS, errno.EMFILE, errno.ENFILE)
 _SEND = int(MSG_DONTWAIT | MSG_NOSIGNAL)
-_RECEIVE = int(MSG_DONTWAIT | MSG_CMSG_CLOEXEC)
-_CUT = int(MSG_CTRUNC)
-_SPACE = CMSG_SPACE(4)
 
 log = logging.getLogger("sticky.mail")
-
-
-class Sender(NamedTuple):
-    """Who has sent a message.
-
-    Attributes:
-        row: of the board; 0 for a process that is no worker of the server.
-        slot: -1 for a process that is no worker of the server.
-        pid: its process id.
-    """
-
-    row: int
-    slot: int
-    pid: int
-
-
-Handler = Callable[[bytes, Sender], object]
-
-
-class Waiter(Protocol):
-    """The event loop of a process, as far as its mail needs it.
-
-    Attributes:
-        asynchronous: it is asyncio's.
-        here: it is asyncio's, and the calling thread is in it.
-    """
-
-    asynchronous: bool
-
-    @property
-    def here(self) -> bool: ...
-
-    def watch(self, fd: int, call: Callable[[int], None], *, writing: bool = False) -> None:
-        """Have this called, in the loop, whenever the descriptor is ready."""
-
-    def unwatch(self, fd: int) -> None:
-        """Do not call it any more."""
-
-    def call(self, call: Callable[[], object]) -> None:
-        """Have this called in the loop's next turn; from any thread."""
-
-    def later(self, seconds: float, call: Callable[[], object]) -> None:
-        """Have this called in so many seconds; from the loop's own thread."""
-
-
-EVENTS, QUESTIONS, ANSWERS = b"\0\0", b"\0\1", b"\0\2"
-"""Topics of this package, each with a bit of its own."""
-
-
-def bit_of(topic: bytes) -> int:
-    """The bit of a topic, in the cell that says what a process wants."""
-    return 1 << (topic[1] & 3) if topic[0] == 0 else 16 << zlib.crc32(topic) % 60
 
 
 class _Sibling:
@@ -158,6 +78,7 @@ class Mail:
         cells: the counters of this process.
 
     Attributes:
+        box: what others send to this process; ``subscribe`` and others are its.
         gone: called with the row of a process that has ended, from the loop.
         broken: there was a mailbox that nobody reads any more.
     """
@@ -179,33 +100,30 @@ class Mail:
         self.gone: Callable[[int], object] = lambda row: None
         self.broken = False
         self.limit = limit
+        self._cells = board.private().cells if cells is None else cells
+        self.box = box = Mailbox(sender, mailbox, memory, self._cells)
+        self.subscribe, self.unsubscribe = box.subscribe, box.unsubscribe
+        self.post_here, self.lost = box.post_here, box.lost
         self._news = news
-        self._mailbox = mailbox
         self._siblings = {row: _Sibling(row, slot, fd) for row, slot, fd in siblings}
         self._epoch = epoch
         self._presence = memory.presence
         self._wanted = memory.wanted
-        self._cells = board.private().cells if cells is None else cells
         self._lock = allocate_lock()
         self._reader = channel.Reader(connections=True)
-        self._header = _HEADER.pack(VERSION, _FRAMES, sender.slot & 0xFFFF, sender.row, sender.pid)
-        self._as_file = _HEADER.pack(VERSION, _FILE, sender.slot & 0xFFFF, sender.row, sender.pid)
-        self._inline = _INLINE
-        self._buffer = bytearray(_INLINE)
+        self._header = HEADER.pack(VERSION, FRAMES, sender.slot & 0xFFFF, sender.row, sender.pid)
+        self._as_file = HEADER.pack(VERSION, FILE, sender.slot & 0xFFFF, sender.row, sender.pid)
+        self._inline = INLINE
         self._waiter: Waiter | None = None
-        self._topics: dict[bytes, tuple[Handler, ...]] = {}
         self._on_attend: list[Callable[[], object]] = []
         # What goes out together: frames, their bit, and for whom they are (None: all).
         self._pending: list[tuple[bytes, int, int | None]] = []
         self._pending_size = 0
-        self._here: list[tuple[bytes, bytes]] = []  # for this process itself
-        self._turn = 0
-        self._sent = (-1, 0.0)  # the turn, and the time, of the last message that went at once
+        # The turn, and the time, of the last message that went at once.
+        self._sent_turn, self._sent_at = -1, 0.0
         self._stuck = False  # what was full does not say when it is not
         # For the log, which may switch to another greenlet: not while the lock is held.
         self._unsaid: list[str] = []
-        self._opened = False
-        self._closed = False
 
     # -- who is there -----------------------------------------------------------------------------
 
@@ -254,7 +172,7 @@ class Mail:
         if waiter is not None:
             if sibling.queue:
                 waiter.unwatch(sibling.sock.fileno())
-            if self._topics:
+            if self.box:
                 waiter.call(partial(self._left, sibling.row))
         sibling.sock.close()
         sibling.queue.clear()
@@ -283,10 +201,14 @@ class Mail:
 
     def is_wanted(self, topic: bytes) -> bool:
         """Whether it may be that another process wants a message of this topic."""
-        if self._presence[0] != self._epoch:
-            return True
-        bit, wanted = bit_of(topic), self._wanted
-        return any(wanted[row] & bit for row in tuple(self._siblings))
+        return self._presence[0] != self._epoch or self._is_for_any(bit_of(topic), None)
+
+    def _is_for_any(self, bit: int, only: int | None) -> bool:
+        wanted = self._wanted
+        for row in tuple(self._siblings):
+            if wanted[row] & bit and (only is None or only == row):
+                return True
+        return False
 
     # -- sending ----------------------------------------------------------------------------------
 
@@ -300,44 +222,44 @@ class Mail:
             Whether there is one.
         """
         bit = bit_of(topic)
-        wanted = self._wanted
+        frame = FRAME.pack(len(payload), len(topic)) + topic + payload
         with self._lock:
             if self._presence[0] != self._epoch:
                 self._meet()
-            for row in self._siblings:
-                if wanted[row] & bit and (only is None or only == row):
-                    break
+            if len(frame) < _BATCH and (self._pending or not self._is_first()):
+                found = self._is_for_any(bit, only)
+                if found:
+                    self._add(frame, bit, only)
             else:
-                return False
-            frame = _FRAME.pack(len(payload), len(topic)) + topic + payload
-            self._add(frame, bit, only)
-        self._say()
-        return True
+                if self._pending:
+                    self._go()
+                found = self._put(self._header + frame, 1, bit, only)
+        if self._unsaid:
+            self._say()
+        return found
+
+    def _is_first(self) -> bool:
+        """Whether this message is the first of its turn, which goes at once."""
+        now, turn = time.monotonic(), self.box.turn
+        if self._waiter is None or turn != self._sent_turn or now - self._sent_at > _STALE:
+            self._sent_turn, self._sent_at = turn, now
+            return True
+        return False
 
     def _add(self, frame: bytes, bit: int, only: int | None) -> None:
-        pending = self._pending
-        if len(frame) < _BATCH:
-            if not pending:
-                now = time.monotonic()
-                turn, then = self._sent
-                if self._waiter is None or turn != self._turn or now - then > _STALE:
-                    self._sent = self._turn, now
-                    self._put(self._header + frame, 1, bit, only)
-                    return
-                self._waiter.call(self._flush)
-            pending.append((frame, bit, only))
-            self._pending_size += len(frame)
-            if self._pending_size >= _BATCH:
-                self._go()
-            return
-        if pending:
+        """It goes with others, at the end of this turn."""
+        if not self._pending:
+            assert self._waiter is not None
+            self._waiter.call(self._flush)
+        self._pending.append((frame, bit, only))
+        self._pending_size += len(frame)
+        if self._pending_size >= _BATCH:
             self._go()
-        self._put(self._header + frame, 1, bit, only)
 
     def _flush(self) -> None:
         """Send what is to go together."""
         with self._lock:
-            self._turn += 1
+            self.box.turn += 1
             if self._pending:
                 self._go()
         self._say()
@@ -358,13 +280,13 @@ class Mail:
             if frames:
                 self._put_one(sibling, b"".join([self._header, *frames]), len(frames))
 
-    def _put(self, datagram: bytes, count: int, bit: int, only: int | None) -> None:
-        """Have everybody get it who is to have it."""
-        memfd = -1
-        wanted = self._wanted
+    def _put(self, datagram: bytes, count: int, bit: int, only: int | None) -> bool:
+        """Have everybody get it who is to have it; whether there is anybody."""
+        memfd, found, wanted = -1, False, self._wanted
         try:
             for row, sibling in self._siblings.items():
                 if wanted[row] & bit and (only is None or only == row):
+                    found = True
                     if memfd < 0 and len(datagram) > self._inline:
                         with contextlib.suppress(OSError):  # then it is tried once more, later
                             memfd = _written(datagram)
@@ -372,6 +294,7 @@ class Mail:
         finally:
             if memfd >= 0:
                 os.close(memfd)
+        return found
 
     def _put_one(self, sibling: _Sibling, datagram: bytes, count: int, memfd: int = -1) -> None:
         if sibling.queue and self._waiter is None:
@@ -487,50 +410,7 @@ class Mail:
                     sibling.queue.popleft()
                     sibling.queued -= len(datagram) + OVERHEAD * count
 
-    # -- receiving --------------------------------------------------------------------------------
-
-    def subscribe(self, topic: bytes, handler: Handler) -> None:
-        """Have this called with each message of a topic, and who has sent it: in the event loop,
-        where it must not wait. From now on, whatever is sent arrives; and is handed over once this
-        process has its loop."""
-        with self._lock:
-            self._topics[topic] = (*self._topics.get(topic, ()), handler)
-            self._want()
-        if not self._opened and self._waiter is not None:
-            self._waiter.call(self._open)
-
-    def unsubscribe(self, topic: bytes, handler: Handler) -> None:
-        """Do not call it any more."""
-        with self._lock:
-            left = tuple(one for one in self._topics.get(topic, ()) if one != handler)
-            if left:
-                self._topics[topic] = left
-            else:
-                self._topics.pop(topic, None)
-            self._want()
-
-    def _want(self) -> None:
-        bits = 0
-        for topic in self._topics:
-            bits |= bit_of(topic)
-        if self.sender.row and not self._closed:
-            self._wanted[self.sender.row] = bits
-
-    def post_here(self, topic: bytes, payload: bytes) -> None:
-        """Have a message for this process itself; it comes in the loop's next turn."""
-        if topic not in self._topics:
-            return
-        with self._lock:
-            self._here.append((topic, payload))
-            if len(self._here) > 1 or self._waiter is None:
-                return
-        self._waiter.call(self._hand_over)
-
-    def _hand_over(self) -> None:
-        with self._lock:
-            here, self._here = self._here, []
-        for topic, payload in here:
-            _tell(self._topics.get(topic, ()), payload, self.sender)
+    # -- the event loop ---------------------------------------------------------------------------
 
     def attended(self, call: Callable[[], object]) -> None:
         """Have this called in the event loop's thread, once there is one."""
@@ -560,95 +440,29 @@ class Mail:
                     self._wait_for_room(sibling)
         if self._news is not None:
             (news or waiter).watch(self._news.fileno(), lambda _: self.meet())
-        if self._topics:
-            waiter.call(self._open)
-        if self._here:
-            waiter.call(self._hand_over)
+        self.box.attend(waiter)
         for call in calls:
             call()
-
-    def _open(self) -> None:
-        """Begin to read."""
-        if self._mailbox is not None and self._waiter is not None and not self._opened:
-            self._opened = True
-            self._waiter.watch(self._mailbox.fileno(), self._read)
-
-    def _read(self, _: int = 0) -> None:
-        self._turn += 1
-        assert self._mailbox is not None
-        buffer = self._buffer
-        for _ in range(_READ):
-            try:
-                size, extra, flags, _ = self._mailbox.recvmsg_into([buffer], _SPACE, _RECEIVE)
-            except OSError:
-                return  # there is nothing more
-            if not size:  # nobody is left who could send
-                assert self._waiter is not None
-                self._waiter.unwatch(self._mailbox.fileno())
-                return
-            if extra:
-                data = _read_back(array.array("i", extra[0][2][:4])[0])
-            elif flags & _CUT:
-                self.lost(1)
-                log.error("a message was lost: this worker has no file descriptor left")
-                continue
-            else:
-                data = bytes(memoryview(buffer)[:size])
-            try:
-                self._dispatch(data)
-            except (StructError, ValueError) as error:
-                log.error("mail of %d bytes cannot be read: %s", len(data), error)
-            if size < _SMALL:  # most likely that was all; if not, this is called again
-                return
-
-    def _dispatch(self, data: bytes) -> None:
-        version, _, slot, row, pid = _HEADER.unpack_from(data)
-        if version != VERSION:
-            raise ValueError(f"it is of version {version}, and not {VERSION}")
-        sender = Sender(row, slot if slot < 0xFFFF else -1, pid)
-        at, end, unpack, topics = _HEADER.size, len(data), _FRAME.unpack_from, self._topics
-        received = 0
-        while at < end:
-            size, named = unpack(data, at)
-            cut = at + 6 + named
-            handlers = topics.get(data[at + 6 : cut])
-            at = cut + size
-            if handlers is not None:
-                received += 1
-                _tell(handlers, data[cut:at], sender)
-        self._cells[board.MAIL_RECEIVED] += received
-
-    def lost(self, count: int) -> None:
-        """Count messages that have come and could not be kept."""
-        self._cells[board.MAIL_DROPPED] += count
 
     # -- the end ----------------------------------------------------------------------------------
 
     def descriptors(self) -> Sequence[int]:
         """All that is open here."""
-        ends = [end for end in (self._mailbox, self._news) if end is not None]
-        ends += [sibling.sock for sibling in self._siblings.values()]
-        return [end.fileno() for end in ends]
+        ends = [sibling.sock for sibling in self._siblings.values()]
+        if self._news is not None:
+            ends.append(self._news)
+        return [*self.box.descriptors(), *(end.fileno() for end in ends)]
 
     def close(self) -> None:
         """Close all of it, without a word to anybody; also in a child of the app's, whose parent
         goes on."""
-        self._closed = True
-        for end in (self._mailbox, self._news):
-            if end is not None:
-                end.close()
+        self.box.close()
+        if self._news is not None:
+            self._news.close()
         for sibling in self._siblings.values():
             sibling.sock.close()
         self._siblings = {}
         self._waiter = None
-
-
-def _tell(handlers: Iterable[Handler], payload: bytes, sender: Sender) -> None:
-    for handler in handlers:
-        try:
-            handler(payload, sender)
-        except Exception:
-            log.exception("a subscriber failed")
 
 
 def _written(data: bytes) -> int:
@@ -662,10 +476,3 @@ def _written(data: bytes) -> int:
         os.close(memfd)
         raise
     return memfd
-
-
-def _read_back(memfd: int) -> bytes:
-    try:
-        return os.pread(memfd, os.fstat(memfd).st_size, 0)
-    finally:
-        os.close(memfd)

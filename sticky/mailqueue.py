@@ -14,7 +14,8 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from .mail import OVERHEAD, Sender
+from .mail import OVERHEAD
+from .mailbox import Sender
 
 Item = tuple[bytes, Sender]
 
@@ -131,25 +132,24 @@ class Queue:
     async def take_async(self, timeout: float | None = None, most: int = 256) -> list[Item]:
         """The same in asyncio."""
         if not self._items:
+            came = self._coming()
             if timeout is None:
-                await self._wait_async()
+                await came
             else:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(timeout):
-                        await self._wait_async()
+                        await came
         return self._all(most)
 
-    async def _wait_async(self) -> None:
+    def _coming(self) -> asyncio.Future[None]:
+        """Done once something is there, or nothing more will be."""
+        future = self._future = asyncio.get_running_loop().create_future()
         self._thread = threading.get_ident()
-        try:
-            while True:
-                self._future = asyncio.get_running_loop().create_future()
-                self._waits = True
-                if self._items or self.closed:
-                    return
-                await self._future
-        finally:
-            self._waits, self._future = False, None
+        self._waits = True
+        if self._items or self.closed:  # from another thread, meanwhile
+            future.set_result(None)
+            self._waits = False
+        return future
 
 
 def _done(future: asyncio.Future[None]) -> None:

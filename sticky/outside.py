@@ -25,7 +25,8 @@ import socketio
 from . import ctl, events
 from .board import Board
 from .errors import StickyError
-from .mail import EVENTS, Mail, Sender
+from .mail import Mail
+from .mailbox import EVENTS, Sender
 
 if TYPE_CHECKING:
     from .server import Server

@@ -18,7 +18,8 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from .errors import StickyError
-from .mail import ANSWERS, QUESTIONS, Mail, Sender, bit_of
+from .mail import Mail
+from .mailbox import ANSWERS, QUESTIONS, Sender, bit_of
 from .mailqueue import Item, Queue
 
 log = logging.getLogger("sticky.cluster")

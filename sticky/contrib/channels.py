@@ -27,7 +27,8 @@ from channels.exceptions import ChannelFull
 from channels.layers import BaseChannelLayer
 
 from ..bus import mail_of_worker
-from ..mail import Mail, Sender
+from ..mail import Mail
+from ..mailbox import Sender
 
 __all__ = ["ChannelLayer"]
 

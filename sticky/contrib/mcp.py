@@ -22,7 +22,8 @@ from mcp.shared.subscriptions import (
 )
 
 from ..bus import mail_of_worker
-from ..mail import Mail, Sender
+from ..mail import Mail
+from ..mailbox import Sender
 
 __all__ = ["SubscriptionBus"]
 

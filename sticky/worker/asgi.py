@@ -28,7 +28,7 @@ from .asgi_http import Exchange, Request
 from .asgi_lifespan import Lifespan
 from .asgi_websocket import WebSocket
 from .boundary import TAKEN, Wire
-from .mailing import HubWaiter
+from .mailing import AsyncioWaiter
 from .server_object import server_object
 from .service import Service
 from .sessions import end, of_engineio
@@ -101,8 +101,8 @@ class AsgiService(Service):
         self._timer: asyncio.TimerHandle | None = None
         self._timer_due = math.inf
 
-    def mail_waiter(self) -> HubWaiter:
-        return HubWaiter(self.hub, asynchronous=True)
+    def mail_waiter(self) -> AsyncioWaiter:
+        return AsyncioWaiter(self.loop)
 
     def run(self) -> None:
         self.loop = loop_factory(self.options.loop)()

@@ -1,38 +1,35 @@
-"""Where a worker reads its mail (``sticky.mail``): in the turns of its own hub, or of one more."""
+"""Where a worker reads its mail (``sticky.mail``): in the turns of its own hub, of one more, or of
+asyncio's loop."""
 
 from __future__ import annotations
 
 import threading
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from ..mail import Mail
+from ..mailbox import Waiter
 from .hub import Hub, Watcher
 from .kernel import EPOLLIN, EPOLLOUT, allocate_lock
+
+if TYPE_CHECKING:
+    import asyncio
 
 _ASLEEP = 3600.0
 """Seconds after which a hub of its own looks up while nothing happens."""
 
 
 class HubWaiter:
-    """A hub, as ``sticky.mail`` wants it; to be made in its thread.
+    """A hub, as ``sticky.mail`` wants it."""
 
-    Args:
-        asynchronous: it is turned by asyncio's loop.
-    """
+    asynchronous = here = False
 
-    def __init__(self, hub: Hub, *, asynchronous: bool = False) -> None:
-        self.asynchronous = asynchronous
+    def __init__(self, hub: Hub) -> None:
         self.hub = hub
-        self._thread = threading.get_ident()
         self.unwatch = hub.unregister
         self.call = hub.call
         self.later = hub.later
-
-    @property
-    def here(self) -> bool:
-        """It is asyncio's, and the calling thread is in it."""
-        return self.asynchronous and self._thread == threading.get_ident()
 
     def watch(self, fd: int, call: Callable[[int], None], *, writing: bool = False) -> None:
         """Have this called whenever the descriptor is ready."""
@@ -74,7 +71,45 @@ class ThreadWaiter(HubWaiter):
         self.hub.close_after_fork()
 
 
-def attend(mail: Mail, hub: Hub, waiter: HubWaiter) -> None:
+class AsyncioWaiter:
+    """asyncio's loop itself, which saves each message a turn of the hub; make it in its thread."""
+
+    asynchronous = True
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._thread = threading.get_ident()
+
+    @property
+    def here(self) -> bool:
+        """The calling thread is in it."""
+        return self._thread == threading.get_ident()
+
+    def watch(self, fd: int, call: Callable[[int], None], *, writing: bool = False) -> None:
+        """Have this called whenever the descriptor is ready."""
+        if writing:
+            self._loop.add_writer(fd, call, fd)
+        else:
+            self._loop.add_reader(fd, call, fd)
+
+    def unwatch(self, fd: int) -> None:
+        """Do not call it any more."""
+        self._loop.remove_reader(fd)
+        self._loop.remove_writer(fd)
+
+    def call(self, call: Callable[[], object]) -> None:
+        """Have this called in the loop's next turn; from any thread."""
+        if self._thread == threading.get_ident():
+            self._loop.call_soon(call)
+        else:
+            self._loop.call_soon_threadsafe(call)
+
+    def later(self, seconds: float, call: Callable[[], object]) -> None:
+        """Have this called in so many seconds."""
+        self._loop.call_later(seconds, call)
+
+
+def attend(mail: Mail, hub: Hub, waiter: Waiter) -> None:
     """Have mail read from now on.
 
     Args:

@@ -32,7 +32,8 @@ from .. import channel, logs, program, spawn
 from ..board import Board
 from ..errors import OptionError, StickyError, WorkerError
 from ..firsts import FirstRequests
-from ..mail import Mail, Sender
+from ..mail import Mail
+from ..mailbox import Sender
 from ..options import Options
 from ..topology import Topology
 from . import classes, ending, signals

@@ -22,6 +22,7 @@ from ..checks import SID
 from ..core import Head
 from ..forwarded import Trusted
 from ..logs import printable
+from ..mailbox import Waiter
 from ..options import Options
 from . import ending, mailing
 from .accesslog import AccessLog
@@ -185,7 +186,7 @@ class Service:
         """Have what is still in hand end: this process does, at ``draining.by`` at the latest."""
         raise NotImplementedError
 
-    def mail_waiter(self) -> mailing.HubWaiter:
+    def mail_waiter(self) -> Waiter:
         """Where mail is read."""
         return mailing.HubWaiter(self.hub)
 

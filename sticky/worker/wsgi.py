@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from urllib.parse import unquote_to_bytes
 
 from .. import __version__
+from ..mailbox import Waiter
 from ..channel import Address
 from ..core import Head
 from ..forwarded import scheme_of
@@ -24,7 +25,7 @@ from .body import FileWrapper
 from .boundary import TAKEN, Wire
 from .hub import Hub, Watcher
 from .kernel import Socket, allocate_lock, read
-from .mailing import HubWaiter, ThreadWaiter
+from .mailing import ThreadWaiter
 from .service import Service
 from .sessions import end, of_engineio
 from .signals import nothing
@@ -130,7 +131,7 @@ class WsgiService(Service):
         if self.loop.threads:
             self.count = self._count_together  # type: ignore[method-assign]
 
-    def mail_waiter(self) -> HubWaiter:
+    def mail_waiter(self) -> Waiter:
         # In threads the loop is often in the hands of somebody who is in the app.
         self._mail = ThreadWaiter() if self.loop.threads else None
         return self._mail or super().mail_waiter()

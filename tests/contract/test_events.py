@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
 import sys
+import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from contextlib import ExitStack
 from typing import Any
 
@@ -23,30 +25,41 @@ WORKERS = 3
 class Client:
     """A client of some worker: what it does, and what it was told.
 
+    It is asyncio's, in a loop of its own: python-engineio's other one handles each packet in a
+    thread of its own, and so not in their order.
+
     Attributes:
         worker, pid: who serves it.
-        got: events, with their data.
+        got: events, with their data, in the order in which they came.
     """
 
     def __init__(self, running: Running, address: str) -> None:
         self.got: list[tuple[str, Any]] = []
-        self.sio = socketio.Client(reconnection=False)
+        self.sio = socketio.AsyncClient(reconnection=False, handle_sigint=False)
         self.sio.on("*", lambda event, data=None: self.got.append((event, data)))
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
 
         @self.sio.on("question")
         def question(data: Any) -> str:
             self.got.append(("question", data))
             return f"answer of {self.sio.get_sid()}"
 
-        self.sio.connect(
-            f"http://127.0.0.1:{running.port}", transports=["websocket"], headers={XFF: address}
+        self._wait(
+            self.sio.connect(
+                f"http://127.0.0.1:{running.port}", transports=["websocket"], headers={XFF: address}
+            )
         )
         self.sid = self.sio.get_sid()
         self.worker, self.pid = self("where")
 
     def __call__(self, event: str, *arguments: Any) -> Any:
         """Have its worker do something; what it says."""
-        return self.sio.call(event, arguments or None, timeout=60)
+        return self._wait(self.sio.call(event, arguments or None, timeout=60))
+
+    def _wait(self, work: Coroutine[Any, Any, Any]) -> Any:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(90)
 
     def events(self, name: str) -> list[Any]:
         return [data for event, data in self.got if event == name]
@@ -55,7 +68,10 @@ class Client:
         wait_until(lambda: data in self.events(name), what=f"{self.worker} hears {name} {data}")
 
     def close(self) -> None:
-        self.sio.disconnect()
+        self._wait(self.sio.disconnect())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(20)
+        self._loop.close()
 
 
 def one_for_each(running: Running, opened: ExitStack, num: int = WORKERS) -> list[Client]:

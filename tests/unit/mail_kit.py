@@ -11,10 +11,11 @@ from socket import AF_UNIX, SOCK_SEQPACKET
 from typing import Any
 
 from sticky.board import Board
-from sticky.mail import QUEUE, Mail, Sender
+from sticky.mail import QUEUE, Mail
+from sticky.mailbox import Sender
 from sticky.master.post import Post
 from sticky.worker.hub import Hub
-from sticky.worker.mailing import HubWaiter
+from sticky.worker.mailing import AsyncioWaiter, HubWaiter
 from tests.harness import wait_until
 
 
@@ -29,7 +30,7 @@ class Office:
         self.board = Board()
         self.post = Post(self.board)
         self.mails: list[Mail] = []
-        self._hubs: dict[int, tuple[Hub, threading.Thread | None]] = {}
+        self._hubs: dict[int, tuple[Hub, threading.Thread]] = {}
 
     def join(self, slot: int, *, attend: bool = True, limit: int = QUEUE, **more: Any) -> Mail:
         """One more process."""
@@ -69,10 +70,7 @@ class Office:
 
     def attend_in_asyncio(self, mail: Mail) -> None:
         """It has the event loop that runs here."""
-        hub = Hub()
-        self._hubs[id(mail)] = hub, None
-        asyncio.get_running_loop().add_reader(hub.fileno(), hub.turn)
-        mail.attend(HubWaiter(hub, asynchronous=True))
+        mail.attend(AsyncioWaiter(asyncio.get_running_loop()))
 
     def leave(self, mail: Mail) -> None:
         """This process has ended."""
@@ -83,16 +81,15 @@ class Office:
         self.board.take_back(mail.sender.row)
 
     def _stop(self, mail: Mail) -> None:
-        hub, thread = self._hubs.pop(id(mail), (None, None))
-        if hub is None:
-            return
-        if thread is None:
-            asyncio.get_running_loop().remove_reader(hub.fileno())
-        else:
+        if id(mail) in self._hubs:
+            hub, thread = self._hubs.pop(id(mail))
             hub.call(hub.stop)
             thread.join(10)
             assert not thread.is_alive()
-        hub.close_after_fork()
+            hub.close_after_fork()
+        elif mail.waiter is not None:
+            for fd in mail.descriptors():
+                mail.waiter.unwatch(fd)
 
     def close(self) -> None:
         for mail in list(self.mails):

@@ -13,7 +13,8 @@ import pytest
 from sticky import bus
 from sticky.bus import Message, Subscription
 from sticky.errors import StickyError
-from sticky.mail import OVERHEAD, Sender
+from sticky.mail import OVERHEAD
+from sticky.mailbox import Sender
 from sticky.mailqueue import Queue
 from tests.harness import ROOT, wait_until
 
@@ -244,7 +245,7 @@ import warnings
 warnings.simplefilter("ignore")
 {patch}
 import threading, time
-from sticky.mail import Sender
+from sticky.mailbox import Sender
 from sticky.mailqueue import Queue
 queue = Queue(1 << 20, print, "a test")
 ticks, got = [], []

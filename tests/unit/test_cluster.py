@@ -16,7 +16,8 @@ import socketio
 from sticky import cluster, events
 from sticky.cluster import Place, UnansweredError
 from sticky.errors import StickyError
-from sticky.mail import EVENTS, Mail
+from sticky.mail import Mail
+from sticky.mailbox import EVENTS
 from tests.harness import ROOT, wait_until
 
 from .mail_kit import Office, raw

@@ -12,7 +12,7 @@ import pytest
 
 from sticky import board as counters
 from sticky import channel
-from sticky.mail import VERSION, Sender, bit_of
+from sticky.mailbox import VERSION, Sender, bit_of
 from tests.harness import wait_until
 
 from .mail_kit import Office, heard, raw
@@ -129,6 +129,9 @@ def test_what_is_sent_in_one_turn_travels_together(office):
             calls.append(call)
 
         def watch(self, fd, call, *, writing=False):
+            pass
+
+        def unwatch(self, fd):
             pass
 
     first.attend(Waiter())

@@ -16,10 +16,10 @@ from typing import Any, Protocol
 from urllib.parse import unquote_to_bytes
 
 from .. import __version__
-from ..mailbox import Waiter
 from ..channel import Address
 from ..core import Head
 from ..forwarded import scheme_of
+from ..mailbox import Waiter
 from . import kernel
 from .body import FileWrapper
 from .boundary import TAKEN, Wire

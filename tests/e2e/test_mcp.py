@@ -338,3 +338,63 @@ def test_a_process_that_was_replaced_begins_no_sessions(balance: str) -> None:
         new = begin(port, line)  # on a connection that the process before has
         assert pid_of(port, old) == before[0]
         assert pid_of(port, new) == running.worker_pids()[0] != before[0]
+
+
+# -- events between workers -----------------------------------------------------------------------
+
+
+async def heard_and_said(running: Running, seconds: float) -> tuple[dict[int, list[str]], set[int]]:
+    """A client for each worker listens while each worker in turn says that something has changed:
+    what they hear, by the number of their worker, and which processes have said something."""
+    addresses = addresses_by_slot()
+    heard: dict[int, list[str]] = {slot: [] for slot in range(WORKERS)}
+    notes = [f"note:///{slot}" for slot in range(WORKERS)]
+
+    async def listen(slot: int, stack: contextlib.AsyncExitStack) -> Client:
+        turns = itertools.cycle([addresses[slot]])
+        http_ = await stack.enter_async_context(http_client(lambda: next(turns)))
+        transport = streamable_http_client(f"{running.url}/mcp", http_client=http_)
+        client = await stack.enter_async_context(Client(transport))
+        listening = client.listen(tools_list_changed=True, resource_subscriptions=notes)
+        changes = await stack.enter_async_context(listening)
+
+        async def note() -> None:
+            async for change in changes:
+                heard[slot].append(getattr(change, "uri", "tools"))
+
+        task = asyncio.create_task(note())
+        stack.callback(task.cancel)
+        return client
+
+    async with contextlib.AsyncExitStack() as stack:
+        clients = [await listen(slot, stack) for slot in range(WORKERS)]
+        said = set()
+        for slot, client in enumerate(clients):
+            result = await client.call_tool("change", {"name": str(slot)})
+            assert not result.is_error, result
+            said.add(result.structured_content["pid"])
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while not all({*notes, "tools"} <= set(found) for found in heard.values()):
+                    await asyncio.sleep(0.01)
+        return heard, said
+
+
+def test_what_changes_in_one_worker_is_heard_by_those_who_listen_in_the_others() -> None:
+    with KINDS["asgi"].serve(
+        "tests.e2e.mcp_apps:shared", num=WORKERS, proxy=True, options=["--seed", SEED]
+    ) as running:
+        heard, said = asyncio.run(heard_and_said(running, 30))
+        assert said == set(running.worker_pids().values())
+    for found in heard.values():
+        assert {*found} == {"tools", *(f"note:///{slot}" for slot in range(WORKERS))}
+
+
+def test_with_the_package_s_own_bus_it_is_heard_in_its_own_worker_only() -> None:
+    """The negative control."""
+    with KINDS["asgi"].serve(
+        "tests.e2e.mcp_apps:alone", num=WORKERS, proxy=True, options=["--seed", SEED]
+    ) as running:
+        heard, _ = asyncio.run(heard_and_said(running, 1))
+    for slot, found in heard.items():
+        assert set(found) == {"tools", f"note:///{slot}"}

@@ -120,6 +120,9 @@ $(VENV)/installed: $(BUILT_FROM) | $(BIN)/python
 	@.ci/need build $(BIN)/python
 	@echo "Building sticky into $(VENV) (a minute or so the first time)"
 	$(PIP) install --editable .
+	@# As pip does with what it copies: else every process compiles all of it anew where Python may
+	@# not write what it has compiled (PYTHONDONTWRITEBYTECODE).
+	@$(BIN)/python -m compileall -q sticky tests examples bench
 	@touch $@
 
 $(VENV)/ready-for-tests: $(VENV)/installed

@@ -122,12 +122,13 @@ $(VENV)/installed: $(BUILT_FROM) | $(BIN)/python
 	$(PIP) install --editable .
 	@# As pip does with what it copies: else every process compiles all of it anew where Python may
 	@# not write what it has compiled (PYTHONDONTWRITEBYTECODE).
-	@$(BIN)/python -m compileall -q sticky tests examples bench
+	@$(BIN)/python -m compileall -q sticky examples
 	@touch $@
 
 $(VENV)/ready-for-tests: $(VENV)/installed
 	$(PIP) install --upgrade "pip>=25.1"
 	$(PIP) install --group test --group lint "socketio-sticky[all]"
+	@$(BIN)/python -m compileall -q tests
 	@touch $@
 
 $(VENV)/ready-for-bench: $(VENV)/ready-for-tests

@@ -6,62 +6,35 @@ nobody it costs next to nothing. That a process has come or gone the master says
 counter in the board says whether there are news: so a sender knows everybody who was there when it
 began to send.
 
-Nothing here waits. What a mailbox (``mailbox``) has no room for is kept in a queue of bounded size
-for that process, and what comes when that is full is dropped, counted and logged. Delivery is at
-most once, and in order for each sender. The first message of a turn of the event loop goes out at
-once; those that follow it in the same turn go together, in one datagram.
+Nothing here waits. What a mailbox (``mailbox``) has no room for is kept for a while (``outgoing``).
+Delivery is at most once, and in order for each sender. The first message of a turn of the event
+loop goes out at once; those that follow it in the same turn go together, in one datagram.
 """
 
 from __future__ import annotations
 
-import array
 import contextlib
-import errno
 import logging
 import os
 import time
-from _socket import SCM_RIGHTS as _RIGHTS
-from _socket import SO_SNDBUF, SOL_SOCKET
 from _socket import socket as Socket  # noqa: N812 - never monkey-patched: it must not wait
 from _thread import allocate_lock
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from socket import AF_UNIX, MSG_DONTWAIT, MSG_NOSIGNAL, SOCK_SEQPACKET
 from typing import Any
 
 from . import board, channel
 from .errors import ChannelError
-from .mailbox import FILE, FRAME, FRAMES, HEADER, INLINE, VERSION, Mailbox, Sender, Waiter, bit_of
+from .mailbox import FRAME, FRAMES, HEADER, VERSION, Mailbox, Sender, Waiter, bit_of
+from .outgoing import Outgoing, Sibling, written
 
 QUEUE = 8 * 1024 * 1024
 """Bytes kept for one process that does not keep up."""
-OVERHEAD = 256
-"""Bytes counted for each message in a queue, beside its own length."""
 
 _BATCH = 32_000  # bytes that are worth a datagram of their own, whatever else may come
-_RETRY = 0.05  # seconds until something is sent again that failed for want of descriptors
-_QUIET = 10.0  # seconds between two log lines about the same trouble
 _STALE = 0.001  # seconds after which a message is the first of its turn in any case
-_FULL = (errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM, errno.ETOOMANYREFS, errno.EMFILE, errno.ENFILE)
-_SEND = int(MSG_DONTWAIT | MSG_NOSIGNAL)
 
 log = logging.getLogger("sticky.mail")
-
-
-class _Sibling:
-    """The way to another process."""
-
-    __slots__ = ("dropped", "next_log", "queue", "queued", "row", "slot", "sock")
-
-    def __init__(self, row: int, slot: int, fd: int) -> None:
-        self.row = row
-        self.slot = slot
-        self.sock = Socket(int(AF_UNIX), int(SOCK_SEQPACKET), 0, fd)
-        self.queue: deque[tuple[bytes, int]] = deque()  # datagrams, and how many messages each has
-        self.queued = 0  # bytes
-        self.dropped = 0  # messages
-        self.next_log = 0.0
 
 
 class Mail:
@@ -79,8 +52,8 @@ class Mail:
 
     Attributes:
         box: what others send to this process; ``subscribe`` and others are its.
+        out: what it sends to others.
         gone: called with the row of a process that has ended, from the loop.
-        broken: there was a mailbox that nobody reads any more.
     """
 
     def __init__(
@@ -98,32 +71,27 @@ class Mail:
         self.sender = sender
         self.memory = memory
         self.gone: Callable[[int], object] = lambda row: None
-        self.broken = False
         self.limit = limit
-        self._cells = board.private().cells if cells is None else cells
-        self.box = box = Mailbox(sender, mailbox, memory, self._cells)
+        cells = board.private().cells if cells is None else cells
+        self.box = box = Mailbox(sender, mailbox, memory, cells)
         self.subscribe, self.unsubscribe = box.subscribe, box.unsubscribe
         self.post_here, self.lost = box.post_here, box.lost
         self._news = news
-        self._siblings = {row: _Sibling(row, slot, fd) for row, slot, fd in siblings}
+        self._siblings = {row: Sibling(row, slot, fd) for row, slot, fd in siblings}
         self._epoch = epoch
         self._presence = memory.presence
         self._wanted = memory.wanted
         self._lock = allocate_lock()
+        self.out = Outgoing(sender, limit, cells, self._lock)
         self._reader = channel.Reader(connections=True)
         self._header = HEADER.pack(VERSION, FRAMES, sender.slot & 0xFFFF, sender.row, sender.pid)
-        self._as_file = HEADER.pack(VERSION, FILE, sender.slot & 0xFFFF, sender.row, sender.pid)
-        self._inline = INLINE
-        self._waiter: Waiter | None = None
         self._on_attend: list[Callable[[], object]] = []
         # What goes out together: frames, their bit, and for whom they are (None: all).
         self._pending: list[tuple[bytes, int, int | None]] = []
         self._pending_size = 0
         # The turn, and the time, of the last message that went at once.
         self._sent_turn, self._sent_at = -1, 0.0
-        self._stuck = False  # what was full does not say when it is not
-        # For the log, which may switch to another greenlet: not while the lock is held.
-        self._unsaid: list[str] = []
+        self._unsaid = self.out.unsaid
 
     # -- who is there -----------------------------------------------------------------------------
 
@@ -147,13 +115,13 @@ class Mail:
             self._epoch, row, slot = channel.unpack_presence(message.payload)
             self._part(row)
             if message.kind == channel.CAME:
-                self._siblings[row] = _Sibling(row, slot, message.fds[0])
+                self._siblings[row] = Sibling(row, slot, message.fds[0])
 
     def came(self, row: int, slot: int, mailbox: int, epoch: int) -> None:
         """Another process is there; where nobody sends news."""
         with self._lock:
             self._part(row)
-            self._siblings[row] = _Sibling(row, slot, mailbox)
+            self._siblings[row] = Sibling(row, slot, mailbox)
             self._epoch = epoch
 
     def went(self, row: int, epoch: int) -> None:
@@ -168,14 +136,9 @@ class Mail:
         sibling = self._siblings.pop(row, None)
         if sibling is None:
             return
-        waiter = self._waiter
-        if waiter is not None:
-            if sibling.queue:
-                waiter.unwatch(sibling.sock.fileno())
-            if self.box:
-                waiter.call(partial(self._left, sibling.row))
-        sibling.sock.close()
-        sibling.queue.clear()
+        self.out.part(sibling)
+        if self.waiter is not None and self.box:
+            self.waiter.call(partial(self._left, row))
 
     def _left(self, row: int) -> None:
         self.gone(row)
@@ -241,7 +204,7 @@ class Mail:
     def _is_first(self) -> bool:
         """Whether this message is the first of its turn, which goes at once."""
         now, turn = time.monotonic(), self.box.turn
-        if self._waiter is None or turn != self._sent_turn or now - self._sent_at > _STALE:
+        if self.out.waiter is None or turn != self._sent_turn or now - self._sent_at > _STALE:
             self._sent_turn, self._sent_at = turn, now
             return True
         return False
@@ -249,8 +212,8 @@ class Mail:
     def _add(self, frame: bytes, bit: int, only: int | None) -> None:
         """It goes with others, at the end of this turn."""
         if not self._pending:
-            assert self._waiter is not None
-            self._waiter.call(self._flush)
+            assert self.waiter is not None
+            self.waiter.call(self._flush)
         self._pending.append((frame, bit, only))
         self._pending_size += len(frame)
         if self._pending_size >= _BATCH:
@@ -278,7 +241,7 @@ class Mail:
                 frame for frame, bit, only in pending if its & bit and (only is None or only == row)
             ]
             if frames:
-                self._put_one(sibling, b"".join([self._header, *frames]), len(frames))
+                self.out.put(sibling, b"".join([self._header, *frames]), len(frames))
 
     def _put(self, datagram: bytes, count: int, bit: int, only: int | None) -> bool:
         """Have everybody get it who is to have it; whether there is anybody."""
@@ -287,99 +250,14 @@ class Mail:
             for row, sibling in self._siblings.items():
                 if wanted[row] & bit and (only is None or only == row):
                     found = True
-                    if memfd < 0 and len(datagram) > self._inline:
+                    if memfd < 0 and len(datagram) > self.out.inline:
                         with contextlib.suppress(OSError):  # then it is tried once more, later
-                            memfd = _written(datagram)
-                    self._put_one(sibling, datagram, count, memfd)
+                            memfd = written(datagram)
+                    self.out.put(sibling, datagram, count, memfd)
         finally:
             if memfd >= 0:
                 os.close(memfd)
         return found
-
-    def _put_one(self, sibling: _Sibling, datagram: bytes, count: int, memfd: int = -1) -> None:
-        if sibling.queue and self._waiter is None:
-            self._send_queued(sibling)
-        if not sibling.queue and self._send(sibling, datagram, memfd):
-            self._cells[board.MAIL_SENT] += count
-            return
-        size = len(datagram) + OVERHEAD * count
-        if sibling.queue and sibling.queued + size > self.limit:
-            sibling.dropped += count
-            self._cells[board.MAIL_DROPPED] += count
-            self._complain(sibling)
-            return
-        sibling.queue.append((datagram, count))
-        sibling.queued += size
-        if len(sibling.queue) == 1 and self._waiter is not None:
-            self._wait_for_room(sibling)
-
-    def _send(self, sibling: _Sibling, datagram: bytes, memfd: int = -1) -> bool:
-        """Whether it is done: sent, or there is nobody any more. False: there is no room."""
-        try:
-            if len(datagram) <= self._inline:
-                sibling.sock.send(datagram, _SEND)
-            else:
-                own = _written(datagram) if memfd < 0 else -1
-                try:
-                    rights = array.array("i", [own if memfd < 0 else memfd])
-                    sibling.sock.sendmsg([self._as_file], [(SOL_SOCKET, _RIGHTS, rights)], _SEND)
-                finally:
-                    if own >= 0:
-                        os.close(own)
-        except OSError as error:
-            if error.errno in _FULL:
-                self._stuck = error.errno != errno.EAGAIN
-                return False
-            if error.errno == errno.EMSGSIZE and self._inline > 4096:
-                self._inline = max(4096, sibling.sock.getsockopt(SOL_SOCKET, SO_SNDBUF) // 4)
-                return self._send(sibling, datagram, memfd)
-            self.broken = True
-        return True
-
-    def _wait_for_room(self, sibling: _Sibling) -> None:
-        assert self._waiter is not None
-        if self._stuck:  # nothing will announce that it is not any more
-            self._waiter.call(partial(self._try_later, sibling))
-        else:
-            self._waiter.watch(
-                sibling.sock.fileno(), lambda _: self._room(sibling, watched=True), writing=True
-            )
-
-    def _try_later(self, sibling: _Sibling) -> None:
-        assert self._waiter is not None
-        self._waiter.later(_RETRY, lambda: self._room(sibling, watched=False))
-
-    def _room(self, sibling: _Sibling, *, watched: bool) -> None:
-        """There may be room in its mailbox."""
-        with self._lock:
-            if sibling.sock.fileno() < 0 or not sibling.queue:
-                return
-            self._send_queued(sibling)
-            waiter = self._waiter
-            assert waiter is not None
-            if watched and (self._stuck or not sibling.queue):
-                waiter.unwatch(sibling.sock.fileno())
-            if sibling.queue and (self._stuck or not watched):
-                self._wait_for_room(sibling)
-
-    def _send_queued(self, sibling: _Sibling) -> None:
-        self._stuck = False
-        while sibling.queue:
-            datagram, count = sibling.queue[0]
-            if not self._send(sibling, datagram):
-                return
-            self._cells[board.MAIL_SENT] += count
-            sibling.queue.popleft()
-            sibling.queued -= len(datagram) + OVERHEAD * count
-
-    def _complain(self, sibling: _Sibling) -> None:
-        now = time.monotonic()
-        if now >= sibling.next_log:
-            sibling.next_log = now + _QUIET
-            self._unsaid.append(
-                f"{sibling.dropped} messages for worker {sibling.slot} lost so far: it does not "
-                "keep up"
-            )
 
     def _say(self) -> None:
         while self._unsaid:
@@ -391,39 +269,27 @@ class Mail:
         this once more for the rest."""
         deadline = time.monotonic() + seconds
         with self._lock:
-            self._waiter = None
+            self.out.waiter = None
         self._flush()
         for sibling in tuple(self._siblings.values()):
             with self._lock:
-                self._send_queued(sibling)
-                while sibling.queue and (left := deadline - time.monotonic()) > 0:
-                    sibling.sock.settimeout(left)
-                    datagram, count = sibling.queue[0]
-                    try:
-                        if len(datagram) <= self._inline:
-                            sibling.sock.send(datagram, int(MSG_NOSIGNAL))
-                        elif not self._send(sibling, datagram):
-                            time.sleep(min(left, _RETRY))
-                            continue
-                    except OSError:  # late, or gone
-                        break
-                    sibling.queue.popleft()
-                    sibling.queued -= len(datagram) + OVERHEAD * count
+                self.out.finish(sibling, deadline)
 
     # -- the event loop ---------------------------------------------------------------------------
-
-    def attended(self, call: Callable[[], object]) -> None:
-        """Have this called in the event loop's thread, once there is one."""
-        with self._lock:
-            if self._waiter is None:
-                self._on_attend.append(call)
-                return
-        self._waiter.call(call)
 
     @property
     def waiter(self) -> Waiter | None:
         """The event loop, once there is one."""
-        return self._waiter
+        return self.out.waiter
+
+    def attended(self, call: Callable[[], object]) -> None:
+        """Have this called in the event loop's thread, once there is one."""
+        with self._lock:
+            waiter = self.waiter
+            if waiter is None:
+                self._on_attend.append(call)
+                return
+        waiter.call(call)
 
     def attend(self, waiter: Waiter, news: Waiter | None = None) -> None:
         """There is an event loop. To be called in its thread.
@@ -433,11 +299,10 @@ class Mail:
             news: where it is heard who comes and goes, if that is another one.
         """
         with self._lock:
-            self._waiter = waiter
+            self.out.waiter = waiter
             calls, self._on_attend = self._on_attend, []
             for sibling in self._siblings.values():
-                if sibling.queue:
-                    self._wait_for_room(sibling)
+                self.out.attend(sibling)
         if self._news is not None:
             (news or waiter).watch(self._news.fileno(), lambda _: self.meet())
         self.box.attend(waiter)
@@ -462,17 +327,4 @@ class Mail:
         for sibling in self._siblings.values():
             sibling.sock.close()
         self._siblings = {}
-        self._waiter = None
-
-
-def _written(data: bytes) -> int:
-    """A new memfd with this in it."""
-    memfd = os.memfd_create("sticky-mail", os.MFD_CLOEXEC)
-    try:
-        view = memoryview(data)
-        while view:
-            view = view[os.write(memfd, view) :]
-    except BaseException:
-        os.close(memfd)
-        raise
-    return memfd
+        self.out.waiter = None

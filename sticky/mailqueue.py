@@ -14,8 +14,8 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from .mail import OVERHEAD
 from .mailbox import Sender
+from .outgoing import OVERHEAD
 
 Item = tuple[bytes, Sender]
 

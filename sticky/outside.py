@@ -146,8 +146,8 @@ class Emitter(socketio.PubSubManager):  # type: ignore[misc]  # it is not typed
             self._ask()
         data = events.pack(message, self.json)
         self._mail.post(EVENTS, data)
-        if self._mail.broken:  # a worker has ended, or all of them have
-            self._mail.broken = False
+        if self._mail.out.broken:  # a worker has ended, or all of them have
+            self._mail.out.broken = False
             if self._ask():
                 self._mail.post(EVENTS, data)
 

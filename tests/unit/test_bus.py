@@ -13,9 +13,9 @@ import pytest
 from sticky import bus
 from sticky.bus import Message, Subscription
 from sticky.errors import StickyError
-from sticky.mail import OVERHEAD
 from sticky.mailbox import Sender
 from sticky.mailqueue import Queue
+from sticky.outgoing import OVERHEAD
 from tests.harness import ROOT, wait_until
 
 from .mail_kit import Office
@@ -247,6 +247,7 @@ warnings.simplefilter("ignore")
 import threading, time
 from sticky.mailbox import Sender
 from sticky.mailqueue import Queue
+from sticky.outgoing import OVERHEAD
 queue = Queue(1 << 20, print, "a test")
 ticks, got = [], []
 def tick():

@@ -169,7 +169,7 @@ def test_the_order_of_each_sender_is_kept(office):
 
 
 def test_who_does_not_read_costs_a_bounded_queue_and_holds_nobody(office, caplog, monkeypatch):
-    monkeypatch.setattr("sticky.mail._QUIET", math.inf)
+    monkeypatch.setattr("sticky.outgoing._QUIET", math.inf)
     first, slow, quick = office.join(0, limit=100_000), office.join(1, attend=False), office.join(2)
     kept, got = heard(slow, TOPIC), heard(quick, TOPIC)
     with caplog.at_level(logging.WARNING, "sticky.mail"):

@@ -7,6 +7,7 @@ import grp
 import json
 import os
 import pwd
+import random
 import signal
 import socket
 import stat
@@ -129,7 +130,8 @@ def test_an_upgrade_in_place_leaves_it_at_that(folder: Path) -> None:
 
 
 def free_port_below_1024() -> int:
-    for port in range(1023, 900, -1):
+    # Not from the top, where programs of the system look for theirs (bindresvport(3)).
+    for port in random.sample(range(600, 900), 300):
         try:
             with socket.create_server(("127.0.0.1", port)):
                 return port

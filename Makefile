@@ -35,9 +35,9 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 BUILT_FROM := sticky/_core.pyx setup.py pyproject.toml
 NODE_MODULES := tests/e2e/node_modules/.package-lock.json
 
-# Three processes keep two cores busy: many tests wait most of their time. The tests of a module
-# share servers, so they stay together (tests/conftest.py), and the order is that of the folders:
-# contract and e2e, the slowest, first.
+# Three processes keep two cores busy: many tests wait most of their time. Those that share servers
+# stay together (tests/conftest.py), and the order is that of the folders: contract and e2e, the
+# slowest, first.
 PYTEST := $(BIN)/python -m pytest -n 3 --dist loadgroup --no-loadscope-reorder
 
 .PHONY: demo test lint fast simulate fuzz bench long soak deploy-check events floods frameworks clean ready ready-for-fast programs

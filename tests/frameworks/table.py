@@ -62,4 +62,6 @@ def write(seen: list[Seen], page: Path = PAGE) -> None:
     text = page.read_text()
     rows = of(text) | {one.preset.name: row(one) for one in seen}
     before, rest = text.split(BEGIN)
-    page.write_text(f"{before}{BEGIN}\n{table(rows)}\n{END}{rest.split(END)[1]}")
+    anew = page.with_suffix(".new")
+    anew.write_text(f"{before}{BEGIN}\n{table(rows)}\n{END}{rest.split(END)[1]}")
+    anew.replace(page)  # at once: tests that run meanwhile read it

@@ -6,8 +6,9 @@
 Two servers run at the same time, one on sticky.cluster, the other on RedisManager or
 AsyncRedisManager, and emit in turn: one worker to all others, as fast as these handle it. What is
 counted is the CPU time of all workers, and of redis-server where it takes part. A round trip is the
-least that two managers can say to each other, there and back. Once with four workers, which two
-cores have to share, and once with two.
+least that two managers can say to each other, there and back; beside it is what two Python
+processes need that do nothing else but wake each other. Once with four workers, which two cores
+have to share, and once with two.
 
 It needs redis-server, and the package redis.
 """
@@ -17,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import shutil
 import socket
 import subprocess
@@ -152,7 +154,35 @@ def server(kind: str, bus: str, more: list[int], workers: int = 2) -> Iterator[S
             process.stderr.close()
 
 
-def measure(kind: str, workers: int) -> dict[str, Side]:
+def bare_trip() -> float:
+    """What a round trip takes of a datagram between two processes that wait for it in an epoll, and
+    do nothing with it: microseconds, the median."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    child = os.fork()
+    sock = ours if child else theirs
+    waits = select.epoll()
+    waits.register(sock.fileno(), select.EPOLLIN)
+    taken = []
+    for _ in range(TRIPS):
+        began = time.perf_counter()
+        if child:
+            sock.send(b"x" * SIZE)
+        waits.poll()
+        sock.recv(SIZE)
+        if not child:
+            sock.send(b"x" * SIZE)
+        taken.append(time.perf_counter() - began)
+    if not child:
+        os._exit(0)
+    os.waitpid(child, 0)
+    for end in (waits, ours, theirs):
+        end.close()
+    return median(taken) * 1e6
+
+
+def measure(kind: str, workers: int) -> tuple[dict[str, Side], list[float]]:
+    """What there is to say of both, and the bare round trips of the same time."""
+    bare = []
     with (
         redis() as (url, pid),
         server(kind, "sticky", [], workers) as ours,
@@ -162,18 +192,20 @@ def measure(kind: str, workers: int) -> dict[str, Side]:
         for turn in range(-1, TURNS):
             for name, side in list(sides.items())[:: -1 if turn % 2 else 1]:
                 side.turn(EVENTS[name])
+            bare.append(bare_trip())
             if turn < 0:  # to warm up
                 for side in sides.values():
                     for samples in (side.rates, side.cpu, side.trips):
                         samples.clear()
-        return sides
+                bare.clear()
+        return sides, bare
 
 
 def compared(kinds: list[str], workers: int) -> str:
     """The section of the page about servers with so many workers."""
     rows, verdicts = [], []
     for kind in kinds:
-        sides = measure(kind, workers)
+        sides, bare = measure(kind, workers)
         ours, theirs = sides["sticky"], sides["redis"]
         for name, side in sides.items():
             row = {"": f"{kind}, {name}", "events/s": int(median(side.rates))}
@@ -185,6 +217,7 @@ def compared(kinds: list[str], workers: int) -> str:
             Verdict(f"{kind}: redis's events per second, of ours", 1 / more, 1 / LIMITS[kind]),
             Verdict(f"{kind}: CPU, of redis's", ratio(ours.cpu, theirs.cpu), 1 / 4),
             Verdict(f"{kind}: round trip, of redis's", trips, 1 / 3 if workers == 2 else None),
+            Verdict(f"{kind}: a bare one, of redis's", ratio(bare, theirs.trips)),
         ]
         print(f"{kind}, {workers} workers: {more:.1f} times the events per second", flush=True)
     return section(f"{workers} workers, one emits", rows, verdicts)

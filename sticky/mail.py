@@ -213,7 +213,7 @@ class Mail:
         """It goes with others, at the end of this turn."""
         if not self._pending:
             assert self.waiter is not None
-            self.waiter.call(self._flush)
+            self.waiter.soon(self._flush)
         self._pending.append((frame, bit, only))
         self._pending_size += len(frame)
         if self._pending_size >= _BATCH:

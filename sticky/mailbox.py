@@ -82,6 +82,9 @@ class Waiter(Protocol):
     def call(self, call: Callable[[], object]) -> None:
         """Have this called in the loop's next turn; from any thread."""
 
+    def soon(self, call: Callable[[], object]) -> None:
+        """The same, for what may wait until something more has gathered."""
+
     def later(self, seconds: float, call: Callable[[], object]) -> None:
         """Have this called in so many seconds; from the loop's own thread."""
 

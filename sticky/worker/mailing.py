@@ -28,12 +28,17 @@ class HubWaiter:
     def __init__(self, hub: Hub) -> None:
         self.hub = hub
         self.unwatch = hub.unregister
-        self.call = hub.call
+        self.call = self.soon = hub.call
         self.later = hub.later
 
     def watch(self, fd: int, call: Callable[[int], None], *, writing: bool = False) -> None:
         """Have this called whenever the descriptor is ready."""
         self.hub.register(fd, Watcher(call), EPOLLOUT if writing else EPOLLIN)
+
+
+_GATHER = 0.001
+"""Seconds for which a thread lets messages gather: it would be woken for each, and each time take
+the interpreter away from the thread that sends them."""
 
 
 class ThreadWaiter(HubWaiter):
@@ -44,6 +49,7 @@ class ThreadWaiter(HubWaiter):
         self._lock = allocate_lock()
         self._lives = False
         self.call = self._call
+        self.soon = self._soon
 
     def watch(self, fd: int, call: Callable[[int], None], *, writing: bool = False) -> None:
         super().watch(fd, call, writing=writing)
@@ -52,6 +58,9 @@ class ThreadWaiter(HubWaiter):
     def _call(self, call: Callable[[], object]) -> None:
         self.hub.call(call)
         self._start()
+
+    def _soon(self, call: Callable[[], object]) -> None:
+        self._call(lambda: self.hub.later(_GATHER, call))
 
     def _start(self) -> None:
         if self._lives:
@@ -103,6 +112,8 @@ class AsyncioWaiter:
             self._loop.call_soon(call)
         else:
             self._loop.call_soon_threadsafe(call)
+
+    soon = call
 
     def later(self, seconds: float, call: Callable[[], object]) -> None:
         """Have this called in so many seconds."""

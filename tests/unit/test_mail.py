@@ -128,6 +128,8 @@ def test_what_is_sent_in_one_turn_travels_together(office):
         def call(self, call):
             calls.append(call)
 
+        soon = call
+
         def watch(self, fd, call, *, writing=False):
             pass
 
@@ -272,7 +274,7 @@ def test_what_was_sent_before_a_process_came_does_not_come_to_it(office):
     class Turn:
         asynchronous = here = False
         watch = unwatch = later = staticmethod(lambda *_, **__: None)
-        call = staticmethod(calls.append)
+        call = soon = staticmethod(calls.append)
 
     first.attend(Turn)
     earlier = heard(other, TOPIC)

@@ -109,6 +109,7 @@ class Link:
         while self._leaving and not self.has_left:
             wire, kind, moves, unheld = self._leaving[0]
             if wire.sock.fileno() >= 0:  # its client may have been too slow for it meanwhile
+                self._count(kind, unheld, 1)  # first: another worker may answer before we go on
                 try:
                     channel.send_connection(
                         self.control,
@@ -120,20 +121,24 @@ class Link:
                         unheld=unheld,
                     )
                 except BlockingIOError:
+                    self._count(kind, unheld, -1)
                     self._blocked = True
                     service.hub.modify(self.control.fileno(), EPOLLIN | EPOLLOUT)
                     return
                 except OSError as error:
                     if error.errno not in channel.PASSING:
                         service.orphaned()
+                    self._count(kind, unheld, -1)
                     service.hub.later(_RETRY, self._flush)
                     return
-                at_rest = kind == channel.REST
-                service.count(board.PASSED_ON if at_rest else board.HANDED_BACK)
-                if unheld:
-                    service.count(board.UNHELD)
                 wire.close()
             self._leaving.popleft()
+
+    def _count(self, kind: int, unheld: bool, by: int) -> None:
+        """One that is given away."""
+        self.service.count(board.PASSED_ON if kind == channel.REST else board.HANDED_BACK, by)
+        if unheld:
+            self.service.count(board.UNHELD, by)
 
     # -- the control pair ---------------------------------------------------------------------
 

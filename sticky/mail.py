@@ -185,18 +185,18 @@ class Mail:
             Whether there is one.
         """
         bit = bit_of(topic)
-        frame = FRAME.pack(len(payload), len(topic)) + topic + payload
         with self._lock:
             if self._presence[0] != self._epoch:
                 self._meet()
-            if len(frame) < _BATCH and (self._pending or not self._is_first()):
-                found = self._is_for_any(bit, only)
-                if found:
+            found = self._is_for_any(bit, only)
+            if found:
+                frame = FRAME.pack(len(payload), len(topic)) + topic + payload
+                if len(frame) < _BATCH and (self._pending or not self._is_first()):
                     self._add(frame, bit, only)
-            else:
-                if self._pending:
-                    self._go()
-                found = self._put(self._header + frame, 1, bit, only)
+                else:
+                    if self._pending:
+                        self._go()
+                    self._put(self._header + frame, 1, bit, only)
         if self._unsaid:
             self._say()
         return found
@@ -243,13 +243,12 @@ class Mail:
             if frames:
                 self.out.put(sibling, b"".join([self._header, *frames]), len(frames))
 
-    def _put(self, datagram: bytes, count: int, bit: int, only: int | None) -> bool:
-        """Have everybody get it who is to have it; whether there is anybody."""
-        memfd, found, wanted = -1, False, self._wanted
+    def _put(self, datagram: bytes, count: int, bit: int, only: int | None) -> None:
+        """Have everybody get it who is to have it."""
+        memfd, wanted = -1, self._wanted
         try:
             for row, sibling in self._siblings.items():
                 if wanted[row] & bit and (only is None or only == row):
-                    found = True
                     if memfd < 0 and len(datagram) > self.out.inline:
                         with contextlib.suppress(OSError):  # then it is tried once more, later
                             memfd = written(datagram)
@@ -257,7 +256,6 @@ class Mail:
         finally:
             if memfd >= 0:
                 os.close(memfd)
-        return found
 
     def _say(self) -> None:
         while self._unsaid:

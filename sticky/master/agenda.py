@@ -114,8 +114,6 @@ class Place(NamedTuple):
     """Where this connection was to go, nobody is: decide anew where it goes. It is nowhere now."""
 
     connection: Connection
-    unheld: bool
-    """Who could have held its session does not."""
 
 
 class Refuse(NamedTuple):

@@ -324,8 +324,8 @@ class Master:
                 self._inboxes.watch(line, on)
             case agenda.ReadBack(line):
                 self._inboxes.read_back(line)
-            case agenda.Place(connection, unheld):
-                self._dispatcher.returning.place(connection, unheld=unheld)
+            case agenda.Place(connection):
+                self._dispatcher.returning.place(connection)
             case agenda.Refuse(connection, status):
                 self._dispatcher.refusing.refuse(connection, status)
             case agenda.Drop(connection):

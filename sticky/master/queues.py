@@ -172,7 +172,7 @@ class Queues:
             line.retry = None
             self.agenda.add(ReadBack(line))
         if retired:
-            self._turn_away(line, unheld=False)
+            self._turn_away(line)
 
     def ended(self, process: Hashable) -> None:
         """This process has ended: who waits for its own inbox goes elsewhere."""
@@ -183,13 +183,13 @@ class Queues:
                 self.agenda.add(Watch(line, False))
             line.retry = None
             self.agenda.add(ReadBack(line))
-            self._turn_away(line, unheld=True)
+            self._turn_away(line)
             del self.own[process]
 
-    def _turn_away(self, line: Line, *, unheld: bool) -> None:
+    def _turn_away(self, line: Line) -> None:
         for connection in [*line.queue, *line.resting]:
             self._take_out(connection, line)
-            self.agenda.add(Place(connection, unheld))
+            self.agenda.add(Place(connection))
 
     # -- what happens to a connection ---------------------------------------------------------
 

@@ -155,7 +155,7 @@ class Returning:
                 self._sending.watch_queued(connection)
         else:
             for connection, _ in returned:
-                self.place(connection, unheld=line.process is not None)
+                self.place(connection)
 
     def turn_away(self, message: channel.Message) -> None:
         """It lay in an inbox that nobody reads, and there is no room for it here."""
@@ -174,12 +174,11 @@ class Returning:
         else:
             self._waiting.overstayed(connection, self._clock())
 
-    def place(self, handle: Handle, *, unheld: bool) -> None:
+    def place(self, handle: Handle) -> None:
         """Decide anew where a connection goes: where it was to go, nobody is."""
         assert isinstance(handle, Connection)
         sock, address = handle.sock, handle.address
         self._unregister(sock.fileno())
-        handle.unheld = handle.unheld or unheld
         if handle.kind == channel.REST and self._ledger.stage is not Stage.SERVING:
             self._waiting.end_rest(handle, self._clock())
             return

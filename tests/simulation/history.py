@@ -961,8 +961,7 @@ class World:
         if verdict >= 0:
             self.decide(wire)
             wire.destined = verdict
-            if wire.asked is not None:  # who has ended
-                wire.asked, wire.unheld = None, True
+            wire.asked = None  # who has ended
         return verdict
 
     def decide(self, wire: Wire) -> None:

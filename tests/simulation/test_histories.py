@@ -88,6 +88,7 @@ for step, number in {
 
 
 FOUND = (102293, 119205, 145079, 145642, 147024, 151779, 1016334, 1041370)
+FOUND += (20128178,)
 """Seeds in which the server or the simulation was wrong."""
 
 
@@ -631,6 +632,11 @@ MUTANTS = {
         "            since=connection.since,\n",
         "            since=channel.stamp(self._clock()),\n",
     ),
+    "who asks a process that dies asks nobody else": (
+        "returning",
+        "        self._unregister(sock.fileno())\n",
+        "        self._unregister(sock.fileno())\n        handle.unheld = True\n",
+    ),
     "nobody is asked for a session": (
         "returning",
         "line = self._holder(process, payload) if unheld else None",
@@ -758,8 +764,8 @@ MUTANTS = {
     ),
     "who waits for a slot that is none any more stays there": (
         "queues",
-        "            self._turn_away(line, unheld=False)\n",
-        "            pass\n",
+        "        if retired:\n            self._turn_away(line)\n",
+        "",
     ),
     "a slot that is none any more keeps its process": (
         "scaling",

@@ -116,7 +116,7 @@ class World:
                         ledger.lives.spawned(self.new(), slot, self.now)
                     case Kill(process, _):
                         self.dying.append(process)
-                    case Place(connection, _):
+                    case Place(connection):
                         slot = self.random.randrange(self.topology.num)
                         line = ledger.waiting.lines[slot]
                         ledger.waiting.queue(connection, line, self.now)

@@ -279,7 +279,7 @@ def test_who_waits_for_a_process_that_ends_is_placed_anew(book):
     book.queue(own, "a", "b")
     book.queue(0, "c")
     done = book.ended("p0")
-    assert done[-4:] == [Watch(own, False), ReadBack(own), Place("a", True), Place("b", True)]
+    assert done[-4:] == [Watch(own, False), ReadBack(own), Place("a"), Place("b")]
     assert (book.place("a"), book.place("c")) == (None, "queue")
     assert book.waiting.own("p0", 0) is not own
 
@@ -289,7 +289,7 @@ def test_a_slot_that_is_none_any_more_gives_its_queue_to_the_others(book):
     book.queue(1, "a")
     book.queue(1, "r", rest=True)
     done = book.scale(1)
-    assert done[:4] == [Watch(one, False), ReadBack(one), Place("a", False), Place("r", False)]
+    assert done[:4] == [Watch(one, False), ReadBack(one), Place("a"), Place("r")]
     assert book.waiting.queued == 0
 
 

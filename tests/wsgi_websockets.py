@@ -149,7 +149,10 @@ def _raw(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
     """Takes the socket, says what it read of the first ten bytes, and ends by ?QUERY."""
     sock = _socket(environ)
     end = environ["QUERY_STRING"]
-    sock.sendall(_SWITCH)
+    if end == "send":
+        assert sock.send(_SWITCH) == len(_SWITCH)
+    else:
+        sock.sendall(_SWITCH)
     data = b""
     if end == "recv_into":
         buffer = bytearray(10)

@@ -20,7 +20,7 @@ No I/O and no clock: whoever owns the socket reads, writes, and watches the time
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from email.utils import formatdate
 from http import HTTPStatus
 from typing import Any, Final
@@ -33,6 +33,8 @@ LAST_CHUNK: Final = b"0\r\n\r\n"
 
 _TOKEN: Final = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _REASON: Final = re.compile(rb"[\t\x20-\x7e\x80-\xff]*")
+_SWITCHING: Final = b"HTTP/1.1 101 "
+_FIELD: Final = re.compile(rb"([^:\s]+):[ \t]*(.*?)[ \t]*", re.DOTALL)
 _DIGITS: Final = re.compile(rb"[0-9]{1,18}")
 _MOST_NAMES: Final = 1000
 
@@ -164,6 +166,32 @@ def switch(fields: Iterable[tuple[bytes, bytes]], date: bytes) -> bytes:
             lines.append(b"%b%b\r\n" % (sent, value))
     lines.append(b"\r\n")
     return b"".join(lines)
+
+
+def retell(
+    data: Any, change: Callable[[list[tuple[bytes, bytes]]], Iterable[tuple[Any, Any]]]
+) -> Any:
+    """The 101 that an app writes itself, with other fields.
+
+    Args:
+        data: what it writes first, anything that is like bytes.
+        change: called with the fields of the answer; returns those that are sent.
+
+    Returns:
+        What is sent: the same object if it does not begin with the whole head of a 101.
+    """
+    if bytes(memoryview(data).cast("B")[: len(_SWITCHING)]) != _SWITCHING:
+        return data
+    head, end, rest = bytes(data).partition(b"\r\n\r\n")
+    first, *lines = head.split(b"\r\n")
+    found = [_FIELD.fullmatch(line) for line in lines]
+    if not end or None in found:
+        return data
+    fields = [(field[1], field[2]) for field in found if field]
+    sent = list(change(fields))
+    if sent == fields:
+        return data
+    return b"\r\n".join([first, *(b"%b: %b" % field for field in sent)]) + end + rest
 
 
 class Http1:

@@ -2,7 +2,8 @@
 
 Taken is it with the first use of the object, not with the getting of it: python-engineio's driver
 for eventlet gets it and may still answer by ``start_response``. From then on nothing of ours reads
-or writes there, and what the app returns or raises is dropped.
+or writes there, and what the app returns or raises is dropped. One thing is added: the mark of a
+client that has none, to the 101 that the app writes.
 """
 
 from __future__ import annotations
@@ -10,16 +11,23 @@ from __future__ import annotations
 import contextlib
 import socket
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from .http1 import retell
+
 if TYPE_CHECKING:
+    from .affinity import Marking
     from .wsgi_http import WsgiWire
 
 _READING = ("recv", "recv_into")
+_WRITING = ("send", "sendall")
+"""What a 101 is written with."""
 _KEEPING = ("dup", "detach")
 """What is used to go on with the connection behind the request."""
 _TAKING = (
-    *("send", "sendall", "sendmsg", "sendto", "sendfile"),
+    *_WRITING,
+    *("sendmsg", "sendto", "sendfile"),
     *_READING,
     *("recvmsg", "recvfrom", "recvfrom_into", "recvmsg_into", "makefile", "fileno"),
     *_KEEPING,
@@ -38,8 +46,8 @@ class Offer:
     """
 
     __slots__ = (
-        *("_ahead", "_current", "_file", "_kept", "_make", "_methods", "_reader", "_sock"),
-        "_wire",
+        *("_ahead", "_current", "_file", "_kept", "_make", "_marking", "_methods", "_reader"),
+        *("_sock", "_wire"),
     )
 
     def __init__(
@@ -50,6 +58,7 @@ class Offer:
         self._current = current
         self._reader: object = None  # who has read last
         self._sock: Any = None
+        self._marking: Marking | None = None
         self._methods: dict[str, Any] = {}
         self._ahead: bytes | memoryview = b""
         self._kept = False
@@ -90,6 +99,9 @@ class Offer:
         self._sock.recv = self._recv
         if self._ahead:
             self._sock.recv_into = self._recv_into
+        self._marking = wire.marking
+        if self._marking is not None:
+            self._sock.send, self._sock.sendall = self._send, self._sendall
         wire.sock.detach()  # one owner of the descriptor
         # As with other servers, whose own files keep it open: one green thread may close the socket
         # while another waits for it, and that one would never wake up if the descriptor were gone.
@@ -114,6 +126,24 @@ class Offer:
         data = bytearray(min(bufsize, len(self._ahead)))
         self._recv_into(data, 0, flags)
         return bytes(data)
+
+    def _send(self, data: Any, flags: int = 0) -> int:
+        """What is sent first."""
+        marked = self._marked(data)
+        if marked is data:
+            return int(self._sock.send(data, flags))
+        self._sock.sendall(marked, flags)
+        return len(data)
+
+    def _sendall(self, data: Any, flags: int = 0) -> None:
+        self._sock.sendall(self._marked(data), flags)
+
+    def _marked(self, data: Any) -> Any:
+        """What is sent first, as its client gets it."""
+        for method in _WRITING:
+            setattr(self._sock, method, self._methods[method])
+        marking, self._marking = self._marking, None
+        return data if marking is None else retell(data, partial(marking.answer, 101))
 
     def end(self) -> None:
         """Let whoever has taken it see its end."""

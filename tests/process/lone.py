@@ -61,7 +61,7 @@ class Lone:
         self._options = Options.make(
             {"num": 1, "worker_class": kind.env["STICKY_WORKER_CLASS"], **options}
         )
-        self._env = {**os.environ, "PYTHONUNBUFFERED": "1", **(env or {})}
+        self._env = {**os.environ, **(env or {})}
         self._log = folder / "log"
         self._reader = channel.Reader()
         self._status: int | None = None

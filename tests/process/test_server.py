@@ -212,7 +212,7 @@ def test_a_function_in_a_thread_is_answered_with_what_to_do(kind: Kind, tmp_path
                     with sticky.Server(app, port=0, num=1, worker_class="asgi"):
                         pass
                 except sticky.WorkerError as error:
-                    print(error.exit_status)
+                    print(error.exit_status, flush=True)
             thread = threading.Thread(target=serve)
             thread.start()
             thread.join()

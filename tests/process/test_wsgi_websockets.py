@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
+import socket
 from collections.abc import Iterator
 from typing import Any
 
@@ -454,3 +456,40 @@ def test_the_end_of_the_server_is_the_end_of_its_websockets(way: str, sig: int) 
         assert running.wait() == 0
         assert "Traceback" not in running.log()[mark:]
         assert "killed" not in running.log()[mark:]
+
+
+# -- marks -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def marking(way: str) -> Iterator[Running]:
+    with serve(way, "--session", "affinity") as running:
+        yield running
+
+
+@pytest.mark.parametrize("path", ["/sock", "/plain.io/" + ENGINE, "/flask.io/" + ENGINE])
+def test_a_client_without_a_mark_gets_it_with_the_101(marking: Running, path: str) -> None:
+    with Socket(marking, path) as ws:
+        (mark,) = re.findall(rb"\r\nSet-Cookie: (sticky_worker=[^;]+); Path=/;", ws.head)
+        assert len(re.findall(rb"\r\nSec-WebSocket-Accept: ", ws.head)) == 1
+        if path == "/sock":
+            ws.say("heard")
+            assert ws.text() == "heard"
+        else:
+            assert ws.text().startswith("0{")
+    with Socket(marking, path, f"Cookie: {mark.decode()}") as ws:
+        assert b"Set-Cookie" not in ws.head
+
+
+@pytest.mark.parametrize("end", ["", "send", "recv_into", "makefile", "keep", "close"])
+def test_a_101_of_any_protocol_is_marked(marking: Running, end: str) -> None:
+    upgrade = head("Connection: Upgrade", "Upgrade: test", target=f"/raw?{end}")
+    with Client(marking.port, upgrade + b"0123456789") as client:
+        if end == "keep":
+            client.sock.shutdown(socket.SHUT_WR)
+        answer, _, rest = client.rest().partition(b"\r\n\r\n")
+        *lines, mark = answer.split(b"\r\n")
+        assert lines[0] == b"HTTP/1.1 101 Switching Protocols"
+        assert lines[1:] == [b"Upgrade: test", b"Connection: Upgrade"]
+        assert mark.startswith(b"Set-Cookie: sticky_worker=")
+        assert rest == b"got 0123456789"

@@ -20,6 +20,7 @@ from sticky.worker.http1 import (
     Http1,
     Refused,
     date_line,
+    retell,
     status_line,
     switch,
 )
@@ -525,3 +526,30 @@ def test_every_refusal_has_a_status_and_a_text() -> None:
     for reason in rules._REFUSALS:
         assert rules.status(reason) in answers
         assert rules.refusal(reason)
+
+
+def more(fields: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    return [*fields, (b"X", b"more")]
+
+
+def test_the_switch_of_an_app_gets_other_fields() -> None:
+    said = retell(b"HTTP/1.1 101 Go\r\nUpgrade:a \r\nEmpty:\r\n\r\nbehind\r\n\r\n", more)
+    assert said == b"HTTP/1.1 101 Go\r\nUpgrade: a\r\nEmpty: \r\nX: more\r\n\r\nbehind\r\n\r\n"
+    assert retell(memoryview(b"HTTP/1.1 101 \r\n\r\n"), more) == b"HTTP/1.1 101 \r\nX: more\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        *(b"", b"HTTP/1.1 10", b"HTTP/1.1 200 OK\r\n\r\n", b"HTTP/1.0 101 Go\r\n\r\n"),
+        *(b"HTTP/1.1 101 Go\r\nUpgrade: a\r\n", b"HTTP/1.1 101 Go\r\nno field\r\n\r\n"),
+        *(b"HTTP/1.1 101 Go\r\nA: b\r\n folded: c\r\n\r\n", bytearray(b"\x81\x01a")),
+    ],
+)
+def test_what_is_no_switch_is_sent_as_it_is(data: bytes) -> None:
+    assert retell(data, more) is data
+
+
+def test_the_switch_of_an_app_is_sent_as_it_is_where_nothing_changes() -> None:
+    said = b"HTTP/1.1 101 Go\r\nUpgrade:  a\r\n\r\n"
+    assert retell(said, lambda fields: fields) is said

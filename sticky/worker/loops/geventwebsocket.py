@@ -50,8 +50,7 @@ class Server:
         protocol = self._protocol(environ)
         if protocol:
             fields.append((b"Sec-WebSocket-Protocol", protocol.encode("latin-1")))
-        sent = fields if wire.marking is None else wire.marking.answer(101, fields)
-        handler = Handler(self, wire, environ, offer, switch(sent, date_line(time.time())))
+        handler = Handler(self, wire, environ, offer, switch(fields, date_line(time.time())))
         environ["wsgi.websocket"] = handler.websocket
         environ["wsgi.websocket_version"] = handshake.VERSION
         return handler.over

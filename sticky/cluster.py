@@ -13,6 +13,7 @@ emits. A worker hears from when it has its first client.
 
 from __future__ import annotations
 
+import abc
 import asyncio
 import inspect
 import logging
@@ -48,7 +49,7 @@ _read: set[int] = set()  # the mail, by identity, of which there is a manager
 Handler = TypeVar("Handler", bound=Callable[..., Any])
 
 
-class _Member:
+class _Member(abc.ABC):
     """What both managers do alike. It comes before python-socketio's class among the bases."""
 
     # Of python-socketio:
@@ -158,8 +159,9 @@ class _Member:
         elif reply is not None:
             raise StickyError(f"it has no handler for {event!r} (on_server_event)")
 
+    @abc.abstractmethod
     def _start(self, handler: Callable[..., Any], data: Any, reply: Reply | None) -> None:
-        raise NotImplementedError
+        """Have a handler called where it may wait, and its answer sent."""
 
     def _own_place(self) -> Place:
         return Place(self._mail.sender.slot, self._mail.sender.pid)

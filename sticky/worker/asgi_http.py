@@ -7,6 +7,7 @@ loop in between, the head leaves without waiting for more.
 
 from __future__ import annotations
 
+import abc
 import asyncio
 import logging
 import time
@@ -39,7 +40,7 @@ def _as_text(fields: Iterable[tuple[bytes, bytes]]) -> list[tuple[str, str]]:
     return [(name.decode("latin-1"), value.decode("latin-1")) for name, value in fields]
 
 
-class Exchange:
+class Exchange(abc.ABC):
     """What a request and a WebSocket have in common: a task, an answer, and waiting.
 
     Attributes:
@@ -105,21 +106,21 @@ class Exchange:
             self.service.ended(self)
             self.note()
 
+    @abc.abstractmethod
     async def receive(self) -> Message:
         """The app's: what comes next."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     async def send(self, message: Message) -> None:
         """The app's: what is to be sent."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def returned(self, result: object) -> None:
         """The app has returned."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def failed(self, error: BaseException) -> None:
         """The app has raised this, which is being handled."""
-        raise NotImplementedError
 
     def complain(self, error: BaseException) -> None:
         """Log what the app has raised: unless we or its client have ended it."""
@@ -150,9 +151,9 @@ class Exchange:
             if not waiter.done():
                 waiter.set_result(None)
 
+    @abc.abstractmethod
     def arrived(self) -> None:
         """Something has arrived, or the client has closed its side."""
-        raise NotImplementedError
 
     def overdue(self) -> None:
         """See ``AsgiWire.read_by``."""

@@ -11,6 +11,7 @@ the first time: one that lives for one request never is, and further requests co
 
 from __future__ import annotations
 
+import abc
 import errno
 import logging
 import math
@@ -57,7 +58,7 @@ with bytes unread would reset the connection, and the answer with it (RFC 9112, 
 NEW, HELD, HEAD, SERVING, UNREAD, RESTING, LEAVING, LINGERING, TAKEN, CLOSED = range(10)
 
 
-class Wire:
+class Wire(abc.ABC):
     """One connection in this process. It is in the hands of the worker's loop, or while it is
     SERVING in those of whoever serves it.
 
@@ -111,9 +112,9 @@ class Wire:
 
     # -- what a worker class provides ---------------------------------------------------------
 
+    @abc.abstractmethod
     def serve(self, head: Head) -> None:
         """Serve this request; say ``answered`` behind it."""
-        raise NotImplementedError
 
     # -- how it begins ------------------------------------------------------------------------
 

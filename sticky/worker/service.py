@@ -6,6 +6,7 @@ and runs the hub in its own event loop.
 
 from __future__ import annotations
 
+import abc
 import logging
 import os
 import signal
@@ -85,7 +86,7 @@ class InHand(Protocol):
     began: float
 
 
-class Service:
+class Service(abc.ABC):
     """Serves one app in one worker process.
 
     Args:
@@ -152,15 +153,15 @@ class Service:
 
     # -- what a worker class provides ---------------------------------------------------------
 
+    @abc.abstractmethod
     def run(self) -> None:
         """Serve until ``hub`` is over. Calls ``begin`` when the app is ready."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def make_wire(
         self, fd: int, address: channel.Address, moves: int = 0, *, asks: bool = False
     ) -> Wire:
         """A connection as this worker class serves it."""
-        raise NotImplementedError
 
     def watch_inbox(self, fd: int, call: Callable[[int], None]) -> None:
         """Have this called when a connection comes."""
@@ -170,21 +171,21 @@ class Service:
         """Leave in the inbox what is there."""
         self.hub.unregister(fd)
 
+    @abc.abstractmethod
     def introduce(self, wire: Wire, connection: Connection) -> None:
         """Have the handlers called, then ``sync.introduced`` in the loop's thread."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def end_upgraded(self, wire: Wire) -> None:
         """End a connection that is none of HTTP any more, because this process ends."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def end_sessions(self, sessions: list[Any]) -> None:
         """End Engine.IO sessions (``sessions.end``); not in the loop, where nothing may wait."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def cancel(self) -> None:
         """Have what is still in hand end: this process does, at ``draining.by`` at the latest."""
-        raise NotImplementedError
 
     def mail_waiter(self) -> Waiter:
         """Where mail is read."""

@@ -7,6 +7,7 @@ of ending, and is given the next thing.
 
 from __future__ import annotations
 
+import abc
 import logging
 import math
 import time
@@ -71,7 +72,7 @@ class Greenlets:
             call, arguments = self._hub.switch()
 
 
-class GreenLoop:
+class GreenLoop(abc.ABC):
     """All in one thread, in the hub of a library that switches between greenlets.
 
     Args:
@@ -97,13 +98,13 @@ class GreenLoop:
         """Throw into every greenlet of ours."""
         self._greenlets.cancel()
 
+    @abc.abstractmethod
     def _set_timer(self, seconds: float) -> Any:
         """A timer that calls ``_ring``, once."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def _end_timer(self, timer: Any) -> None:
         """It is not needed any more."""
-        raise NotImplementedError
 
     def _arm(self) -> None:
         """Come back when something is due."""

@@ -1,13 +1,12 @@
 """The shell of the master: one epoll loop around the ledger, the dispatcher and the processes.
 
-It never waits for anything but epoll, never loads the user's code, and logs what happened to
-processes. What to do about it is decided in the ledger.
+It never waits for anything but epoll, and never loads the user's code. What to do is decided in the
+ledger, and done by the performer.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import os
 import resource
@@ -16,7 +15,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .. import channel, logs, spawn
@@ -26,8 +25,8 @@ from ..firsts import FirstRequests
 from ..options import Options
 from ..program import Program
 from ..topology import Topology
-from . import agenda, proc
-from .agenda import Rules, Stage, Tell, Why
+from . import wear
+from .agenda import Rules, Stage
 from .balance import Balance
 from .changes import Changes
 from .children import Children
@@ -38,25 +37,16 @@ from .ledger import Ledger
 from .listeners import Listeners
 from .loop import Loop
 from .operations import Operator
+from .orders import Orders
+from .parts import Parts
+from .performing import Performer
 from .room import Room
-from .signals import Signals, Terminal, reap_orphans
+from .signals import Signals, Terminal
 from .state import Packed
-from .succession import Parts, Succession
+from .succession import Succession
 from .surroundings import Surroundings
 
 log = logging.getLogger("sticky.master")
-
-_TOLD = {
-    Tell.CLOSING: channel.CLOSING,
-    Tell.END: channel.END,
-    Tell.QUIT: channel.QUIT,
-}
-_WHY = {
-    Why.NOT_READY: "it was not ready within {boot_timeout:g} s",
-    Why.SILENT: "it did not answer for {timeout:g} s",
-    Why.NOT_ENDED: "it did not end in time",
-}
-"""What the log says of a process that is killed; of one that is killed by design, nothing."""
 
 _SPARE_FDS = 100
 """Descriptors that a worker needs beside its connections: for the app, roughly."""
@@ -118,7 +108,6 @@ class Master:
             nohup=self._terminal.nohup,
         )
         self._packed = packed
-        self._status: int | None = None
         self._looked_around = 0.0
         self._signals = Signals(
             (
@@ -155,7 +144,7 @@ class Master:
             # connections.
             most_files - _SPARE_FDS - 10 * options.num,
             self._dispatcher.notices.tell,
-            self._perform,
+            lambda: self._performer.perform(),
         )
         self._inboxes = Inboxes(
             self._children,
@@ -175,7 +164,7 @@ class Master:
             topology=self._topology,
             loop=loop,
             reader=reader,
-            publish=self._publish,
+            publish=lambda slot: self._performer.publish(slot),
             finds_class=auto,
         )
         self._changes = Changes(
@@ -187,7 +176,7 @@ class Master:
             on_change=lambda: self._operator.renew(),
             on_failure=lambda: self._ledger.fail(time.monotonic(), 1),
         )
-        parts = Parts(
+        self._parts = parts = Parts(
             options=options,
             program=program,
             launcher=launcher,
@@ -205,8 +194,10 @@ class Master:
             changes=self._changes,
             signals=self._signals,
         )
-        self._succession = Succession(parts, self._perform)
+        self._performer = Performer(parts)
+        self._succession = Succession(parts, self._performer.perform)
         self._operator = Operator(parts, self._succession, self._hearing.expect_other_code)
+        self._orders = Orders(parts, self._operator, self._succession)
         if packed is not None:
             self._succession.restore(packed)  # all that was open, before any is kept free
             self._around.restore(self._operator, packed)
@@ -226,13 +217,11 @@ class Master:
             self._close()
             raise
 
-    # -- the loop -----------------------------------------------------------------------------
-
     def run(self) -> int:
         """Serve until stopped; the exit status."""
-        self._loop.register(self._signals.fileno(), select.EPOLLIN, self._on_signal)
+        self._loop.register(self._signals.fileno(), select.EPOLLIN, self._orders.on_signal)
         if self._launcher is not None:
-            self._loop.register(self._launcher.fileno(), select.EPOLLIN, self._on_launcher)
+            self._loop.register(self._launcher.fileno(), select.EPOLLIN, self._orders.on_launcher)
         self._around.attend(self._loop.register, self._loop.unregister)
         try:
             self._changes.start()
@@ -241,18 +230,18 @@ class Master:
                 self._resume(packed)
             else:
                 self._ledger.start(time.monotonic())
-            self._perform()
+            self._performer.perform()
             self._turn_until_over()
         finally:
             self._close()
-        assert self._status is not None
-        return self._status
+        assert self._performer.status is not None
+        return self._performer.status
 
     def _turn_until_over(self) -> None:
         turn, book, clock = self._loop.turn, self._agenda, time.monotonic
-        settle = self._perform
+        settle = self._performer.perform
         now, behind = clock(), logs.pending
-        while self._status is None:
+        while self._performer.status is None:
             wait = book.due - now
             if behind():
                 logs.flush()
@@ -260,7 +249,7 @@ class Master:
             turn(max(0.0, wait), settle)
             now = clock()
             if book.actions:  # most turns only hand over: nothing is decided
-                self._perform()
+                self._performer.perform()
             if now >= book.due:
                 self._tick(now)
 
@@ -268,7 +257,7 @@ class Master:
         if self._succession.agreed and self._agenda.stage is Stage.SERVING:
             self._succession.agreed = False
             self._replace_code()
-            self._perform()
+            self._performer.perform()
         if self._agenda.stage is Stage.PLACING:
             for key in list(self._children.by_key):
                 self._hearing.on_control(key, sys.maxsize)  # what was handed back by now
@@ -280,7 +269,7 @@ class Master:
             self._lives.heard(key, self._board.beats(child.row), now)
         self._ledger.tick(now)
         self._agenda.remind(self._looked_around + _LOOK_AROUND)
-        self._perform()
+        self._performer.perform()
         serving = self._agenda.stage is Stage.SERVING
         self._around.tick(now, serving=serving, reloading=self._lives.reloading)
         self._succession.trial.tick(now)
@@ -288,59 +277,13 @@ class Master:
             self._succession.abandon()
 
     def _replace_code(self) -> None:
-        self._obey_signals(self._succession.replace_code())
+        self._orders.obey(self._succession.replace_code())
         self._changes.start()
 
     def _resume(self, packed: Packed) -> None:
         """Take the place of the master before."""
-        self._obey_signals(self._succession.resume(packed))
+        self._orders.obey(self._succession.resume(packed))
         self._operator.renew()  # the workers run the old code still
-
-    def _perform(self) -> None:
-        """Carry out what was decided, and what that leads to."""
-        while actions := self._agenda.take():
-            for action in actions:
-                self._act(action)
-
-    def _act(self, action: agenda.Action) -> None:
-        match action:
-            case agenda.Spawn(slot):
-                self._spawn(slot)
-            case agenda.Abort(process, why):
-                self._kill(process, why, signal.SIGABRT)
-            case agenda.Kill(process, why):
-                self._kill(process, why, signal.SIGKILL)
-            case agenda.Say(process, what):
-                self._say(process, what)
-            case agenda.Serves(slot):
-                self._publish(slot)
-            case agenda.Rescaled(num, done):
-                self._rescaled(num, done)
-            case agenda.Deliver(line):
-                self._room.empty()  # a large prefix takes a memfd for the moment
-                self._dispatcher.sending.deliver(line)
-                self._room.keep()
-            case agenda.Watch(line, on):
-                self._inboxes.watch(line, on)
-            case agenda.ReadBack(line):
-                self._inboxes.read_back(line)
-            case agenda.Place(connection):
-                self._dispatcher.returning.place(connection)
-            case agenda.Refuse(connection, status):
-                self._dispatcher.refusing.refuse(connection, status)
-            case agenda.Drop(connection):
-                self._dispatcher.refusing.drop(connection)
-            case agenda.Accepting(on):
-                self._dispatcher.accepting(on)
-            case agenda.CloseListeners(drain):
-                self._dispatcher.close(drain=drain)
-                self._listeners.close()
-                self._children.drop_spares()
-                self._ledger.listeners_closed()
-            case agenda.Announce():
-                self._announce()
-            case agenda.Exit(status):
-                self._status = status
 
     def _close(self) -> None:
         self._around.close()
@@ -352,74 +295,6 @@ class Master:
         self._board.close()
         self._signals.close()
         self._loop.close()
-
-    # -- connections --------------------------------------------------------------------------
-
-    def _announce(self) -> None:
-        bound = self._listeners.addresses
-        self._dispatcher.listen(self._listeners.sockets)
-        workers, where = self._about()
-        self._around.ready(f"{workers} at {where}")
-        log.info("Listening at: %s (pid %d), %s", where, os.getpid(), workers)
-        if self._launcher is not None:
-            payload = json.dumps(bound).encode()
-            try:
-                channel.send(self._launcher, channel.pack_header(channel.READY), payload)
-            except OSError:
-                self._ledger.stop(time.monotonic(), quick=True)
-
-    def _about(self) -> tuple[str, str]:
-        """What this server is, for people: how many workers, and where."""
-        num = self._topology.num
-        return f"{num} worker{'s' if num > 1 else ''}", ", ".join(self._listeners.urls)
-
-    # -- processes ----------------------------------------------------------------------------
-
-    def _spawn(self, number: int) -> None:
-        try:
-            self._children.grow(number + 1)
-            key = self._children.start(number)
-        except OSError as error:  # no memory, no descriptor, too many processes: it may pass
-            log.error("worker %d could not be started: %s", number, error.strerror)
-            self._lives.not_started(number, time.monotonic())
-            return
-        self._lives.spawned(key, number, time.monotonic())
-        log.debug("worker %d started (pid %d)", number, self._children.by_key[key].pid)
-
-    def _kill(self, key: Any, why: Why, sig: signal.Signals) -> None:
-        child = self._children.by_key[key]
-        if (text := _WHY.get(why)) and child.killed_because is None:
-            text = text.format(**vars(self._options))
-            log.error("worker %d (pid %d) is killed: %s", child.slot, child.pid, text)
-        child.killed_because = why
-        child.send(sig)
-
-    def _say(self, key: Any, what: Tell) -> None:
-        child = self._children.by_key.get(key)
-        if child is not None:  # else its last words were that it is ready
-            self._children.say(child, _TOLD[what])
-
-    def _publish(self, slot: int) -> None:
-        """Have all processes see who serves a slot."""
-        by_key = self._children.by_key
-        current: Any = self._lives.current(slot)
-        previous: Any = self._lives.previous(slot)
-        if previous is not None and current is None:
-            self._board.hide(by_key[previous].row)
-        if current is not None:
-            row = by_key[current].row
-            self._board.previous(row, previous is not None)
-            self._board.show(row, slot, by_key[current].pid)
-
-    def _rescaled(self, num: int, done: bool) -> None:
-        self._children.shrink(self._lives.target)
-        if done:
-            log.info("There are %d worker%s now", num, "s" if num > 1 else "")
-            self._around.status(" at ".join(self._about()))
-            for child in self._children.by_key.values():
-                self._children.say(child, channel.RESCALED)
-        else:
-            log.error("more workers cannot be started: there are %d, as before", num)
 
     def _load(self, slot: int) -> int | None:
         """What a slot has to do: its sessions, and the connections on their way to become some.
@@ -433,85 +308,9 @@ class Master:
         """See what nothing announces."""
         self._inboxes.relieve(now)
         if self._agenda.stage is Stage.SERVING and self._lives.announced:
-            self._see_who_is_worn(now)
+            wear.look(self._parts, now)
             self._children.keep_spares()
         self._children.post.catch_up()
-
-    def _see_who_is_worn(self, now: float) -> None:
-        """``max_requests`` and ``max_memory``."""
-        options = self._options
-        if not (options.max_requests or options.max_memory):
-            return
-        for number in range(self._topology.num):
-            key: Any = self._lives.current(number)
-            if key is None:
-                continue
-            child = self._children.by_key[key]
-            served, memory = self._board.process(child.row)["requests"], 0
-            if options.max_memory:
-                memory = proc.rss(child.pid)
-            if child.limit and served >= child.limit:
-                why = f"has served {served} requests"
-            elif options.max_memory and memory > options.max_memory:
-                why = f"has {memory >> 20} MB of memory"
-            else:
-                continue
-            if self._lives.worn(key, now):
-                log.info("worker %d (pid %d) %s: it is replaced", number, child.pid, why)
-
-    # -- signals and the launcher -------------------------------------------------------------
-
-    def _on_signal(self, _: int) -> None:
-        self._obey_signals(self._signals.arrived())
-
-    def _obey_signals(self, numbers: Iterable[signal.Signals]) -> None:
-        for number in numbers:
-            if number == signal.SIGCHLD:
-                if os.getpid() == 1:
-                    ours = {child.pid for child in self._children.by_key.values()}
-                    reap_orphans(ours | {self._succession.trial.pid})
-            else:
-                self._obey_signal(number)
-
-    def _obey_signal(self, number: signal.Signals) -> None:
-        now = time.monotonic()
-        match number:
-            case signal.SIGHUP if self._terminal.is_closed():
-                self._operator.stop_because("the terminal was closed", now, quick=False)
-            case signal.SIGHUP:
-                self._operator.renew()
-            case signal.SIGUSR1:
-                self._reopen_logs()
-            case signal.SIGUSR2:
-                self._attempt(self._operator.upgrade)
-            case signal.SIGTTIN | signal.SIGTTOU:
-                step = 1 if number is signal.SIGTTIN else -1
-                self._attempt(lambda: self._operator.scale(self._lives.target + step))
-            case signal.SIGTERM:
-                self._operator.stop_because("SIGTERM", now, quick=False)
-            case signal.SIGINT | signal.SIGQUIT:
-                self._operator.stop_because(number.name, now, quick=True)
-            case _:
-                log.warning("%s means nothing here", number.name)
-
-    def _attempt(self, operation: Callable[[], None]) -> None:
-        """Do what a signal asks for; if that is not possible the log says why."""
-        try:
-            operation()
-        except StickyError as error:
-            log.warning("%s", error)
-
-    def _reopen_logs(self) -> None:
-        """Have all processes open their log files anew: they have been renamed."""
-        logs.reopen()
-        for child in self._children.by_key.values():
-            self._children.say(child, channel.REOPEN)
-
-    def _on_launcher(self, _: int) -> None:
-        """Nothing is ever sent from there: it has ended, and we with it."""
-        assert self._launcher is not None
-        self._loop.unregister(self._launcher.fileno())
-        self._ledger.stop(time.monotonic(), quick=True)
 
 
 def run(

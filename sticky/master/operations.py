@@ -14,8 +14,9 @@ from ..errors import StickyError
 from ..options import MAX_WORKERS
 from .agenda import Stage
 from .children import Child
+from .parts import Parts
 from .report import Reporter, Seen
-from .succession import Parts, Succession
+from .succession import Succession
 
 log = logging.getLogger("sticky.master")
 

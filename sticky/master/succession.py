@@ -3,57 +3,21 @@ How it is done stands in ``upgrade``."""
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import os
 import signal
-import socket
 import time
 from collections.abc import Callable
 from typing import Any
 
 from .. import __version__, channel
-from ..board import Board, layout
+from ..board import layout
 from ..errors import StickyError
-from ..options import Options
-from ..program import Program
-from ..topology import Topology
 from . import upgrade
-from .changes import Changes
-from .children import Children
-from .dispatcher import Dispatcher
-from .inboxes import Inboxes
-from .ledger import Ledger
-from .listeners import Listeners
-from .loop import Loop
-from .room import Room
-from .signals import Signals, Terminal
+from .parts import Parts
 from .state import Packed, Packing
-from .surroundings import Surroundings
 
 log = logging.getLogger("sticky.master")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Parts:
-    """What a master consists of, as far as the next one has to have it, too."""
-
-    options: Options
-    program: Program
-    launcher: socket.socket | None
-    listeners: Listeners
-    board: Board
-    topology: Topology
-    ledger: Ledger
-    terminal: Terminal
-    loop: Loop
-    children: Children
-    dispatcher: Dispatcher
-    room: Room
-    inboxes: Inboxes
-    around: Surroundings
-    changes: Changes
-    signals: Signals
 
 
 class Succession:

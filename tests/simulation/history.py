@@ -403,7 +403,8 @@ class World:
         begin, self.master._resume = self.master._resume, resume
         operator = self.master._operator
         do_reload, operator.renew = operator.renew, reload
-        obey, self.master._obey_signal = self.master._obey_signal, obeys
+        orders = self.master._orders
+        obey, orders._obey = orders._obey, obeys
         inboxes = self.master._inboxes
         relieve, scale = inboxes.relieve, self.ledger.scale
         inboxes.relieve, self.ledger.scale = relieves, scales
@@ -1274,7 +1275,7 @@ class World:
         now = kernel.now
         demand(timeout >= 0, "a timeout of", timeout)
         demand(not self.ledger.agenda.take(), "something was decided and not done")
-        if self.master._status is not None:
+        if self.master._performer.status is not None:
             return
         if self.fresh:  # for what was due in the meantime, the first turn is early enough
             self.fresh = False

@@ -835,17 +835,11 @@ _NAMES = (
     *("topology", "reserve", "master.agenda", "master.balance", "master.changes"),
     *("master.children", "master.diagnosis", "master.dispatcher", "master.ends", "master.hearing"),
     *("master.held", "master.inboxes", "master.ledger", "master.lives", "master.loop"),
-    *("master.master", "master.operations", "master.patience", "master.post", "master.queues"),
-    *(
-        "master.records",
-        "master.refusing",
-        "master.returning",
-        "master.room",
-        "master.roster",
-        "master.rounds",
-    ),
-    *("master.scaling", "master.sending", "master.state", "master.succession", "master.upgrade"),
-    "master.waiting",
+    *("master.master", "master.operations", "master.orders", "master.parts", "master.patience"),
+    *("master.performing", "master.post", "master.queues", "master.records", "master.refusing"),
+    *("master.returning", "master.room", "master.roster", "master.rounds", "master.scaling"),
+    *("master.sending", "master.state", "master.succession", "master.upgrade", "master.waiting"),
+    "master.wear",
 )
 _SOURCES = {
     f"sticky.{name}": Path(f"{importlib.import_module(f'sticky.{name}').__file__}").read_text()
@@ -958,7 +952,9 @@ class Code:
         below["Socket"] = lambda family, kind, protocol, fd: kernel.files[fd]
         for name in ("changes", "children", "diagnosis", "dispatcher", "hearing", "inboxes"):
             self._replace(name, below)
-        for name in ("master", "operations", "post", "returning", "room", "sending", "succession"):
+        for name in ("master", "operations", "orders", "performing", "post", "returning", "room"):
+            self._replace(name, below)
+        for name in ("sending", "succession", "wear"):
             self._replace(name, below)
         children = self.part("children")
         children.signal = _Over(signal, pidfd_send_signal=world.kill)

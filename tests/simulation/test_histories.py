@@ -378,7 +378,7 @@ MUTANTS = {
         "",
     ),
     "a process that cannot be started ends the master": (
-        "master",
+        "performing",
         "except OSError as error:  # no memory",
         "except ZeroDivisionError as error:  # no memory",
     ),
@@ -493,7 +493,7 @@ MUTANTS = {
         "not self._reserve.keep() and False",
     ),
     "a large prefix waits until there are descriptors": (
-        "master",
+        "performing",
         "                self._room.empty()  # a large",
         "                pass  # a large",
     ),
@@ -698,7 +698,7 @@ MUTANTS = {
         "        return child",
     ),
     "nobody sees that the process before is there": (
-        "master",
+        "performing",
         "self._board.previous(row, previous is not None)",
         "self._board.previous(row, False)",
     ),
@@ -813,12 +813,12 @@ MUTANTS = {
         "        elif worker.step is Step.QUIT:\n            self.abort(process, worker.why, 0)",
     ),
     "a signal that means nothing ends the master": (
-        "master",
+        "orders",
         'log.warning("%s means nothing here", number.name)',
-        "self._stop(number.name, now, quick=True)",
+        "self._operator.stop_because(number.name, now, quick=True)",
     ),
     "a closed terminal is a reload": (
-        "master",
+        "orders",
         "case signal.SIGHUP if self._terminal.is_closed():",
         "case signal.SIGHUP if False:",
     ),

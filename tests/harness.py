@@ -9,10 +9,12 @@ with kind.serve("whoami", num=4, proxy=True) as running:
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
 import re
+import select
 import signal
 import subprocess
 import sys
@@ -129,7 +131,7 @@ class Running:
         self.ready = ready
         self.boot_timeout = boot_timeout
         self.end_timeout = end_timeout
-        self._lines: list[str] = []
+        self._text, self._rest = "", b""  # what was read, and the beginning of the next line
         self._news = threading.Condition()
         self._ended = False  # the log has ended: nothing that could write to it is alive
 
@@ -142,10 +144,11 @@ class Running:
             stderr=subprocess.STDOUT,
             env=self.env,
             cwd=self.cwd,
-            text=True,
-            errors="replace",
             start_new_session=True,
         )
+        assert self.process.stdout is not None
+        self._output = self.process.stdout.fileno()
+        os.set_blocking(self._output, False)
         self._reader = threading.Thread(target=self._read, name="harness-log", daemon=True)
         self._reader.start()
         try:
@@ -171,14 +174,26 @@ class Running:
 
     def _read(self) -> None:
         assert self.process.stdout is not None
-        with self.process.stdout as stream:
-            for line in stream:
+        poll = select.poll()
+        poll.register(self._output, select.POLLIN)
+        with self.process.stdout:
+            while not self._ended:
+                poll.poll()
                 with self._news:
-                    self._lines.append(line)
-                    self._news.notify_all()
-        with self._news:
-            self._ended = True
-            self._news.notify_all()
+                    self._take()
+
+    def _take(self) -> None:
+        """Have all lines that were written by now; with ``_news`` held."""
+        with contextlib.suppress(BlockingIOError):
+            while not self._ended:
+                data = os.read(self._output, 65536)
+                self._ended = not data
+                whole, end, rest = (self._rest + data).rpartition(b"\n")
+                if self._ended:
+                    whole, end, rest = self._rest, b"", b""
+                self._text += (whole + end).decode(errors="replace")
+                self._rest = rest
+                self._news.notify_all()
 
     def _wait(self, condition: Callable[[], T], timeout: float, what: str) -> T:
         """Wait for a condition that only a new line of the log can make true."""
@@ -193,9 +208,10 @@ class Running:
             return value
 
     def log(self) -> str:
-        """Standard output and standard error of all its processes, so far."""
+        """Standard output and standard error of all its processes: the lines so far."""
         with self._news:
-            return "".join(self._lines)
+            self._take()
+            return self._text
 
     def wait_for(
         self, pattern: str | re.Pattern[str], timeout: float = 20.0, *, after: int = 0

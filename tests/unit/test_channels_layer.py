@@ -16,9 +16,27 @@ pytest.importorskip("channels")
 
 from channels.exceptions import ChannelFull
 
+from sticky.contrib import channels
 from sticky.contrib.channels import ChannelLayer
 
 Body = Callable[..., Coroutine[Any, Any, None]]
+
+
+class Clock:
+    """Time that passes when it is told to."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(channels, "time", clock)
+    return clock
 
 
 def with_layers(body: Body, num: int = 1, **options: Any) -> None:
@@ -111,12 +129,12 @@ def test_sending_to_a_group_ignores_channels_that_are_full() -> None:
     with_layers(body, capacity=3)
 
 
-def test_messages_expire_and_who_does_not_receive_leaves_its_groups() -> None:
+def test_messages_expire_and_who_does_not_receive_leaves_its_groups(clock: Clock) -> None:
     async def body(layer: ChannelLayer) -> None:
         await layer.group_add("group", "one")
         await layer.send("one", {"type": "old"})
         await layer.send("unread", {"type": "old"})
-        await asyncio.sleep(0.11)
+        clock.now += 61
         await nothing_comes(layer, "one")
         await layer.group_send("group", {"type": "new"})
         await nothing_comes(layer, "one")
@@ -125,17 +143,17 @@ def test_messages_expire_and_who_does_not_receive_leaves_its_groups() -> None:
         assert layer._channels == {}
         assert layer._groups == {}
 
-    with_layers(body, expiry=0.1)
+    with_layers(body, expiry=60)
 
 
-def test_membership_of_a_group_expires() -> None:
+def test_membership_of_a_group_expires(clock: Clock) -> None:
     async def body(layer: ChannelLayer) -> None:
         await layer.group_add("group", "one")
-        await asyncio.sleep(0.06)
+        clock.now += 601
         await layer.group_send("group", {"type": "a"})
         await nothing_comes(layer, "one")
 
-    with_layers(body, group_expiry=0.05, expiry=0.01)
+    with_layers(body, group_expiry=600, expiry=60)
 
 
 def test_one_who_stops_waiting_takes_nothing_with_it() -> None:

@@ -114,7 +114,7 @@ class Subscription:
         self._name = _encoded(topic)
         self._mail = mail
         self._queue = Queue(
-            mail.limit if limit is None else limit, mail.lost, f"a subscriber of {topic!r}"
+            mail.out.limit if limit is None else limit, mail.lost, f"a subscriber of {topic!r}"
         )
         self._came: list[Item] = []
         self._callback = callback

@@ -85,7 +85,7 @@ class _Member(abc.ABC):
 
     def _begin(self) -> None:
         """There is a first client: hear what others emit."""
-        self._queue = Queue(self._mail.limit, self._mail.lost, "this worker's clients")
+        self._queue = Queue(self._mail.out.limit, self._mail.lost, "this worker's clients")
         self._mail.subscribe(EVENTS, self._queue.put)
 
     def _close(self) -> None:

@@ -71,7 +71,6 @@ class Mail:
         self.sender = sender
         self.memory = memory
         self.gone: Callable[[int], object] = lambda row: None
-        self.limit = limit
         cells = board.private().cells if cells is None else cells
         self.box = box = Mailbox(sender, mailbox, memory, cells)
         self.subscribe, self.unsubscribe = box.subscribe, box.unsubscribe

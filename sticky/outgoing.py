@@ -55,6 +55,7 @@ class Outgoing:
         lock: taken where the event loop calls.
 
     Attributes:
+        limit: as given; as much is kept for a subscriber here.
         inline: bytes of a datagram that a mailbox takes; more go in a memfd.
         waiter: the event loop; None: there is none, and it is tried again with the next datagram.
         broken: there was a mailbox that nobody reads any more.

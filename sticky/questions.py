@@ -76,7 +76,7 @@ class Asked:
         self._ended: list[Place] = []
         self._questions = questions
         self._number = number
-        self.queue = Queue(questions.mail.limit, questions.mail.lost, "a question")
+        self.queue = Queue(questions.mail.out.limit, questions.mail.lost, "a question")
 
     def accept(self, items: list[Item]) -> None:
         """These have come."""

@@ -831,6 +831,7 @@ class World:
 
     def not_started(self, slot: int) -> None:
         self.kernel.say("slot", slot, "could not start a process")
+        self.slots[slot].corrects = False  # the next start is not the one that was asked for
         if self.slots[slot].worker is None:
             self.gone(slot, None)
         else:
@@ -1280,6 +1281,9 @@ class World:
         if self.fresh:  # for what was due in the meantime, the first turn is early enough
             self.fresh = False
             demand(not timeout, "it sleeps, and does not know what is due")
+            for place, _, connection, _ in self.places():
+                if place == "head" and connection.sock.wire.waits != place:
+                    connection.sock.wire.waits, connection.sock.wire.since = place, now
             return
         handlers = self.master._loop._handlers
         if kernel.watched.keys() != handlers.keys():

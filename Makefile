@@ -2,7 +2,7 @@
 # make test    everything that has to be right before a commit
 # make fast    the tests that need nothing but Python, without the slowest of them
 #              (PYTHON=python3.12, here and everywhere, for another Python)
-# make simulate  a million simulated histories of the master (HISTORIES, PROCESSES; some hours)
+# make simulate  a million simulated histories of the master (HISTORIES, PROCESSES; more than an hour on two cores)
 # make fuzz    the compiled core under AddressSanitizer and UBSan, fed for a minute (FUZZ_SECONDS)
 # make bench   the benchmarks (a quarter of an hour; BENCH_QUICK=1: three minutes)
 # make long    100,000 requests through each real proxy to each kind of server (a quarter of an hour)

@@ -123,8 +123,6 @@ class Running:
     ) -> None:
         self.command = list(command)
         self.num = num
-        # Without PYTHONUNBUFFERED, which writes each argument of ``print`` by itself: what several
-        # processes print would be mixed within a line.
         self.env = {**os.environ, **(env or {})}
         self.env[MARK] = self.mark = uuid.uuid4().hex
         self.cwd = cwd

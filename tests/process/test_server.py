@@ -254,7 +254,7 @@ def test_a_server_has_its_options_in_the_workers_too(kind: Kind, tmp_path: Path)
         f"""
         from {kind.apps} import says
         server = sticky.Server(lambda: says(lambda: server.options.num), {{"port": 0, "num": 2}})
-        print("workers:", server.options.num, flush=True)
+        print(f"workers: {{server.options.num}}", flush=True)
         with server:
             host, port = server.addresses[0]
             print("asked", urllib.request.urlopen(f"http://{{host}}:{{port}}/").read(), flush=True)

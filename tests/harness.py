@@ -124,6 +124,9 @@ class Running:
         self.command = list(command)
         self.num = num
         self.env = {**os.environ, **(env or {})}
+        # With it each argument of ``print`` is written by itself, and what several processes print
+        # is mixed within a line.
+        self.env.pop("PYTHONUNBUFFERED", None)
         self.env[MARK] = self.mark = uuid.uuid4().hex
         self.cwd = cwd
         self.ready = ready

@@ -38,10 +38,13 @@ async function say(page, text) {
 }
 
 const hears = (page, text) => page.locator("#log .said .text", { hasText: text }).waitFor();
-// (Who had to connect once more is there twice, until its first session is given up.)
-const shows = (page, slot, pid, name) => page
-  .locator(`.worker[data-slot="${slot}"]`, { has: page.locator(".pid", { hasText: `pid ${pid}` }) })
-  .locator("li", { hasText: name }).first().waitFor();
+// Exactly once; whoever had to connect again is there twice, until the ping of the lost session
+// is missed: at most 45 seconds, what python-engineio waits.
+const shows = (page, slot, pid, name) => page.waitForFunction(([slot, pid, name]) => {
+  const card = document.querySelector(`.worker[data-slot="${slot}"]`);
+  const served = card?.querySelector(".pid")?.textContent.includes(`pid ${pid}`);
+  return served && [...card.querySelectorAll("li")].filter((li) => li.textContent === name).length === 1;
+}, [slot, pid, name], { timeout: 60_000 });
 
 try {
   const answer = { problems };

@@ -84,7 +84,8 @@ class Terminal:
         with open(log, "ab") as file:
             self.process = subprocess.Popen(
                 [sys.executable, "-c", IN_TERMINAL, os.ttyname(other), *before, *served],
-                cwd=ROOT,
+                cwd=log.parent,  # where nohup writes to
+                env={**os.environ, "PYTHONPATH": str(ROOT)},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=file,
